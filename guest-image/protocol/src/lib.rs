@@ -1,0 +1,1 @@
+//! What the host and the agent say to each other.

@@ -1,0 +1,1 @@
+//! Runs OCI images, each in a microVM of its own.

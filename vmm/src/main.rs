@@ -1,0 +1,2 @@
+//! The command `vmm`.
+fn main() {}
