@@ -1,1 +1,4 @@
 //! Runs OCI images, each in a microVM of its own.
+
+pub mod machine;
+pub mod process;

@@ -1,0 +1,318 @@
+//! Guest memory: RAM, the kernel mapped into it, and the read-only windows.
+//!
+//! Nothing is copied that can be mapped. RAM is anonymous; the kernel's segments and the windows are private mappings of
+//! their files, so that all machines of one user share the page cache's pages until somebody writes to one.
+//!
+//! A window is read-only to the guest (`KVM_MEM_READONLY`). Devices see it as ordinary memory, because a guest may name
+//! a page of it as the source of a transfer; where a hostile guest names one as the destination, the write goes to a private
+//! copy of that page in this process and to nobody else.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_ioctls::VmFd;
+use thiserror::Error;
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MmapRegion, mmap::MmapRegionBuilder,
+};
+
+use super::arch::layout::ram_pieces;
+use super::shape::{PAGE_BYTES, RamSize, WindowClass};
+
+/// One file's place in a window or in RAM: `length_bytes` from `file_offset_bytes` appear at `offset_bytes`.
+#[derive(Debug)]
+pub struct Part {
+    /// The file, open for reading.
+    pub file: File,
+    /// Where its bytes start in the file; a multiple of a page.
+    pub file_offset_bytes: u64,
+    /// Where they appear, from the start of the window; a multiple of a page.
+    pub offset_bytes: u64,
+    /// How many of them; a multiple of a page.
+    pub length_bytes: u64,
+}
+
+/// A read-only window put together from several files, zero between them.
+#[derive(Debug)]
+pub struct Window {
+    /// Its size.
+    pub class: WindowClass,
+    /// What is in it, in any order.
+    pub parts: Vec<Part>,
+}
+
+/// Guest memory that could not be put together.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// The host has no room for the mapping.
+    #[error("cannot map {bytes} bytes of guest memory")]
+    Map {
+        /// Of this size.
+        bytes: u64,
+        /// Why.
+        #[source]
+        source: vm_memory::mmap::MmapRegionError,
+    },
+    /// A file cannot be mapped into guest memory.
+    #[error("cannot map a file of the machine at offset {offset_bytes:#x}")]
+    MapFile {
+        /// The place in the window or in RAM.
+        offset_bytes: u64,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A part lies outside, is not made of whole pages, or is longer than its file.
+    #[error(
+        "a part of {length_bytes} bytes at offset {offset_bytes:#x} does not fit where it belongs"
+    )]
+    BadPart {
+        /// Where it would begin.
+        offset_bytes: u64,
+        /// How long it is.
+        length_bytes: u64,
+    },
+    /// The pieces overlap, or their addresses overflow.
+    #[error("the pieces of guest memory do not fit together")]
+    Layout,
+    /// KVM refused a memory slot.
+    #[error("KVM refuses a memory slot at {guest_address:#x}")]
+    Slot {
+        /// Where in the guest.
+        guest_address: u64,
+        /// Why.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+}
+
+/// All memory of a machine.
+#[derive(Debug)]
+pub(super) struct MachineMemory {
+    /// RAM and windows, for devices.
+    pub(super) all: GuestMemoryMmap,
+    /// Guest addresses of the windows, which KVM gets read-only.
+    read_only: Vec<u64>,
+}
+
+impl MachineMemory {
+    /// Maps the RAM and the windows, each with its guest address.
+    pub(super) fn map(ram: RamSize, windows: &[(u64, &Window)]) -> Result<Self, MemoryError> {
+        let mut regions = Vec::new();
+        for (start, bytes) in ram_pieces(ram.bytes()) {
+            regions.push(region(start, anonymous(bytes)?)?);
+        }
+        for (start, window) in windows {
+            regions.push(region(*start, compose(window)?)?);
+        }
+        let all = GuestMemoryMmap::from_regions(regions).map_err(|_| MemoryError::Layout)?;
+        Ok(Self {
+            all,
+            read_only: windows.iter().map(|(start, _)| *start).collect(),
+        })
+    }
+
+    /// Maps a part of a file over RAM, at a guest address, privately: the guest's writes stay in the machine.
+    pub(super) fn map_over_ram(&self, part: &Part) -> Result<(), MemoryError> {
+        let bad_part = || MemoryError::BadPart {
+            offset_bytes: part.offset_bytes,
+            length_bytes: part.length_bytes,
+        };
+        let region = self
+            .all
+            .find_region(GuestAddress(part.offset_bytes))
+            .ok_or_else(bad_part)?;
+        let in_region = Part {
+            file: part
+                .file
+                .try_clone()
+                .map_err(|source| MemoryError::MapFile {
+                    offset_bytes: part.offset_bytes,
+                    source,
+                })?,
+            offset_bytes: part.offset_bytes - region.start_addr().0,
+            ..*part
+        };
+        map_part(&region.get_mmap(), &in_region)
+    }
+
+    /// Gives all of it to KVM.
+    pub(super) fn register(&self, vm: &VmFd) -> Result<(), MemoryError> {
+        for (slot, region) in (0u32..).zip(self.all.iter()) {
+            let guest_address = region.start_addr().0;
+            let flags = if self.read_only.contains(&guest_address) {
+                KVM_MEM_READONLY
+            } else {
+                0
+            };
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags,
+                guest_phys_addr: guest_address,
+                memory_size: region.len(),
+                userspace_addr: region.get_mmap().as_ptr() as u64,
+            };
+            // SAFETY: the range is a mapping that `self.all` owns. The machine keeps `self` as long as the VM
+            // (fields drop in order: vCPUs, VM, memory), and slots do not overlap since regions do not.
+            unsafe { vm.set_user_memory_region(slot) }.map_err(|source| MemoryError::Slot {
+                guest_address,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn region(start: u64, mapping: MmapRegion) -> Result<GuestRegionMmap, MemoryError> {
+    GuestRegionMmap::with_arc(Arc::new(mapping), GuestAddress(start)).ok_or(MemoryError::Layout)
+}
+
+/// Memory that costs nothing until it is touched.
+fn anonymous(bytes: u64) -> Result<MmapRegion, MemoryError> {
+    let size = usize::try_from(bytes).map_err(|_| MemoryError::Layout)?;
+    MmapRegionBuilder::new(size)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+        .build()
+        .map_err(|source| MemoryError::Map { bytes, source })
+}
+
+fn compose(window: &Window) -> Result<MmapRegion, MemoryError> {
+    let mapping = anonymous(window.class.bytes())?;
+    for part in &window.parts {
+        map_part(&mapping, part)?;
+    }
+    Ok(mapping)
+}
+
+/// Replaces pages of `mapping` by the file's.
+fn map_part(mapping: &MmapRegion, part: &Part) -> Result<(), MemoryError> {
+    let Part {
+        offset_bytes,
+        length_bytes,
+        file_offset_bytes,
+        ..
+    } = *part;
+    let bad_part = || MemoryError::BadPart {
+        offset_bytes,
+        length_bytes,
+    };
+    let map_error = |source| MemoryError::MapFile {
+        offset_bytes,
+        source,
+    };
+    let file_bytes = part.file.metadata().map_err(map_error)?.len();
+    let whole_pages = [offset_bytes, length_bytes, file_offset_bytes]
+        .iter()
+        .all(|value| value % PAGE_BYTES == 0);
+    // A mapping past the end of its file would kill the process at the first touch.
+    let in_file = file_offset_bytes
+        .checked_add(length_bytes)
+        .is_some_and(|end| end <= file_bytes.next_multiple_of(PAGE_BYTES));
+    let in_mapping = offset_bytes
+        .checked_add(length_bytes)
+        .is_some_and(|end| end <= mapping.size() as u64);
+    if !(whole_pages && in_file && in_mapping) || length_bytes == 0 {
+        return Err(bad_part());
+    }
+    let length = usize::try_from(length_bytes).map_err(|_| bad_part())?;
+    let offset = usize::try_from(offset_bytes).map_err(|_| bad_part())?;
+    let file_offset = libc::off_t::try_from(file_offset_bytes).map_err(|_| bad_part())?;
+    let place = mapping.as_ptr().wrapping_add(offset);
+    // SAFETY: `place` and `length` were checked to lie inside `mapping`, which this module made and owns; nothing
+    // holds a reference into it, guest memory being reached only by volatile accesses.
+    let mapped = unsafe {
+        libc::mmap(
+            place.cast(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_NORESERVE,
+            part.file.as_raw_fd(),
+            file_offset,
+        )
+    };
+    if mapped == libc::MAP_FAILED {
+        return Err(map_error(std::io::Error::last_os_error()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use vm_memory::Bytes;
+
+    use super::*;
+    use crate::machine::shape::MIB_BYTES;
+
+    fn file_of(byte: u8, bytes: usize) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![byte; bytes]).unwrap();
+        file
+    }
+
+    fn part(file: File, offset_bytes: u64, length_bytes: u64) -> Part {
+        Part {
+            file,
+            file_offset_bytes: 0,
+            offset_bytes,
+            length_bytes,
+        }
+    }
+
+    #[test]
+    fn a_window_shows_its_files_and_zero_between_them() {
+        let window = Window {
+            class: WindowClass::exact(2 * MIB_BYTES),
+            parts: vec![
+                part(file_of(1, 4096), 0, 4096),
+                part(file_of(2, 4096), 8192, 4096),
+            ],
+        };
+        let ram = RamSize::holding(1, 0).unwrap();
+        let memory = MachineMemory::map(ram, &[(1u64 << 38, &window)]).unwrap();
+        let byte = |offset| {
+            memory
+                .all
+                .read_obj::<u8>(GuestAddress((1u64 << 38) + offset))
+                .unwrap()
+        };
+        assert_eq!([byte(0), byte(4096), byte(8192)], [1, 0, 2]);
+    }
+
+    #[test]
+    fn a_write_to_a_mapped_file_stays_in_the_machine() {
+        let file = file_of(7, 4096);
+        let ram = RamSize::holding(1, 0).unwrap();
+        let memory = MachineMemory::map(ram, &[]).unwrap();
+        memory
+            .map_over_ram(&part(file.try_clone().unwrap(), 0x10_0000, 4096))
+            .unwrap();
+        memory.all.write_obj(9u8, GuestAddress(0x10_0000)).unwrap();
+        let mut on_disk = [0];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut on_disk, 0).unwrap();
+        assert_eq!(on_disk, [7]);
+    }
+
+    #[test]
+    fn a_part_beyond_its_file_or_its_window_is_refused() {
+        let window = |part| Window {
+            class: WindowClass::exact(1),
+            parts: vec![part],
+        };
+        let ram = RamSize::holding(1, 0).unwrap();
+        for bad in [
+            part(file_of(1, 4096), 0, 8192),
+            part(file_of(1, 4096), 2 * MIB_BYTES, 4096),
+            part(file_of(1, 4096), 1, 4096),
+            part(file_of(1, 4096), u64::MAX - 4095, 4096),
+        ] {
+            let error = MachineMemory::map(ram, &[(1u64 << 38, &window(bad))]).unwrap_err();
+            assert!(matches!(error, MemoryError::BadPart { .. }), "{error}");
+        }
+    }
+}
