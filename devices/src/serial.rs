@@ -1,0 +1,185 @@
+//! The serial port (16550A): the guest kernel's log, and nothing else.
+//!
+//! Output goes into a [`KernelLog`], which keeps the last part of it in memory, for the report
+//! about a guest that died, and passes it on to a writer, up to a limit in total. So a guest that
+//! floods its console costs neither memory nor disk beyond what was set. There is no input.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vm_superio::Trigger;
+use vm_superio::serial::{NoEvents, Serial as Uart};
+
+use crate::bus::{BusDevice, PioAddress};
+use crate::interrupt::Interrupt;
+
+/// The first port of the first serial port of a PC (COM1).
+pub const BASE: PioAddress = PioAddress(0x3f8);
+
+/// Number of ports of a 16550A.
+pub const SIZE_BYTES: u64 = 8;
+
+/// How much of the guest kernel's output is kept and passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelLogLimits {
+    /// How many of the last bytes stay in memory.
+    pub tail_bytes: usize,
+    /// How many bytes are passed to the writer in the life of the machine.
+    pub written_bytes: u64,
+}
+
+impl Default for KernelLogLimits {
+    fn default() -> Self {
+        Self {
+            tail_bytes: 16 * 1024,
+            written_bytes: 1024 * 1024,
+        }
+    }
+}
+
+/// What the guest kernel printed, bounded; clones are the same log.
+#[derive(Clone)]
+pub struct KernelLog {
+    inner: Arc<Mutex<Log>>,
+}
+
+struct Log {
+    /// A ring once it has grown to `tail_bytes`; `oldest` is then its first byte.
+    tail: Vec<u8>,
+    oldest: usize,
+    tail_bytes: usize,
+    writer: Option<Box<dyn Write + Send>>,
+    writable_bytes: u64,
+}
+
+impl KernelLog {
+    /// Makes an empty log that passes what it gets to `writer`, if there is one.
+    #[must_use]
+    pub fn new(limits: KernelLogLimits, writer: Option<Box<dyn Write + Send>>) -> Self {
+        Self {
+            inner: Arc::new(Mutex::new(Log {
+                tail: Vec::new(),
+                oldest: 0,
+                tail_bytes: limits.tail_bytes,
+                writer,
+                writable_bytes: limits.written_bytes,
+            })),
+        }
+    }
+
+    /// Returns the last bytes that the guest printed, oldest first. They are the guest's: escape
+    /// them before they reach a terminal.
+    #[must_use]
+    pub fn tail(&self) -> Vec<u8> {
+        let log = self.lock();
+        let (newer, older) = log.tail.split_at(log.oldest);
+        [older, newer].concat()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Log> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Log {
+    fn keep(&mut self, byte: u8) {
+        if self.tail.len() < self.tail_bytes {
+            self.tail.push(byte);
+        } else if let Some(slot) = self.tail.get_mut(self.oldest) {
+            *slot = byte;
+            self.oldest = (self.oldest + 1) % self.tail_bytes;
+        }
+    }
+
+    fn pass_on(&mut self, bytes: &[u8]) {
+        let room = usize::try_from(self.writable_bytes).unwrap_or(usize::MAX);
+        let bytes = bytes.get(..room).unwrap_or(bytes);
+        let Some(writer) = self.writer.as_mut().filter(|_| !bytes.is_empty()) else {
+            return;
+        };
+        // What cannot be written is lost, not waited for: the guest must not hang on our disk.
+        if writer.write_all(bytes).is_err() {
+            self.writer = None;
+        }
+        let written = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.writable_bytes = self.writable_bytes.saturating_sub(written);
+    }
+}
+
+impl fmt::Debug for KernelLog {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("KernelLog")
+            .field("tail_bytes", &self.lock().tail.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Write for KernelLog {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut log = self.lock();
+        for byte in bytes {
+            log.keep(*byte);
+        }
+        log.pass_on(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Line(Arc<dyn Interrupt>);
+
+impl Trigger for Line {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.trigger()
+    }
+}
+
+/// The serial port on the port bus, from [`BASE`] on.
+pub struct Serial {
+    /// One guest CPU prints at a time; the others wait for it in the guest already.
+    uart: Mutex<Uart<Line, NoEvents, KernelLog>>,
+}
+
+impl Serial {
+    /// Makes a serial port that interrupts through `line` and prints into `log`.
+    #[must_use]
+    pub fn new(line: Arc<dyn Interrupt>, log: KernelLog) -> Self {
+        Self {
+            uart: Mutex::new(Uart::new(Line(line), log)),
+        }
+    }
+
+    fn uart(&self) -> MutexGuard<'_, Uart<Line, NoEvents, KernelLog>> {
+        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Serial {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Serial")
+    }
+}
+
+impl BusDevice for Serial {
+    /// Registers are one byte wide; a wider access reads all ones.
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        match (u8::try_from(offset), &mut *data) {
+            (Ok(offset), [byte]) => *byte = self.uart().read(offset),
+            _ => data.fill(0xff),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let (Ok(offset), [byte]) = (u8::try_from(offset), data) {
+            // A lost interrupt delays the guest's next byte; there is nothing to do about it here.
+            let _ = self.uart().write(offset, *byte);
+        }
+    }
+}

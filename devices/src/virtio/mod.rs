@@ -1,0 +1,225 @@
+//! Virtio devices and their transport (VirtIO 1.2).
+//!
+//! Each device is one folder with the same three files: the device (`mod.rs`: configuration space,
+//! wiring), its worker on the event loop (`worker.rs`), and the processing of its queues
+//! (`queue.rs`), which knows neither threads nor descriptors of the host and is tested with a mock
+//! driver. The list of devices stands here, once.
+
+pub mod block;
+pub mod mmio;
+pub mod pmem;
+pub mod vsock;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use event_manager::MutEventSubscriber;
+use thiserror::Error;
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::interrupt::Interrupt;
+
+/// The guest's RAM as the devices see it.
+///
+/// Every region is readable *and writable* in this process: a device copies to wherever the guest
+/// says. A read-only window (pmem) must not be part of it.
+pub type GuestRam = GuestMemoryMmap<()>;
+
+/// The device types that exist here (VirtIO 1.2 section 5, "Device Types").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceType {
+    /// A disk (section 5.2).
+    Block,
+    /// A socket to the host (section 5.10).
+    Vsock,
+    /// A window of persistent memory (section 5.19).
+    Pmem,
+}
+
+impl DeviceType {
+    /// Returns the device's number (VirtIO 1.2 section 5).
+    #[must_use]
+    pub fn id(self) -> u32 {
+        match self {
+            Self::Block => 2,
+            Self::Vsock => 19,
+            Self::Pmem => 27,
+        }
+    }
+}
+
+/// A virtio device while the driver configures it; the transport owns it.
+///
+/// ```text
+///                  activate (DRIVER_OK)                 on the event loop
+///   Box<dyn VirtioDevice> ───────────────► Box<dyn Worker> ─────────────► events
+///            ▲                                   │
+///            └───────────────────────────────────┘
+///                      stop (status := 0)
+/// ```
+///
+/// A device is one thing in two states, and its ownership moves with the state. *Configuring*: it
+/// is a `VirtioDevice`, owned by its transport; methods are called on vCPU threads, one at a time,
+/// under the transport's lock. *Running*: it is a [`Worker`] with the queues inside, owned by the
+/// event loop's thread. A reset takes the worker off the loop and makes it a `VirtioDevice` again
+/// before the guest's write of the status register returns, so a driver that has reset a device
+/// owns its memory again.
+///
+/// What the driver can read at any time (type, features, configuration space) is asked for once,
+/// when the transport is made, and must not change.
+pub trait VirtioDevice: Send {
+    /// Returns which device this is.
+    fn device_type(&self) -> DeviceType;
+
+    /// Returns the device's own feature bits (0 to 23 and 50 up, VirtIO 1.2 section 2.2); the
+    /// transport adds those of the ring and of the transport.
+    fn features(&self) -> u64;
+
+    /// Returns the largest size of each queue, in order; each is a power of two.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Returns the device configuration space, little endian (VirtIO 1.2 section 2.5).
+    fn config_space(&self) -> Vec<u8>;
+
+    /// Makes the device its worker: called when the driver has set `DRIVER_OK`.
+    ///
+    /// All queues are ready and their rings lie in guest memory; `activation.features` is a subset
+    /// of what was offered.
+    ///
+    /// # Errors
+    ///
+    /// Returns the device with the reason if it cannot run; the transport then sets
+    /// `DEVICE_NEEDS_RESET`.
+    fn activate(
+        self: Box<Self>,
+        activation: Activation,
+    ) -> Result<Box<dyn Worker>, (Box<dyn VirtioDevice>, ActivateError)>;
+}
+
+/// A virtio device while it runs on the event loop.
+///
+/// `init` and `process` (of [`MutEventSubscriber`]) are called on the loop's thread. `init`
+/// registers the notifiers of the queues and handles what was queued before. What a guest gets
+/// wrong in a queue is answered inside the device's protocol or ignored and counted; it never ends
+/// the worker.
+pub trait Worker: MutEventSubscriber + Send {
+    /// Ends the work and becomes the device again, as after power-on: called on a vCPU thread
+    /// after the worker was taken off the loop, so no descriptor is registered any more.
+    fn stop(self: Box<Self>) -> Box<dyn VirtioDevice>;
+}
+
+/// Everything that a device is handed to run.
+#[derive(Debug)]
+pub struct Activation {
+    /// The guest's RAM.
+    pub memory: GuestRam,
+    /// The queues, in order, with the descriptor that the guest's notifications arrive on.
+    pub queues: Vec<ActiveQueue>,
+    /// The way to interrupt the guest.
+    pub interrupt: DeviceInterrupt,
+    /// The feature bits that the driver accepted.
+    pub features: u64,
+}
+
+/// A queue that the driver has made ready.
+#[derive(Debug)]
+pub struct ActiveQueue {
+    /// The queue; valid, and owned by the worker from now on.
+    pub queue: Queue,
+    /// Becomes readable when the guest notifies the queue.
+    pub notifier: EventFd,
+}
+
+/// Why a device could not start to run.
+#[derive(Debug, Error)]
+pub enum ActivateError {
+    /// The transport handed over another number of queues than the device has.
+    #[error("the device got {got} queues and needs {needed}")]
+    WrongQueueCount {
+        /// How many came.
+        got: usize,
+        /// How many the device has.
+        needed: usize,
+    },
+    /// A descriptor could not be had from the host.
+    #[error("the device got no descriptor from the host")]
+    Descriptor(#[source] std::io::Error),
+}
+
+/// The interrupt of a virtio device: the line and the reason register beside it.
+///
+/// Clones name the same interrupt.
+#[derive(Clone)]
+pub struct DeviceInterrupt {
+    status: Arc<AtomicU32>,
+    line: Arc<dyn Interrupt>,
+}
+
+impl DeviceInterrupt {
+    /// Bit 0 of InterruptStatus: the device has used a buffer (VirtIO 1.2 section 4.2.2).
+    pub const USED_BUFFER: u32 = 1 << 0;
+    /// Bit 1 of InterruptStatus: the configuration has changed (VirtIO 1.2 section 4.2.2).
+    pub const CONFIGURATION_CHANGE: u32 = 1 << 1;
+
+    /// Makes the interrupt of a device on `line`.
+    #[must_use]
+    pub fn new(line: Arc<dyn Interrupt>) -> Self {
+        Self {
+            status: Arc::new(AtomicU32::new(0)),
+            line,
+        }
+    }
+
+    /// Tells the driver that buffers were used.
+    pub fn signal_used_buffer(&self) {
+        self.signal(Self::USED_BUFFER);
+    }
+
+    /// Tells the driver that the configuration or the status has changed.
+    pub fn signal_configuration_change(&self) {
+        self.signal(Self::CONFIGURATION_CHANGE);
+    }
+
+    /// Returns the reasons that the driver has not acknowledged yet.
+    #[must_use]
+    pub fn pending(&self) -> u32 {
+        self.status.load(Ordering::SeqCst)
+    }
+
+    /// Takes back the reasons that the driver acknowledges.
+    pub fn acknowledge(&self, reasons: u32) {
+        self.status.fetch_and(!reasons, Ordering::SeqCst);
+    }
+
+    /// The reason is recorded before the line is raised: a driver that sees the interrupt sees why.
+    fn signal(&self, reason: u32) {
+        self.status.fetch_or(reason, Ordering::SeqCst);
+        if let Err(error) = self.line.trigger() {
+            tracing::debug!(%error, "a device interrupt was lost");
+        }
+    }
+}
+
+impl fmt::Debug for DeviceInterrupt {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("DeviceInterrupt")
+            .field("pending", &self.pending())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for dyn VirtioDevice {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "VirtioDevice({:?})", self.device_type())
+    }
+}
+
+impl fmt::Debug for dyn Worker {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Worker")
+    }
+}

@@ -1,0 +1,61 @@
+//! The worker of the pmem device: waits for the guest's notification and runs the queue.
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+
+use super::{Pmem, queue};
+use crate::virtio::{ActiveQueue, DeviceInterrupt, GuestRam, VirtioDevice, Worker};
+
+/// The device while it runs.
+#[derive(Debug)]
+pub(super) struct PmemWorker {
+    device: Pmem,
+    memory: GuestRam,
+    requests: ActiveQueue,
+    interrupt: DeviceInterrupt,
+}
+
+impl PmemWorker {
+    pub(super) fn new(
+        device: Pmem,
+        memory: GuestRam,
+        requests: ActiveQueue,
+        interrupt: DeviceInterrupt,
+    ) -> Self {
+        Self {
+            device,
+            memory,
+            requests,
+            interrupt,
+        }
+    }
+
+    fn run_queue(&mut self) {
+        match queue::process(&mut self.requests.queue, &self.memory) {
+            Ok(true) => self.interrupt.signal_used_buffer(),
+            Ok(false) => {}
+            Err(error) => tracing::debug!(%error, "the pmem queue is broken"),
+        }
+    }
+}
+
+impl MutEventSubscriber for PmemWorker {
+    fn init(&mut self, ops: &mut EventOps) {
+        let notified = Events::new(&self.requests.notifier, EventSet::IN);
+        if let Err(error) = ops.add(notified) {
+            tracing::error!(%error, "the pmem device cannot wait for its queue");
+        }
+        self.run_queue();
+    }
+
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+        // Drained first: a notification that comes while the queue is processed is seen again.
+        let _drained = self.requests.notifier.read();
+        self.run_queue();
+    }
+}
+
+impl Worker for PmemWorker {
+    fn stop(self: Box<Self>) -> Box<dyn VirtioDevice> {
+        Box::new(self.device)
+    }
+}

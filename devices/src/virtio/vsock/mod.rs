@@ -1,0 +1,171 @@
+//! The virtio-vsock device (VirtIO 1.2 section 5.10): stream sockets between host and guest.
+//!
+//! The host dials: a [`Dialer`] hands the device one end of a `UnixStream` and a port, and from
+//! then on what is written to the other end arrives at the guest's listener on that port.
+
+mod worker;
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{ActivateError, Activation, DeviceType, VirtioDevice, Worker};
+
+/// Entries of the receive, transmit and event queues.
+const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
+
+/// How many dialled streams may wait for the device to take them.
+const WAITING_DIALS: usize = 128;
+
+/// A context id of the guest (VirtIO 1.2 section 5.10.4): above the reserved ones, 32 bits wide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestCid(u32);
+
+impl GuestCid {
+    /// The lowest context id that a guest may have; a machine has one guest, so it is the usual.
+    pub const FIRST: Self = Self(3);
+
+    /// Returns the id as a number.
+    #[must_use]
+    pub fn value(self) -> u64 {
+        u64::from(self.0)
+    }
+}
+
+/// Why a stream could not be handed to the device.
+#[derive(Debug, Error)]
+pub enum DialError {
+    /// Too many dialled streams wait for the device already.
+    #[error("the dial of port {port} was refused: {WAITING_DIALS} dials are waiting")]
+    TooMany {
+        /// The port.
+        port: u32,
+    },
+    /// The device is gone.
+    #[error("the dial of port {port} was refused: the device is gone")]
+    Gone {
+        /// The port.
+        port: u32,
+    },
+    /// The stream or the device's event descriptor failed.
+    #[error("the dial of port {port} failed")]
+    Descriptor {
+        /// The port.
+        port: u32,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A stream that is to be connected to a port of the guest.
+#[derive(Debug)]
+struct Dial {
+    port: u32,
+    stream: UnixStream,
+}
+
+/// The host's way to the guest's ports; clones dial the same guest.
+#[derive(Clone, Debug)]
+pub struct Dialer {
+    dials: SyncSender<Dial>,
+    event: Arc<EventFd>,
+}
+
+impl Dialer {
+    /// Connects `stream` to the guest's listener on `port`.
+    ///
+    /// Returns at once; a dial before the guest's driver runs waits for it. If nobody listens, the
+    /// other end of the stream sees it closed. From any thread.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DialError`] if the device does not take the stream.
+    pub fn connect(&self, port: u32, stream: UnixStream) -> Result<(), DialError> {
+        let failed = |source| DialError::Descriptor { port, source };
+        stream.set_nonblocking(true).map_err(failed)?;
+        self.dials
+            .try_send(Dial { port, stream })
+            .map_err(|error| match error {
+                TrySendError::Full(_) => DialError::TooMany { port },
+                TrySendError::Disconnected(_) => DialError::Gone { port },
+            })?;
+        self.event.write(1).map_err(failed)
+    }
+}
+
+/// The receiving half of the dialers; moves between device and worker.
+#[derive(Debug)]
+struct DialInbox {
+    dials: Receiver<Dial>,
+    event: Arc<EventFd>,
+}
+
+/// The device while it is configured.
+#[derive(Debug)]
+pub struct Vsock {
+    cid: GuestCid,
+    inbox: DialInbox,
+}
+
+impl Vsock {
+    /// Makes the device of the guest `cid` and the way to dial it.
+    ///
+    /// # Errors
+    ///
+    /// Returns the kernel's error if it gives no eventfd.
+    pub fn new(cid: GuestCid) -> io::Result<(Self, Dialer)> {
+        let (sender, dials) = sync_channel(WAITING_DIALS);
+        let event = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let dialer = Dialer {
+            dials: sender,
+            event: Arc::clone(&event),
+        };
+        let inbox = DialInbox { dials, event };
+        Ok((Self { cid, inbox }, dialer))
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::Vsock
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    /// `le64 guest_cid` (VirtIO 1.2 section 5.10.4).
+    fn config_space(&self) -> Vec<u8> {
+        self.cid.value().to_le_bytes().to_vec()
+    }
+
+    fn activate(
+        self: Box<Self>,
+        activation: Activation,
+    ) -> Result<Box<dyn Worker>, (Box<dyn VirtioDevice>, ActivateError)> {
+        match <[_; 3]>::try_from(activation.queues) {
+            Ok(queues) => Ok(Box::new(worker::VsockWorker::new(
+                *self,
+                activation.memory,
+                queues,
+                activation.interrupt,
+            ))),
+            Err(queues) => Err((
+                self,
+                ActivateError::WrongQueueCount {
+                    got: queues.len(),
+                    needed: QUEUE_SIZES.len(),
+                },
+            )),
+        }
+    }
+}
