@@ -1,1 +1,11 @@
 //! Runs OCI images, each in a microVM of its own.
+
+pub mod cli;
+pub mod commands;
+pub mod dirs;
+pub mod limits;
+pub mod logging;
+pub mod outcome;
+pub mod process;
+pub mod report;
+pub mod state;
