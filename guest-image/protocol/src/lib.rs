@@ -1,1 +1,66 @@
-//! What the host and the agent say to each other.
+//! What the host and the guest's agent say to each other.
+//!
+//! The agent listens on vsock port [`AGENT_PORT`] and rings the doorbell with [`DOORBELL_READY`]. The host dials, and it
+//! dials again for every standard stream of every process. Each connection opens with a [`Hello`] frame from the host that
+//! says the version and what the connection is for. On a stream connection raw bytes follow the hello, in one direction; on
+//! the control connection frames follow: [`Request`]s from the host, [`Report`]s from the agent. Each [`Request`] and
+//! [`Report`] that concerns a process names its container and its process.
+//!
+//! ```text
+//! host                                                    agent
+//!  |                        doorbell: DOORBELL_READY <------|   the port is listening
+//!  |--- connection 1: Hello{Control} ---------------------->|
+//!  |<-- Welcome{version} -----------------------------------|
+//!  |--- connection 2: Hello{Stream stdin},  bytes… -------->|   only for the streams that Create declares
+//!  |--- connection 3: Hello{Stream stdout} ---------------->|
+//!  |--- connection 4: Hello{Stream stderr} ---------------->|
+//!  |--- Create{container, process, config, …} ------------->|   checked: what is not supported is refused here
+//!  |--- Start{container, process} ------------------------->|   waits for the declared streams
+//!  |<-- Started | NotStarted{kind, step, message} ----------|
+//!  |--- Signal, Resize ------------------------------------>|
+//!  |<== stdout and stderr bytes, then a shut-down of each ==|
+//!  |<-- Exited{status, oom_killed} -------------------------|   after the last byte and the shut-downs
+//!  |--- PowerOff, or a hang-up of connection 1 ------------>|
+//!  |                        doorbell: DOORBELL_END <--------|   synced
+//! ```
+//!
+//! The host need not wait for an answer before it sends the next frame: hello, create and start may travel together.
+//! A half-close of the stdin connection is the end of the process's input. A close of a stdout or stderr connection by the
+//! host closes the pipe that the process writes to.
+//!
+//! # Encoding
+//!
+//! A frame is its length in bytes, a little-endian `u32` that does not count itself, then that many bytes of
+//! [postcard](https://postcard.jamesmunns.com/wire-format) encoding. Both sides bound the length ([`MAX_REQUEST_BYTES`],
+//! [`MAX_REPORT_BYTES`], [`MAX_HELLO_BYTES`]) before they wait for the body, and both treat the other side as hostile.
+//! The first fields of [`Hello`] and [`Report::Welcome`] keep their place in every version, so that two sides of different
+//! versions can say so.
+
+#![forbid(unsafe_code)]
+
+mod frame;
+mod message;
+
+pub use frame::{
+    FrameBuffer, FrameError, MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES, encode,
+};
+pub use message::{
+    ContainerId, Create, DeclaredStreams, Exit, ExitStatus, FailureKind, Filesystem, Hello, MAGIC,
+    Process, ProcessId, Report, Request, Role, RootSource, StartFailure, StreamKind, Upper,
+    WindowSize,
+};
+
+/// Version of the conversation. The two sides talk only if it is the same.
+pub const VERSION: u16 = 1;
+
+/// The vsock port on which the agent listens.
+pub const AGENT_PORT: u32 = 1024;
+
+/// Guest-physical address of the doorbell, one 4 KiB MMIO page. The agent writes a code, a little-endian `u32`, at offset 0.
+pub const DOORBELL_ADDRESS: u64 = 0xD000_0000;
+
+/// Doorbell code: the agent listens on [`AGENT_PORT`].
+pub const DOORBELL_READY: u32 = 1;
+
+/// Doorbell code: the agent is done, everything is synced, the machine may end.
+pub const DOORBELL_END: u32 = 2;

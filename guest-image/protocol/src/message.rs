@@ -1,0 +1,277 @@
+//! The messages, and the ids that they carry.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// First field of every [`Hello`]: `"vmm\0"` as a little-endian number.
+pub const MAGIC: u32 = u32::from_le_bytes(*b"vmm\0");
+
+/// Names a container within one machine. The host chooses it.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct ContainerId(pub u32);
+
+/// Names a process within one container. The host chooses it.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct ProcessId(pub u32);
+
+/// A process of a container: what most messages are about.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Process {
+    /// The container.
+    pub container: ContainerId,
+    /// The process within it.
+    pub process: ProcessId,
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "process {} of container {}",
+            self.process.0, self.container.0
+        )
+    }
+}
+
+/// The first frame of every connection, from the host.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Hello {
+    /// Always [`MAGIC`].
+    pub magic: u32,
+    /// The host's [`crate::VERSION`].
+    pub version: u16,
+    /// What the connection is for.
+    pub role: Role,
+}
+
+impl Hello {
+    /// Makes the hello of this version.
+    #[must_use]
+    pub fn new(role: Role) -> Self {
+        Self {
+            magic: MAGIC,
+            version: crate::VERSION,
+            role,
+        }
+    }
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Role {
+    /// Requests and reports. There is one at a time; its hang-up ends the machine.
+    Control,
+    /// The raw bytes of one standard stream.
+    Stream {
+        /// Whose stream.
+        process: Process,
+        /// Which stream.
+        kind: StreamKind,
+    },
+}
+
+/// A standard stream.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum StreamKind {
+    /// Host to process.
+    Stdin,
+    /// Process to host. With a terminal, everything that the terminal shows.
+    Stdout,
+    /// Process to host. Never with a terminal.
+    Stderr,
+}
+
+/// What the host asks of the agent on the control connection.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Request {
+    /// Makes a container with its first process ready to start.
+    Create(Box<Create>),
+    /// Starts the process, once all its declared streams are connected.
+    Start(Process),
+    /// Sends a signal to the process. One that is not running (any more) is left alone.
+    Signal {
+        /// The receiver.
+        process: Process,
+        /// The signal's number on Linux, x86-64.
+        signal: u8,
+    },
+    /// Sets the window size of the process's terminal. Ignored without a terminal.
+    Resize {
+        /// The terminal's owner.
+        process: Process,
+        /// The new size.
+        size: WindowSize,
+    },
+    /// Syncs and ends the machine, whatever still runs.
+    PowerOff,
+}
+
+/// A container and its first process.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Create {
+    /// The names that all later messages use.
+    pub process: Process,
+    /// The OCI runtime-spec `config.json`, as JSON. Its `root.path` means nothing in the guest: [`Create::root`] is the root.
+    pub config: Vec<u8>,
+    /// Where the root filesystem comes from.
+    pub root: RootSource,
+    /// The image's or the caller's user, docker's syntax (`name`, `uid`, `name:group`, `uid:gid`, …), to be resolved in the
+    /// container's `/etc/passwd` and `/etc/group`. `None` takes the numbers of `process.user` in the config.
+    pub user: Option<String>,
+    /// The streams that the host connects. One that is not declared is `/dev/null`.
+    pub streams: DeclaredStreams,
+}
+
+/// The read-only lower filesystem, and what is written on top of it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RootSource {
+    /// What to mount: a device as the guest's kernel names it (`/dev/pmem1`, `/dev/vda`), or with
+    /// [`Filesystem::Directory`] a directory.
+    pub source: String,
+    /// How to mount it.
+    pub filesystem: Filesystem,
+    /// Where writes go.
+    pub upper: Upper,
+}
+
+/// The format of a root.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Filesystem {
+    /// EROFS on a persistent-memory window, mounted with `dax=always`.
+    ErofsDax,
+    /// EROFS on a block device.
+    Erofs,
+    /// A directory that the agent already sees.
+    Directory,
+}
+
+/// The writable layer of a root.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Upper {
+    /// In the guest's memory, gone with the container.
+    Tmpfs {
+        /// The most that it may hold.
+        size_bytes: u64,
+    },
+}
+
+/// Which standard streams the host connects.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct DeclaredStreams {
+    /// Standard input.
+    pub stdin: bool,
+    /// Standard output.
+    pub stdout: bool,
+    /// Standard error. Must be `false` for a process with a terminal.
+    pub stderr: bool,
+}
+
+/// The size of a terminal's window.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct WindowSize {
+    /// Characters from top to bottom.
+    pub rows: u16,
+    /// Characters from left to right.
+    pub columns: u16,
+}
+
+/// What the agent tells the host on the control connection.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Report {
+    /// The first report: the answer to the hello, also to one of another version.
+    Welcome {
+        /// The agent's [`crate::VERSION`].
+        version: u16,
+    },
+    /// The process's program runs.
+    Started(Process),
+    /// The process will never run.
+    NotStarted {
+        /// Which process.
+        process: Process,
+        /// Why.
+        failure: StartFailure,
+    },
+    /// The process ended, all its output was written, and its stream connections are shut down.
+    Exited {
+        /// Which process.
+        process: Process,
+        /// How.
+        exit: Exit,
+    },
+}
+
+/// Why a process did not start.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct StartFailure {
+    /// What sort of failure: it decides the exit code and the help.
+    pub kind: FailureKind,
+    /// What was being done, for example `"mounting /proc"`.
+    pub step: String,
+    /// What went wrong, for example the system's error.
+    pub message: String,
+}
+
+impl StartFailure {
+    /// The most bytes that step or message have together with [`StartFailure::bounded`].
+    const MAX_TEXT_BYTES: usize = 2048;
+
+    /// Cuts step and message to lengths that surely fit a report.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        cut(&mut self.step, Self::MAX_TEXT_BYTES);
+        cut(&mut self.message, Self::MAX_TEXT_BYTES);
+        self
+    }
+}
+
+impl fmt::Display for StartFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.step, self.message)
+    }
+}
+
+/// Cuts `text` to at most `max_bytes`, at a character's boundary.
+fn cut(text: &mut String, max_bytes: usize) {
+    if text.len() > max_bytes {
+        let end = (0..=max_bytes)
+            .rev()
+            .find(|&at| text.is_char_boundary(at))
+            .unwrap_or(0);
+        text.truncate(end);
+    }
+}
+
+/// The sort of a [`StartFailure`].
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum FailureKind {
+    /// There is no such program in the container.
+    NotFound,
+    /// The program is there, and the kernel will not execute it: a directory, no right to it, no known format.
+    NotExecutable,
+    /// The user or group is not in the container's `/etc/passwd` or `/etc/group`.
+    UnknownUser,
+    /// The config asks for something that this agent does not do. The step is the JSON field's name.
+    Unsupported,
+    /// Anything else.
+    Failed,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Exit {
+    /// By itself or by a signal.
+    pub status: ExitStatus,
+    /// Whether the kernel killed something in the container because its memory limit was reached.
+    pub oom_killed: bool,
+}
+
+/// By itself or by a signal.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum ExitStatus {
+    /// It exited with this code.
+    Code(u8),
+    /// It was killed by this signal.
+    Signal(u8),
+}

@@ -1,0 +1,283 @@
+//! Frames survive the way there and back, and garbage never harms.
+
+use proptest::prelude::*;
+use protocol::{
+    ContainerId, Create, DeclaredStreams, Exit, ExitStatus, FailureKind, Filesystem, FrameBuffer,
+    FrameError, Hello, MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES, Process, ProcessId,
+    Report, Request, Role, RootSource, StartFailure, StreamKind, Upper, WindowSize, encode,
+};
+
+fn process() -> impl Strategy<Value = Process> {
+    (any::<u32>(), any::<u32>()).prop_map(|(container, process)| Process {
+        container: ContainerId(container),
+        process: ProcessId(process),
+    })
+}
+
+fn stream_kind() -> impl Strategy<Value = StreamKind> {
+    prop_oneof![
+        Just(StreamKind::Stdin),
+        Just(StreamKind::Stdout),
+        Just(StreamKind::Stderr)
+    ]
+}
+
+fn hello() -> impl Strategy<Value = Hello> {
+    prop_oneof![
+        Just(Role::Control),
+        (process(), stream_kind()).prop_map(|(process, kind)| Role::Stream { process, kind }),
+    ]
+    .prop_map(Hello::new)
+}
+
+fn create() -> impl Strategy<Value = Create> {
+    let filesystem = prop_oneof![
+        Just(Filesystem::ErofsDax),
+        Just(Filesystem::Erofs),
+        Just(Filesystem::Directory)
+    ];
+    let streams =
+        (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(stdin, stdout, stderr)| {
+            DeclaredStreams {
+                stdin,
+                stdout,
+                stderr,
+            }
+        });
+    let config = prop::collection::vec(any::<u8>(), 0..4096);
+    (
+        process(),
+        config,
+        any::<String>(),
+        filesystem,
+        any::<u64>(),
+        any::<Option<String>>(),
+        streams,
+    )
+        .prop_map(
+            |(process, config, source, filesystem, size_bytes, user, streams)| Create {
+                process,
+                config,
+                root: RootSource {
+                    source,
+                    filesystem,
+                    upper: Upper::Tmpfs { size_bytes },
+                },
+                user,
+                streams,
+            },
+        )
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        create().prop_map(|create| Request::Create(Box::new(create))),
+        process().prop_map(Request::Start),
+        (process(), any::<u8>()).prop_map(|(process, signal)| Request::Signal { process, signal }),
+        (process(), any::<u16>(), any::<u16>()).prop_map(|(process, rows, columns)| {
+            Request::Resize {
+                process,
+                size: WindowSize { rows, columns },
+            }
+        }),
+        Just(Request::PowerOff),
+    ]
+}
+
+fn report() -> impl Strategy<Value = Report> {
+    let kind = prop_oneof![
+        Just(FailureKind::NotFound),
+        Just(FailureKind::NotExecutable),
+        Just(FailureKind::UnknownUser),
+        Just(FailureKind::Unsupported),
+        Just(FailureKind::Failed),
+    ];
+    let status = prop_oneof![
+        any::<u8>().prop_map(ExitStatus::Code),
+        any::<u8>().prop_map(ExitStatus::Signal)
+    ];
+    prop_oneof![
+        any::<u16>().prop_map(|version| Report::Welcome { version }),
+        process().prop_map(Report::Started),
+        (process(), kind, any::<String>(), any::<String>()).prop_map(
+            |(process, kind, step, message)| {
+                Report::NotStarted {
+                    process,
+                    failure: StartFailure {
+                        kind,
+                        step,
+                        message,
+                    },
+                }
+            }
+        ),
+        (process(), status, any::<bool>()).prop_map(|(process, status, oom_killed)| {
+            Report::Exited {
+                process,
+                exit: Exit { status, oom_killed },
+            }
+        }),
+    ]
+}
+
+fn take_all<M: serde::de::DeserializeOwned>(
+    bytes: &[u8],
+    chunk: usize,
+    limit: usize,
+) -> Result<Vec<M>, FrameError> {
+    let mut buffer = FrameBuffer::new(limit);
+    let mut messages = Vec::new();
+    for piece in bytes.chunks(chunk) {
+        buffer.push(piece);
+        while let Some(message) = buffer.take()? {
+            messages.push(message);
+        }
+    }
+    Ok(messages)
+}
+
+proptest! {
+    #[test]
+    fn requests_come_back_whatever_the_pieces(requests in prop::collection::vec(request(), 0..4), chunk in 1usize..5000) {
+        let mut bytes = Vec::new();
+        for request in &requests {
+            encode(request, MAX_REQUEST_BYTES, &mut bytes).unwrap();
+        }
+        prop_assert_eq!(take_all::<Request>(&bytes, chunk, MAX_REQUEST_BYTES).unwrap(), requests);
+    }
+
+    #[test]
+    fn reports_come_back_whatever_the_pieces(reports in prop::collection::vec(report(), 0..4), chunk in 1usize..500) {
+        let mut bytes = Vec::new();
+        for report in &reports {
+            encode(report, MAX_REPORT_BYTES, &mut bytes).unwrap();
+        }
+        prop_assert_eq!(take_all::<Report>(&bytes, chunk, MAX_REPORT_BYTES).unwrap(), reports);
+    }
+
+    #[test]
+    fn a_reader_that_asks_for_missing_bytes_stops_at_the_stream(hello in hello(), stream in prop::collection::vec(any::<u8>(), 0..64)) {
+        let mut bytes = Vec::new();
+        encode(&hello, MAX_HELLO_BYTES, &mut bytes).unwrap();
+        let frame_bytes = bytes.len();
+        bytes.extend_from_slice(&stream);
+        let mut buffer = FrameBuffer::new(MAX_HELLO_BYTES);
+        let mut read = 0;
+        while buffer.missing_bytes() > 0 {
+            let end = read + buffer.missing_bytes();
+            buffer.push(&bytes[read..end]);
+            read = end;
+        }
+        prop_assert_eq!(buffer.take::<Hello>().unwrap(), Some(hello));
+        prop_assert_eq!(read, frame_bytes);
+    }
+
+    #[test]
+    fn bytes_after_the_hello_are_given_back(hello in hello(), stream in prop::collection::vec(any::<u8>(), 0..64)) {
+        let mut bytes = Vec::new();
+        encode(&hello, MAX_HELLO_BYTES, &mut bytes).unwrap();
+        bytes.extend_from_slice(&stream);
+        let mut buffer = FrameBuffer::new(MAX_HELLO_BYTES);
+        buffer.push(&bytes);
+        prop_assert_eq!(buffer.take::<Hello>().unwrap(), Some(hello));
+        prop_assert_eq!(buffer.into_rest(), stream);
+    }
+
+    #[test]
+    fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..2048), framed in any::<bool>()) {
+        let mut input = Vec::new();
+        if framed {
+            input.extend_from_slice(&u32::try_from(bytes.len()).unwrap().to_le_bytes());
+        }
+        input.extend_from_slice(&bytes);
+        let mut requests = FrameBuffer::new(MAX_REQUEST_BYTES);
+        requests.push(&input);
+        while let Ok(Some(_)) = requests.take::<Request>() {}
+        let mut reports = FrameBuffer::new(MAX_REPORT_BYTES);
+        reports.push(&input);
+        while let Ok(Some(_)) = reports.take::<Report>() {}
+    }
+}
+
+#[test]
+fn a_length_above_the_limit_is_refused_before_the_body_arrives() {
+    let mut buffer = FrameBuffer::new(MAX_REPORT_BYTES);
+    buffer.push(&u32::MAX.to_le_bytes());
+
+    let taken = buffer.take::<Report>();
+
+    assert!(matches!(taken, Err(FrameError::TooLong { .. })));
+}
+
+#[test]
+fn a_message_above_the_limit_is_not_encoded() {
+    let report = Report::NotStarted {
+        process: Process {
+            container: ContainerId(0),
+            process: ProcessId(0),
+        },
+        failure: StartFailure {
+            kind: FailureKind::Failed,
+            step: "x".repeat(MAX_REPORT_BYTES),
+            message: String::new(),
+        },
+    };
+    let mut bytes = Vec::new();
+
+    let encoded = encode(&report, MAX_REPORT_BYTES, &mut bytes);
+
+    assert!(matches!(encoded, Err(FrameError::TooLong { .. })));
+    assert!(bytes.is_empty());
+}
+
+#[test]
+fn bytes_after_the_message_are_refused() {
+    let mut bytes = Vec::new();
+    encode(&(Request::PowerOff, 7u8), MAX_REQUEST_BYTES, &mut bytes).unwrap();
+    let mut buffer = FrameBuffer::new(MAX_REQUEST_BYTES);
+    buffer.push(&bytes);
+
+    let taken = buffer.take::<Request>();
+
+    assert!(matches!(taken, Err(FrameError::Trailing(1))));
+}
+
+#[test]
+fn the_encoding_of_the_first_fields_is_fixed() {
+    let mut hello = Vec::new();
+    encode(&Hello::new(Role::Control), MAX_HELLO_BYTES, &mut hello).unwrap();
+    let mut welcome = Vec::new();
+    encode(
+        &Report::Welcome { version: 1 },
+        MAX_REPORT_BYTES,
+        &mut welcome,
+    )
+    .unwrap();
+
+    assert_eq!(hello, [6, 0, 0, 0, 0xF6, 0xDA, 0xB5, 0x03, 1, 0]);
+    assert_eq!(welcome, [2, 0, 0, 0, 0, 1]);
+}
+
+#[test]
+fn a_bounded_failure_fits_a_report() {
+    let process = Process {
+        container: ContainerId(u32::MAX),
+        process: ProcessId(u32::MAX),
+    };
+    let text = "\u{1F980}".repeat(MAX_REPORT_BYTES);
+    let failure = StartFailure {
+        kind: FailureKind::Failed,
+        step: text.clone(),
+        message: text,
+    }
+    .bounded();
+    let mut bytes = Vec::new();
+
+    let encoded = encode(
+        &Report::NotStarted { process, failure },
+        MAX_REPORT_BYTES,
+        &mut bytes,
+    );
+
+    assert!(encoded.is_ok());
+}
