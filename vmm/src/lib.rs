@@ -1,1 +1,3 @@
 //! Runs OCI images, each in a microVM of its own.
+
+pub mod image;
