@@ -30,6 +30,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::dirs::{Directories, create_private};
+use crate::image::erofs::{BuildError, Builder};
 use crate::report::Help;
 
 /// The link to the version that new machines boot.
@@ -614,8 +615,12 @@ fn install(parts: &Parts<'_>, output: &Path) -> Result<String, GuestError> {
 
 /// Builds the agent's root file system: the agent as `/init` and the directories that it mounts on.
 fn agent_file_system(agent: Vec<u8>) -> Result<Vec<u8>, GuestError> {
-    let _ = agent;
-    Err(GuestError::NoneInstalled(Vec::new()))
+    let mut builder = Builder::new();
+    builder.file("/init", 0o755, agent)?;
+    for mount_point in ["/dev", "/proc", "/sys", "/run", "/mnt"] {
+        builder.directory(mount_point, 0o755)?;
+    }
+    Ok(builder.build()?)
 }
 
 /// Reads a whole ingredient.
@@ -785,6 +790,9 @@ pub enum GuestError {
     /// The kernel's release cannot be part of a directory's name.
     #[error("'{0}' is no kernel release")]
     BadRelease(String),
+    /// The agent's file system could not be built.
+    #[error("the agent's file system cannot be built")]
+    AgentFileSystem(#[from] BuildError),
     /// The manifest could not be written as JSON.
     #[error("the manifest cannot be written")]
     Serialize(#[source] serde_json::Error),
@@ -826,6 +834,7 @@ impl Help for GuestError {
             Self::File { .. }
             | Self::NothingBefore(_)
             | Self::BadRelease(_)
+            | Self::AgentFileSystem(_)
             | Self::Serialize(_) => return None,
         };
         Some(help.to_owned())
@@ -1091,5 +1100,23 @@ mod tests {
         let error = pack(&ingredients, &base.path().join("guest")).unwrap_err();
 
         assert!(matches!(error, GuestError::NotElf(path) if path == script));
+    }
+
+    #[test]
+    fn a_packed_guest_image_can_be_opened() {
+        let fixture = Fixture::new();
+        let program = std::env::current_exe().unwrap();
+        let ingredients = Ingredients {
+            kernel: &program,
+            kernel_release: "6.1.0",
+            config: &program,
+            agent: &program,
+        };
+
+        let version = pack(&ingredients, fixture.guest.path()).unwrap();
+
+        let image = fixture.open().unwrap();
+        assert_eq!(image.manifest.version, version);
+        assert_eq!(image.agent.metadata().unwrap().len() % 4096, 0);
     }
 }

@@ -4,6 +4,7 @@ pub mod cli;
 pub mod commands;
 pub mod dirs;
 pub mod guest;
+pub mod image;
 pub mod limits;
 pub mod logging;
 pub mod outcome;
