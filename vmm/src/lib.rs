@@ -1,4 +1,16 @@
 //! Runs OCI images, each in a microVM of its own.
 
+pub mod cli;
+pub mod commands;
+pub mod dirs;
+pub mod guest;
+pub mod image;
+pub mod limits;
+pub mod logging;
 pub mod machine;
+pub mod outcome;
 pub mod process;
+pub mod report;
+pub mod sandbox;
+pub mod state;
+pub mod vm_process;

@@ -1,9 +1,13 @@
-//! Child processes made by `fork` alone, without `exec`.
+//! What a process does to itself and how it makes another: forks, descriptors, signal dispositions.
 //!
-//! The roles of one machine (client, monitor, VM process) are one program: a child continues with everything that its parent has
-//! opened and decided, and gives up from there what it does not need.
+//! The roles of one machine (client, monitor, VM process) are one program: a child continues, without `exec`, with everything that
+//! its parent has opened and decided, and gives up from there what it does not need.
+//!
+//! The calls here have no safe wrapper in the libraries that we use; the `unsafe` of the command layer is in this file alone.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::process::ExitCode;
 
 use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 
@@ -76,6 +80,84 @@ pub fn fork(body: impl FnOnce() -> i32) -> io::Result<Child> {
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) has no preconditions.
     unsafe { libc::_exit(code) }
+}
+
+/// Borrows the descriptor of a type that only tells its number.
+pub fn borrow_raw<T: AsRawFd>(owner: &T) -> BorrowedFd<'_> {
+    // SAFETY: `owner` keeps its descriptor open as long as it is borrowed, and so as long as the result lives.
+    unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
+}
+
+/// Closes every descriptor from 3 on that is not in `keep`. For a fresh child that never returns to the code of its parent, where
+/// owners of the closed descriptors live on untouched.
+///
+/// # Errors
+/// As close_range(2) says.
+pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    const FIRST_AFTER_STANDARD_STREAMS: u32 = 3;
+    let mut kept: Vec<u32> = keep.iter().map(|descriptor| number(descriptor.as_raw_fd())).collect();
+    kept.sort_unstable();
+    let mut next = FIRST_AFTER_STANDARD_STREAMS;
+    for descriptor in kept {
+        if descriptor > next {
+            close_range(next, descriptor - 1)?;
+        }
+        next = next.max(descriptor + 1);
+    }
+    close_range(next, u32::MAX)
+}
+
+fn number(descriptor: RawFd) -> u32 {
+    u32::try_from(descriptor).unwrap_or(u32::MAX - 1)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    const NO_FLAGS: i32 = 0;
+    // SAFETY: the caller is a child whose parent's owners of these descriptors are never used or dropped again.
+    match unsafe { libc::close_range(first, last, NO_FLAGS) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Points standard input, output and error at `/dev/null`, so that nobody waits for this process to close them.
+///
+/// # Errors
+/// When `/dev/null` cannot be opened.
+pub fn standard_streams_to_null() -> io::Result<()> {
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(())
+}
+
+/// Unblocks all signals.
+///
+/// # Errors
+/// As sigprocmask(2) says.
+pub fn unblock_signals() -> io::Result<()> {
+    let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set that it gets.
+    unsafe { libc::sigemptyset(none.as_mut_ptr()) };
+    // SAFETY: the set was initialised above; a null pointer asks for no old mask.
+    match unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Ends the process as a plain program ends whose reader went away: by SIGPIPE, without a word.
+///
+/// Rust programs start with SIGPIPE ignored, so a write reports `BrokenPipe` instead. Returns the code that a shell would show if
+/// the signal is blocked and does not come.
+#[must_use]
+pub fn die_of_closed_output() -> ExitCode {
+    // SAFETY: SIG_DFL is a valid disposition for SIGPIPE; no Rust state refers to the old one.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    // SAFETY: `raise` has no preconditions.
+    unsafe { libc::raise(libc::SIGPIPE) };
+    crate::outcome::ExitCode::of_signal(13).into()
 }
 
 #[cfg(test)]

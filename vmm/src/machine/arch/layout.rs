@@ -41,7 +41,7 @@ pub(in crate::machine) const LOW_RAM_END: u64 = 0xc000_0000;
 pub(in crate::machine) const HIGH_RAM_START: u64 = 0x1_0000_0000;
 
 /// One page of MMIO that the agent writes.
-pub(in crate::machine) const DOORBELL_ADDRESS: u64 = 0xd000_0000;
+pub(in crate::machine) const DOORBELL_ADDRESS: u64 = protocol::DOORBELL_ADDRESS;
 /// The first slot of the virtio-mmio bank.
 pub(in crate::machine) const VIRTIO_BANK_ADDRESS: u64 = 0xd000_1000;
 /// Bytes of one slot.
@@ -61,10 +61,7 @@ pub(in crate::machine) const LOCAL_APIC_ADDRESS: u32 = 0xfee0_0000;
 pub(in crate::machine) const KVM_TSS_ADDRESS: usize = 0xfffb_d000;
 
 /// The first serial port and its line.
-pub(in crate::machine) const SERIAL_PORT: u16 = 0x3f8;
 pub(in crate::machine) const SERIAL_GSI: u32 = 4;
-/// The keyboard controller's command port, whose reset pulse ends the machine.
-pub(in crate::machine) const I8042_PORT: u16 = 0x60;
 
 /// The interrupt line of each virtio slot. PC lines that the kernel takes for the timer (0, 2), the serial port (4)
 /// and the clock (8) are left out; the I/O APIC has 24 pins.

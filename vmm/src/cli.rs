@@ -1,0 +1,919 @@
+//! What was typed: the commands, their arguments and their help texts.
+//!
+//! Nothing is decided here. Values that stand for themselves (limits, names) are parsed into their
+//! types; what depends on the image, the host or a file is left to the command.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use crate::limits::{ByteSize, CpuQuota, LimitError, MemoryLimit};
+use crate::outcome::ExitCode;
+use crate::report::{Help, Report, chain};
+use crate::state::MachineName;
+
+/// Runs OCI images, each in a microVM of its own.
+///
+/// `vmm run --image app.oci` imports the image when it is new, boots a small virtual machine,
+/// runs the image's command in it, passes its input and output through and ends with its exit code.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vmm",
+    version,
+    propagate_version = false,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = GENERAL_EXAMPLES
+)]
+pub struct Cli {
+    /// What every command understands.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const GENERAL_EXAMPLES: &str = "\
+Examples:
+  vmm run --image app.oci             Run the command of an image in a file
+  vmm run --image app.oci -- sh -c ls Run another command in it
+  vmm load -i app.oci --name app      Put the image into the store
+  vmm run -it app sh                  Run a shell in an image of the store
+  vmm ps                              List the machines that run
+  vmm doctor                          Say what this host can do
+
+Exit codes of `vmm run`: the command's own; 128+n if signal n ended it;
+125 if vmm failed; 126 if the command cannot be executed; 127 if it was not found.";
+
+/// Arguments that every command understands.
+#[derive(Debug, Clone, Default, Args)]
+pub struct GlobalArgs {
+    /// Keep images and machines below DIR instead of the user's data and state directories
+    #[arg(long, global = true, value_name = "DIR", env = "VMM_ROOT")]
+    pub root: Option<PathBuf>,
+    /// Say more on standard error: -v what is done, -vv details (VMM_LOG takes a filter)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a command in a new machine
+    Run(Box<RunArgs>),
+    /// List machines
+    Ps(PsArgs),
+    /// Send a signal to the workload of machines
+    Kill(KillArgs),
+    /// Remove machines that have ended
+    Rm(RmArgs),
+    /// Import images from an archive, a directory or standard input into the store
+    Load(LoadArgs),
+    /// Write images to an archive
+    Save(SaveArgs),
+    /// Give an image another name
+    Tag(TagArgs),
+    /// List the images of the store
+    Images(ImagesArgs),
+    /// Show the steps an image was built by
+    History(HistoryArgs),
+    /// Remove names, and images that have no other name
+    Rmi(RmiArgs),
+    /// Remove what no image name needs
+    Prune(PruneArgs),
+    /// Manage images
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Show what vmm uses of this host
+    #[command(subcommand)]
+    System(SystemCommand),
+    /// Manage guest images (the kernel and the agent of the machines)
+    #[command(subcommand)]
+    Guest(GuestCommand),
+    /// Say what this host can do, and what is missing
+    Doctor(DoctorArgs),
+    /// Print a completion script for a shell
+    Completion(CompletionArgs),
+    /// Write the manual pages to a directory
+    #[command(hide = true)]
+    Man(ManArgs),
+}
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  vmm run --image app.oci
+  vmm run --image app.oci -- python3 -c 'print(6 * 7)'
+  docker save app | vmm run --image -
+  vmm run --cpus 1.5 --memory 512m app
+  vmm run -it --user nobody --workdir /tmp app sh
+  tar -c . | vmm run -i app tar -t
+  vmm run -d --name web app
+
+The first word that is no option is the image's name, unless --image names a file; what follows
+is the command, with its own options. A `--` before the command is dropped.";
+
+/// Arguments of `vmm run`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    disable_help_flag = true,
+    override_usage = "vmm run [OPTIONS] --image <FILE|-> [--] [COMMAND [ARG]...]\n       vmm run [OPTIONS] <NAME> [COMMAND [ARG]...]",
+    after_help = RUN_EXAMPLES
+)]
+pub struct RunArgs {
+    /// Run the image in FILE: an OCI archive or directory, a `docker save` archive, or - for standard input
+    ///
+    /// The kind is told by the content. The image is imported into the store; a file that was
+    /// imported before is recognised without being read.
+    #[arg(long, value_name = "FILE|-", help_heading = "Image")]
+    pub image: Option<FileOrStdin>,
+    /// With several images in FILE: the name of the one to run
+    #[arg(
+        long,
+        value_name = "REFERENCE",
+        requires = "image",
+        help_heading = "Image"
+    )]
+    pub select: Option<String>,
+
+    /// Processor time that the machine may use, in processors, as in 1.5; 0.01 to 32
+    ///
+    /// The machine gets as many virtual processors as the next whole number.
+    #[arg(long, value_name = "NUMBER", default_value_t, help_heading = "Limits")]
+    pub cpus: CpuQuota,
+    /// Memory that the workload may use, in units of b, k, m or g; at least 6m
+    #[arg(
+        short,
+        long,
+        value_name = "SIZE",
+        default_value_t,
+        help_heading = "Limits"
+    )]
+    pub memory: MemoryLimit,
+
+    /// Set a variable, or pass this one on from here if there is no value
+    #[arg(
+        short,
+        long,
+        value_name = "NAME[=VALUE]",
+        allow_hyphen_values = true,
+        value_parser = parse_variable,
+        help_heading = "Workload"
+    )]
+    pub env: Vec<Variable>,
+    /// Set the variables that FILE lists, one NAME[=VALUE] a line; lines with # are comments
+    #[arg(long, value_name = "FILE", help_heading = "Workload")]
+    pub env_file: Vec<PathBuf>,
+    /// Directory that the command starts in
+    #[arg(
+        short,
+        long,
+        value_name = "DIR",
+        value_parser = parse_workdir,
+        help_heading = "Workload"
+    )]
+    pub workdir: Option<String>,
+    /// User, and group, that the command runs as: names of the image, or numbers
+    #[arg(
+        short,
+        long,
+        value_name = "USER[:GROUP]",
+        value_parser = parse_user,
+        help_heading = "Workload"
+    )]
+    pub user: Option<String>,
+    /// Program to run in place of the image's entrypoint; empty for none
+    #[arg(
+        long,
+        value_name = "PROGRAM",
+        allow_hyphen_values = true,
+        help_heading = "Workload"
+    )]
+    pub entrypoint: Option<String>,
+    /// Host name inside the machine; the machine's short id if not given
+    #[arg(
+        short = 'h',
+        long,
+        value_name = "NAME",
+        value_parser = parse_hostname,
+        help_heading = "Workload"
+    )]
+    pub hostname: Option<String>,
+    /// Let nothing write to the root file system
+    #[arg(long, help_heading = "Workload")]
+    pub read_only: bool,
+    /// Keep standard input open and pass it to the command
+    #[arg(short, long, help_heading = "Workload")]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long, help_heading = "Workload")]
+    pub tty: bool,
+
+    /// Name of the machine; one is made up if not given
+    #[arg(long, value_name = "NAME", help_heading = "Machine")]
+    pub name: Option<MachineName>,
+    /// Let the machine run in the background and print its id
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"], help_heading = "Machine")]
+    pub detach: bool,
+    /// Remove the machine's record when it ends; always so unless -d is given
+    #[arg(long, help_heading = "Machine")]
+    pub rm: bool,
+    /// Boot FILE in place of the guest image's kernel
+    #[arg(long, value_name = "FILE", help_heading = "Machine")]
+    pub kernel: Option<PathBuf>,
+    /// Say on standard error where the time went, step by step
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "text",
+        help_heading = "Machine"
+    )]
+    pub timings: Option<TimingsFormat>,
+
+    /// Print help
+    #[arg(long, action = ArgAction::Help)]
+    pub help: Option<bool>,
+
+    /// The image's name unless --image is given, then the command and its arguments
+    #[arg(
+        value_name = "NAME|COMMAND",
+        trailing_var_arg = true,
+        required_unless_present = "image"
+    )]
+    pub words: Vec<String>,
+}
+
+/// Which image `vmm run` was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunImage<'a> {
+    /// The one in a file or on standard input.
+    File {
+        /// Where to read it from.
+        source: &'a FileOrStdin,
+        /// Which of several images in it.
+        select: Option<&'a str>,
+    },
+    /// The one of this name or id in the store.
+    Name(&'a str),
+}
+
+impl RunArgs {
+    /// Tells the image from the command: the first word is the image's name unless `--image` was given.
+    ///
+    /// An empty command means the image's own. A `--` between name and command is dropped.
+    #[must_use]
+    pub fn image_and_command(&self) -> (RunImage<'_>, &[String]) {
+        if let Some(source) = &self.image {
+            let select = self.select.as_deref();
+            return (RunImage::File { source, select }, &self.words);
+        }
+        let (name, command) = match self.words.split_first() {
+            Some((name, command)) => (name.as_str(), command),
+            // The parser requires a word where there is no --image.
+            None => ("", [].as_slice()),
+        };
+        let command = match command.split_first() {
+            Some((dashes, rest)) if dashes == "--" => rest,
+            _ => command,
+        };
+        (RunImage::Name(name), command)
+    }
+
+    /// Tells whether nothing of the machine stays when it has ended.
+    #[must_use]
+    pub fn is_ephemeral(&self) -> bool {
+        self.rm || !self.detach
+    }
+}
+
+/// A variable of the environment as typed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Variable {
+    /// `NAME=VALUE`.
+    Set {
+        /// The part before the first `=`.
+        name: String,
+        /// The rest.
+        value: String,
+    },
+    /// `NAME`: the value that `vmm` itself has; without one, the image's variable is removed.
+    Inherit {
+        /// The variable.
+        name: String,
+    },
+}
+
+/// A place to read an archive from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileOrStdin {
+    /// A file or directory.
+    File(PathBuf),
+    /// Standard input, typed as `-`.
+    Stdin,
+}
+
+impl From<OsString> for FileOrStdin {
+    fn from(text: OsString) -> Self {
+        if text == "-" {
+            Self::Stdin
+        } else {
+            Self::File(PathBuf::from(text))
+        }
+    }
+}
+
+/// How `--timings` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TimingsFormat {
+    /// A table.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// How a list is printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ListFormat {
+    /// Columns.
+    #[default]
+    Table,
+    /// One JSON array.
+    Json,
+}
+
+/// The choice of format that every list offers.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct ListArgs {
+    /// How to print the list
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub format: ListFormat,
+    /// The same as --format json
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
+}
+
+impl ListArgs {
+    /// Tells whether to print JSON.
+    #[must_use]
+    pub fn is_json(self) -> bool {
+        self.json || self.format == ListFormat::Json
+    }
+}
+
+/// Arguments of `vmm ps`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  vmm ps
+  vmm ps -a --json
+  vmm kill $(vmm ps -q)")]
+pub struct PsArgs {
+    /// List machines that have ended, too
+    #[arg(short, long)]
+    pub all: bool,
+    /// Print only ids
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Do not shorten ids and commands
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// The format.
+    #[command(flatten)]
+    pub list: ListArgs,
+}
+
+/// Arguments of `vmm kill`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  vmm kill web
+  vmm kill -s TERM web
+  vmm kill -s 10 3f4e8a")]
+pub struct KillArgs {
+    /// The signal, by name or number
+    #[arg(short, long, value_name = "SIGNAL", default_value = "KILL")]
+    pub signal: crate::state::Signal,
+    /// Names, ids or beginnings of ids
+    #[arg(value_name = "MACHINE", required = true)]
+    pub machines: Vec<String>,
+}
+
+/// Arguments of `vmm rm`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  vmm rm web
+  vmm rm -f web")]
+pub struct RmArgs {
+    /// Kill the machine if it runs
+    #[arg(short, long)]
+    pub force: bool,
+    /// Names, ids or beginnings of ids
+    #[arg(value_name = "MACHINE", required = true)]
+    pub machines: Vec<String>,
+}
+
+/// Arguments of `vmm load`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  vmm load -i app.oci
+  vmm load -i build/layout --name app:1.2
+  docker save app | vmm load")]
+pub struct LoadArgs {
+    /// Read FILE, an archive or a directory, instead of standard input
+    #[arg(short, long, value_name = "FILE|-")]
+    pub input: Option<FileOrStdin>,
+    /// Name for the image, in place of the archive's own
+    #[arg(long, value_name = "NAME[:TAG]")]
+    pub name: Option<String>,
+    /// With several images in FILE: import only the one of this name
+    #[arg(long, value_name = "REFERENCE")]
+    pub select: Option<String>,
+    /// Refuse to let the store grow beyond SIZE
+    #[arg(long, value_name = "SIZE", env = "VMM_STORE_LIMIT")]
+    pub store_limit: Option<ByteSize>,
+    /// Print only the image's id
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Arguments of `vmm save`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  vmm save -o app.oci app
+  vmm save app | ssh host vmm load")]
+pub struct SaveArgs {
+    /// Write to FILE instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// The image's name or id
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+}
+
+/// Arguments of `vmm tag`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  vmm tag app app:1.2")]
+pub struct TagArgs {
+    /// The image's name or id
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+    /// The new name
+    #[arg(value_name = "NAME[:TAG]")]
+    pub name: String,
+}
+
+/// Arguments of `vmm images` and `vmm image ls`.
+#[derive(Debug, Clone, Args)]
+pub struct ImagesArgs {
+    /// Print only ids
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Do not shorten ids
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// The format.
+    #[command(flatten)]
+    pub list: ListArgs,
+    /// List only the images of this name
+    #[arg(value_name = "NAME[:TAG]")]
+    pub name: Option<String>,
+}
+
+/// Arguments of `vmm history`.
+#[derive(Debug, Clone, Args)]
+pub struct HistoryArgs {
+    /// Do not shorten what the steps did
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// The format.
+    #[command(flatten)]
+    pub list: ListArgs,
+    /// The image's name or id
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+}
+
+/// Arguments of `vmm rmi` and `vmm image rm`.
+#[derive(Debug, Clone, Args)]
+pub struct RmiArgs {
+    /// Remove all names of an image that is given by id
+    #[arg(short, long)]
+    pub force: bool,
+    /// Names or ids
+    #[arg(value_name = "IMAGE", required = true)]
+    pub images: Vec<String>,
+}
+
+/// Arguments of `vmm prune` and `vmm image prune`.
+#[derive(Debug, Clone, Args)]
+pub struct PruneArgs {
+    /// Remove every image that no machine uses, not only those without a name
+    #[arg(short, long)]
+    pub all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+/// Commands of `vmm image`.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// List the images of the store
+    #[command(visible_alias = "list")]
+    Ls(ImagesArgs),
+    /// Import images
+    Load(LoadArgs),
+    /// Write images to an archive
+    Save(SaveArgs),
+    /// Give an image another name
+    Tag(TagArgs),
+    /// Show the steps an image was built by
+    History(HistoryArgs),
+    /// Remove names, and images that have no other name
+    Rm(RmiArgs),
+    /// Remove what no image name needs
+    Prune(PruneArgs),
+}
+
+/// Commands of `vmm system`.
+#[derive(Debug, Subcommand)]
+pub enum SystemCommand {
+    /// Show what the store takes on the disk
+    Df(DfArgs),
+}
+
+/// Arguments of `vmm system df`.
+#[derive(Debug, Clone, Args)]
+pub struct DfArgs {
+    /// The format.
+    #[command(flatten)]
+    pub list: ListArgs,
+}
+
+/// Commands of `vmm guest`.
+#[derive(Debug, Subcommand)]
+pub enum GuestCommand {
+    /// List the guest images that are installed
+    #[command(visible_alias = "ls")]
+    List(GuestListArgs),
+    /// Let new machines use this version; those that run keep theirs
+    Use(GuestUseArgs),
+    /// Go back to the version that was used before
+    Rollback,
+    /// Make a guest image from a kernel and an agent
+    #[command(hide = true)]
+    Pack(GuestPackArgs),
+}
+
+/// Arguments of `vmm guest list`.
+#[derive(Debug, Clone, Args)]
+pub struct GuestListArgs {
+    /// The format.
+    #[command(flatten)]
+    pub list: ListArgs,
+}
+
+/// Arguments of `vmm guest use`.
+#[derive(Debug, Clone, Args)]
+pub struct GuestUseArgs {
+    /// The version, as `vmm guest list` shows it, or the beginning of it
+    #[arg(value_name = "VERSION")]
+    pub version: String,
+}
+
+/// Arguments of `vmm guest pack`.
+#[derive(Debug, Clone, Args)]
+pub struct GuestPackArgs {
+    /// The kernel, an uncompressed ELF file
+    #[arg(long, value_name = "VMLINUX")]
+    pub kernel: PathBuf,
+    /// The kernel's release, as `uname -r` prints it
+    #[arg(long, value_name = "RELEASE")]
+    pub kernel_release: String,
+    /// The configuration that the kernel was built with
+    #[arg(long, value_name = "CONFIG")]
+    pub config: PathBuf,
+    /// The agent, a static executable
+    #[arg(long, value_name = "BINARY")]
+    pub agent: PathBuf,
+    /// The directory that gets the version and the link `current`
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+}
+
+/// Arguments of `vmm doctor`.
+#[derive(Debug, Clone, Args)]
+pub struct DoctorArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `vmm completion`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  vmm completion bash > ~/.local/share/bash-completion/completions/vmm")]
+pub struct CompletionArgs {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+/// Arguments of `vmm man`.
+#[derive(Debug, Clone, Args)]
+pub struct ManArgs {
+    /// The directory, which must exist
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+}
+
+/// Parses the command line.
+///
+/// # Errors
+///
+/// A report with exit code 125 for what cannot be understood. Help and version, when asked for,
+/// have been printed then, and the report says nothing more.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Report> {
+    Cli::try_parse_from(arguments).map_err(|error| report_of(&error))
+}
+
+/// Says in our way what the parser found.
+fn report_of(error: &clap::Error) -> Report {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            return match error.print() {
+                Ok(()) => Report::printed(ExitCode::SUCCESS),
+                Err(error) => Report::of_output(error),
+            };
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            return match error.print() {
+                Ok(()) => Report::printed(ExitCode::APPLIANCE_FAILED),
+                Err(error) => Report::of_output(error),
+            };
+        }
+        _ => {}
+    }
+    let text = error.render().to_string();
+    let mut paragraphs = text.split("\n\n");
+    let first = paragraphs.next().unwrap_or_default();
+    let sentence = words_of(first.strip_prefix("error: ").unwrap_or(first));
+    let tip = paragraphs
+        .find_map(|paragraph| paragraph.trim_start().strip_prefix("tip: "))
+        .and_then(|tips| tips.lines().next());
+    let (sentence, help) = match (error.get(ContextKind::InvalidArg), error.source()) {
+        (Some(ContextValue::String(argument)), Some(source)) => {
+            let help = source.downcast_ref::<LimitError>().and_then(Help::help);
+            (format!("{argument}: {}", chain(source)), help)
+        }
+        _ => (sentence, tip.map(words_of)),
+    };
+    let help = help.unwrap_or_else(|| "add --help to see what the command takes".to_owned());
+    Report::new(UsageError(sentence)).with_help(help)
+}
+
+/// Joins the words of a text that was broken into lines.
+fn words_of(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The command line cannot be understood.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct UsageError(String);
+
+/// Parses `NAME=VALUE` or `NAME`.
+fn parse_variable(text: &str) -> Result<Variable, ArgumentError> {
+    parse_environment_line(text).ok_or_else(|| ArgumentError::VariableName(text.to_owned()))
+}
+
+/// Parses `NAME=VALUE` or `NAME`; nothing if the name is empty or holds a zero byte.
+pub(crate) fn parse_environment_line(text: &str) -> Option<Variable> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (text, None),
+    };
+    if name.is_empty() || text.contains('\0') {
+        return None;
+    }
+    let name = name.to_owned();
+    Some(match value {
+        Some(value) => Variable::Set {
+            name,
+            value: value.to_owned(),
+        },
+        None => Variable::Inherit { name },
+    })
+}
+
+/// Takes an absolute path, as docker does.
+fn parse_workdir(text: &str) -> Result<String, ArgumentError> {
+    if text.starts_with('/') {
+        Ok(text.to_owned())
+    } else {
+        Err(ArgumentError::RelativeWorkdir(text.to_owned()))
+    }
+}
+
+/// Takes anything that could be resolved in the image.
+fn parse_user(text: &str) -> Result<String, ArgumentError> {
+    let user = text.split(':').next().unwrap_or_default();
+    if user.is_empty() || text.matches(':').count() > 1 {
+        Err(ArgumentError::User(text.to_owned()))
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+/// Longest host name in bytes that Linux keeps, `__NEW_UTS_LEN` in the kernel's `include/uapi/linux/utsname.h`.
+const MAX_HOSTNAME_BYTES: usize = 64;
+
+/// Takes what Linux and RFC 1123 both take for a host name.
+fn parse_hostname(text: &str) -> Result<String, ArgumentError> {
+    let label_is_valid = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    if text.len() <= MAX_HOSTNAME_BYTES && text.split('.').all(label_is_valid) {
+        Ok(text.to_owned())
+    } else {
+        Err(ArgumentError::Hostname(text.to_owned()))
+    }
+}
+
+/// Why the value of an option was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ArgumentError {
+    /// `--env` without a name.
+    #[error("'{0}' names no variable")]
+    VariableName(String),
+    /// `--workdir` with a relative path.
+    #[error("'{0}' is no absolute path")]
+    RelativeWorkdir(String),
+    /// `--user` with an empty user or too many parts.
+    #[error("'{0}' is no user or user:group")]
+    User(String),
+    /// `--hostname` that no host can have.
+    #[error("'{0}' is no host name of at most 64 letters, digits, dots and hyphens")]
+    Hostname(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_arguments(line: &[&str]) -> Box<RunArgs> {
+        let words = ["vmm", "run"].iter().chain(line).map(OsString::from);
+        match parse(words).unwrap().command {
+            Command::Run(arguments) => arguments,
+            other => panic!("parsed as {other:?}"),
+        }
+    }
+
+    fn refusal(line: &[&str]) -> String {
+        let words = ["vmm"].iter().chain(line).map(OsString::from);
+        let report = parse(words).unwrap_err();
+        assert_eq!(report.exit_code(), ExitCode::APPLIANCE_FAILED);
+        report.to_string()
+    }
+
+    fn file(path: &str) -> FileOrStdin {
+        FileOrStdin::File(path.into())
+    }
+
+    #[test]
+    fn the_parser_is_well_formed() {
+        use clap::CommandFactory;
+
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_command_after_a_file_may_follow_dashes_or_not() {
+        let with = run_arguments(&["--image", "a.oci", "--", "ls", "-l"]);
+        let without = run_arguments(&["--image", "a.oci", "ls", "-l"]);
+
+        let source = file("a.oci");
+        let image = RunImage::File {
+            source: &source,
+            select: None,
+        };
+        let command = ["ls".to_owned(), "-l".to_owned()];
+        assert_eq!(with.image_and_command(), (image.clone(), &command[..]));
+        assert_eq!(without.image_and_command(), (image, &command[..]));
+    }
+
+    #[test]
+    fn the_first_word_is_the_images_name_without_a_file() {
+        let plain = run_arguments(&["app", "sh", "-c", "exit 3"]);
+        let dashes = run_arguments(&["app", "--", "--rm"]);
+        let bare = run_arguments(&["app"]);
+
+        let command = ["sh", "-c", "exit 3"].map(str::to_owned);
+        assert_eq!(
+            plain.image_and_command(),
+            (RunImage::Name("app"), &command[..])
+        );
+        let command = ["--rm".to_owned()];
+        assert_eq!(
+            dashes.image_and_command(),
+            (RunImage::Name("app"), &command[..])
+        );
+        assert_eq!(bare.image_and_command(), (RunImage::Name("app"), &[][..]));
+    }
+
+    #[test]
+    fn options_after_the_images_name_belong_to_the_command() {
+        let arguments = run_arguments(&["-i", "app", "cat", "-t", "--help"]);
+
+        assert!(arguments.interactive);
+        assert!(!arguments.tty);
+        assert_eq!(arguments.words, ["app", "cat", "-t", "--help"]);
+    }
+
+    #[test]
+    fn a_dash_is_standard_input() {
+        let arguments = run_arguments(&["--image", "-"]);
+
+        assert_eq!(arguments.image, Some(FileOrStdin::Stdin));
+    }
+
+    #[test]
+    fn limits_have_the_documented_defaults() {
+        let arguments = run_arguments(&["app"]);
+
+        assert_eq!(arguments.cpus.to_string(), "1");
+        assert_eq!(arguments.memory.to_string(), "128m");
+    }
+
+    #[test]
+    fn h_is_the_host_name_as_with_docker() {
+        let arguments = run_arguments(&["-h", "web-1.example", "app"]);
+
+        assert_eq!(arguments.hostname.as_deref(), Some("web-1.example"));
+    }
+
+    #[test]
+    fn a_variable_without_a_value_is_inherited() {
+        let arguments = run_arguments(&["-e", "A=b=c", "-e", "PATH", "-e", "E=", "app"]);
+
+        let set = |name: &str, value: &str| Variable::Set {
+            name: name.into(),
+            value: value.into(),
+        };
+        let inherit = Variable::Inherit {
+            name: "PATH".into(),
+        };
+        assert_eq!(arguments.env, [set("A", "b=c"), inherit, set("E", "")]);
+    }
+
+    #[test]
+    fn a_machine_in_the_background_keeps_its_record_unless_told_otherwise() {
+        assert!(run_arguments(&["app"]).is_ephemeral());
+        assert!(run_arguments(&["-d", "--rm", "app"]).is_ephemeral());
+        assert!(!run_arguments(&["-d", "app"]).is_ephemeral());
+    }
+
+    #[test]
+    fn limits_out_of_range_get_one_sentence_and_help() {
+        assert_eq!(
+            refusal(&["run", "--memory", "1", "app"]),
+            "vmm: --memory <SIZE>: 1 is too little memory (1 bytes): the smallest limit is 6m\n\
+             help: give a number with a unit b, k, m or g, as in --memory 64m"
+        );
+        assert_eq!(
+            refusal(&["run", "--cpus", "0", "app"]),
+            "vmm: --cpus <NUMBER>: 0 processors are too few: the smallest quota is 0.01\n\
+             help: give a number from 0.01 to 32, as in --cpus 1.5"
+        );
+    }
+
+    #[test]
+    fn usage_errors_are_one_sentence_with_help() {
+        assert_eq!(
+            refusal(&["run"]),
+            "vmm: the following required arguments were not provided: <NAME|COMMAND>...\n\
+             help: add --help to see what the command takes"
+        );
+        assert!(refusal(&["run", "--imag", "x"]).contains("'--image'"));
+        assert!(refusal(&["run", "--workdir", "tmp", "app"]).contains("'tmp' is no absolute path"));
+        assert!(refusal(&["run", "--hostname", "-", "app"]).contains("'-' is no host name"));
+        assert!(refusal(&["run", "--name", "x", "app"]).contains("'x' is no machine name"));
+        assert!(refusal(&["run", "--env", "=x", "app"]).contains("'=x' names no variable"));
+        assert!(refusal(&["kill", "-s", "NOPE", "web"]).contains("'NOPE' is no signal"));
+    }
+}

@@ -1,0 +1,198 @@
+//! What commands print on standard output: plain columns, JSON, lines.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::report::Report;
+
+/// Spaces between two columns, as docker prints them.
+const GAP: usize = 3;
+
+/// Rows below a header, in columns as wide as they need to be.
+#[derive(Debug)]
+pub(super) struct Table<const COLUMNS: usize> {
+    rows: Vec<[String; COLUMNS]>,
+}
+
+impl<const COLUMNS: usize> Table<COLUMNS> {
+    /// Starts a table with its header.
+    pub(super) fn new(header: [&str; COLUMNS]) -> Self {
+        Self {
+            rows: vec![header.map(str::to_owned)],
+        }
+    }
+
+    /// Adds a row.
+    pub(super) fn row(&mut self, cells: [String; COLUMNS]) {
+        self.rows.push(cells.map(|cell| printable(&cell)));
+    }
+
+    /// Prints the table.
+    pub(super) fn print(&self) -> Result<(), Report> {
+        let mut output = io::stdout().lock();
+        self.write(&mut output)
+            .and_then(|()| output.flush())
+            .map_err(Report::of_output)
+    }
+
+    fn write(&self, output: &mut impl Write) -> io::Result<()> {
+        let width_of = |column: usize| {
+            let widths = self.rows.iter().map(|row| row[column].chars().count());
+            widths.max().unwrap_or(0)
+        };
+        let widths: [usize; COLUMNS] = std::array::from_fn(width_of);
+        for row in &self.rows {
+            let mut line = String::new();
+            for (cell, width) in row.iter().zip(widths) {
+                line.push_str(cell);
+                let padding = width - cell.chars().count() + GAP;
+                line.extend(std::iter::repeat_n(' ', padding));
+            }
+            writeln!(output, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// Prints a value as JSON for a program.
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), Report> {
+    let mut output = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut output, value)
+        .map_err(io::Error::from)
+        .and_then(|()| writeln!(output))
+        .and_then(|()| output.flush())
+        .map_err(Report::of_output)
+}
+
+/// Prints one line.
+pub(super) fn print_line(line: impl AsRef<str>) -> Result<(), Report> {
+    let mut output = io::stdout().lock();
+    writeln!(output, "{}", line.as_ref())
+        .and_then(|()| output.flush())
+        .map_err(Report::of_output)
+}
+
+/// Replaces control characters: names and histories come from images, and a terminal obeys them.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|character| {
+            if character.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                character
+            }
+        })
+        .collect()
+}
+
+/// Shortens a text to `length` characters, the last of them an ellipsis.
+pub(super) fn shorten(text: &str, length: usize) -> String {
+    if text.chars().count() <= length {
+        return text.to_owned();
+    }
+    let mut short: String = text.chars().take(length.saturating_sub(1)).collect();
+    short.push('…');
+    short
+}
+
+/// Spells a time span as docker does: `5 seconds`, `About a minute`, `3 hours`, `2 weeks`.
+pub(super) fn spell_duration(seconds: u64) -> String {
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+    const DAY: u64 = 24 * HOUR;
+    const WEEK: u64 = 7 * DAY;
+    const MONTH: u64 = 30 * DAY;
+    const YEAR: u64 = 365 * DAY;
+    match seconds {
+        0 => "Less than a second".to_owned(),
+        1 => "1 second".to_owned(),
+        2..MINUTE => format!("{seconds} seconds"),
+        MINUTE..120 => "About a minute".to_owned(),
+        120..HOUR => format!("{} minutes", seconds / MINUTE),
+        HOUR..7200 => "About an hour".to_owned(),
+        7200..172_800 => format!("{} hours", seconds / HOUR),
+        172_800..1_209_600 => format!("{} days", seconds / DAY),
+        1_209_600..5_184_000 => format!("{} weeks", seconds / WEEK),
+        5_184_000..63_072_000 => format!("{} months", seconds / MONTH),
+        _ => format!("{} years", seconds / YEAR),
+    }
+}
+
+/// Spells a size as docker does: decimal units, three digits that count.
+pub(super) fn spell_size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
+    if bytes < 1000 {
+        return format!("{bytes}B");
+    }
+    let mut scale = 1000;
+    let mut unit = 0;
+    while bytes / scale >= 1000 && unit + 1 < UNITS.len() {
+        scale *= 1000;
+        unit += 1;
+    }
+    let whole = bytes / scale;
+    let thousandths = (bytes % scale) / (scale / 1000);
+    let suffix = UNITS[unit];
+    match whole {
+        0..10 => format!("{whole}.{:02}{suffix}", thousandths / 10),
+        10..100 => format!("{whole}.{}{suffix}", thousandths / 100),
+        _ => format!("{whole}{suffix}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let mut table = Table::new(["NAME", "SIZE"]);
+        table.row(["a-long-name".into(), "1B".into()]);
+
+        let mut printed = Vec::new();
+        table.write(&mut printed).unwrap();
+
+        assert_eq!(
+            String::from_utf8(printed).unwrap(),
+            "NAME          SIZE\na-long-name   1B\n"
+        );
+    }
+
+    #[test]
+    fn a_cell_cannot_command_the_terminal() {
+        let mut table = Table::new(["NAME"]);
+        table.row(["\u{1b}[31mred\n".into()]);
+
+        let mut printed = Vec::new();
+        table.write(&mut printed).unwrap();
+
+        assert_eq!(
+            String::from_utf8(printed).unwrap(),
+            "NAME\n\u{fffd}[31mred\u{fffd}\n"
+        );
+    }
+
+    #[test]
+    fn long_texts_end_with_an_ellipsis() {
+        assert_eq!(shorten("abcdef", 6), "abcdef");
+        assert_eq!(shorten("abcdefg", 6), "abcde…");
+    }
+
+    #[test]
+    fn spans_of_time_are_spelled_as_docker_does() {
+        assert_eq!(spell_duration(0), "Less than a second");
+        assert_eq!(spell_duration(59), "59 seconds");
+        assert_eq!(spell_duration(90), "About a minute");
+        assert_eq!(spell_duration(7199), "About an hour");
+        assert_eq!(spell_duration(3 * 86_400), "3 days");
+    }
+
+    #[test]
+    fn sizes_are_spelled_with_three_digits() {
+        assert_eq!(spell_size(999), "999B");
+        assert_eq!(spell_size(1234), "1.23kB");
+        assert_eq!(spell_size(12_345_678), "12.3MB");
+        assert_eq!(spell_size(123_456_789_000), "123GB");
+    }
+}

@@ -1,0 +1,3 @@
+//! The image store: opens, verifies and converts OCI images.
+
+pub mod erofs;

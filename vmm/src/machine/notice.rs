@@ -1,0 +1,87 @@
+//! How the threads of a machine tell its event loop that something happened.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use devices::doorbell::Ring;
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Something that happened in the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Notice {
+    /// The guest rang the doorbell.
+    Ring(Ring),
+    /// The guest pulsed the reset line.
+    Reset,
+    /// A vCPU cannot go on.
+    GuestFault(String),
+}
+
+/// As many as vCPUs can have in flight; a guest that rings faster than the loop reads loses rings.
+const PENDING_NOTICES: usize = 64;
+
+/// The sending side; clones send to the same loop.
+#[derive(Debug, Clone)]
+pub(super) struct Notifier {
+    notices: SyncSender<Notice>,
+    wake: Arc<EventFd>,
+}
+
+impl Notifier {
+    /// Never blocks.
+    pub(super) fn notify(&self, notice: Notice) {
+        if self.notices.try_send(notice).is_ok() {
+            // A counter that is full is a loop that will wake.
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
+/// The receiving side.
+#[derive(Debug)]
+pub(super) struct Notices {
+    notices: Receiver<Notice>,
+    wake: Arc<EventFd>,
+}
+
+impl Notices {
+    /// Makes both sides.
+    pub(super) fn new() -> std::io::Result<(Notifier, Self)> {
+        let (sender, notices) = sync_channel(PENDING_NOTICES);
+        let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        Ok((
+            Notifier {
+                notices: sender,
+                wake: Arc::clone(&wake),
+            },
+            Self { notices, wake },
+        ))
+    }
+
+    /// What wakes the loop.
+    pub(super) fn waker(&self) -> Waker {
+        Waker(Arc::clone(&self.wake))
+    }
+
+    /// The next notice, if there is one.
+    pub(super) fn next(&self) -> Option<Notice> {
+        self.notices.try_recv().ok()
+    }
+}
+
+/// Stands on the event loop so that a notice ends its wait.
+#[derive(Debug)]
+pub(super) struct Waker(Arc<EventFd>);
+
+impl MutEventSubscriber for Waker {
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+        let _ = self.0.read();
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(error) = ops.add(Events::new(&*self.0, EventSet::IN)) {
+            tracing::error!(%error, "the event loop does not take the machine's notices");
+        }
+    }
+}

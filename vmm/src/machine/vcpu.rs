@@ -1,0 +1,168 @@
+//! A vCPU: one thread that enters the guest, and answers what the guest asks of the buses.
+
+use std::sync::Arc;
+
+use devices::bus::{Bus, MmioAddress, PioAddress};
+use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, kvm_regs};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::Notice;
+use super::notice::Notifier;
+
+/// Breakpoint exception, #BP.
+const BREAKPOINT_VECTOR: u8 = 3;
+/// Set in `emulation_failure.flags` when KVM gives the instruction's bytes (KVM API,
+/// `KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES`).
+const FLAG_INSTRUCTION_BYTES: u64 = 1;
+
+const OPCODE_INT3: u8 = 0xcc;
+const OPCODE_FWAIT: u8 = 0x9b;
+
+/// The guest's ways out to devices.
+#[derive(Debug, Clone)]
+pub(super) struct Buses {
+    pub(super) pio: Arc<Bus<PioAddress>>,
+    pub(super) mmio: Arc<Bus<MmioAddress>>,
+}
+
+/// One vCPU, before and while it runs.
+#[derive(Debug)]
+pub(super) struct Vcpu {
+    pub(super) fd: VcpuFd,
+    pub(super) buses: Buses,
+    pub(super) notifier: Notifier,
+}
+
+/// What a look at an exit decided.
+enum Next {
+    Enter,
+    /// The machine cannot go on; why, for people.
+    Stop(String),
+    /// KVM could not emulate an instruction.
+    RepairEmulation,
+}
+
+impl Vcpu {
+    /// Enters the guest again and again; returns only when this vCPU can never be entered again, after it said why.
+    pub(super) fn run(mut self) {
+        loop {
+            let next = match self.step() {
+                Next::RepairEmulation => self.repair_emulation(),
+                next => next,
+            };
+            if let Next::Stop(reason) = next {
+                self.notifier.notify(Notice::GuestFault(reason));
+                return;
+            }
+        }
+    }
+
+    fn step(&mut self) -> Next {
+        match self.fd.run() {
+            Ok(VcpuExit::IoIn(port, data)) => {
+                self.buses.pio.read(PioAddress(port), data);
+                Next::Enter
+            }
+            Ok(VcpuExit::IoOut(port, data)) => {
+                self.buses.pio.write(PioAddress(port), data);
+                Next::Enter
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                self.buses.mmio.read(MmioAddress(address), data);
+                Next::Enter
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                self.buses.mmio.write(MmioAddress(address), data);
+                Next::Enter
+            }
+            Ok(VcpuExit::InternalError) => Next::RepairEmulation,
+            Ok(VcpuExit::Shutdown) => {
+                Next::Stop("the processor shut down after a triple fault".to_owned())
+            }
+            Ok(VcpuExit::FailEntry(reason, cpu)) => Next::Stop(format!(
+                "the host's processor {cpu} refused to enter the guest (reason {reason:#x})"
+            )),
+            Ok(VcpuExit::Intr | VcpuExit::Hlt) => Next::Enter,
+            Ok(exit) => Next::Stop(format!("KVM left the guest unexpectedly: {exit:?}")),
+            Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => Next::Enter,
+            Err(error) => Next::Stop(format!("KVM cannot run the guest: {error}")),
+        }
+    }
+
+    /// Does what a processor would have done for the instructions that some hosts cannot emulate in the guest's kernel
+    /// ([`Quirk::NoInt3`](super::host::Quirk), [`Quirk::NoFwait`](super::host::Quirk)); anything else ends the machine.
+    fn repair_emulation(&mut self) -> Next {
+        let (suberror, instruction) = self.failed_instruction();
+        let regs = match self.fd.get_regs() {
+            Ok(regs) => regs,
+            Err(error) => {
+                return Next::Stop(format!("KVM cannot read the guest's registers: {error}"));
+            }
+        };
+        if suberror != KVM_INTERNAL_ERROR_EMULATION {
+            return Next::Stop(format!(
+                "KVM failed inside (suberror {suberror}) at {:#x}",
+                regs.rip
+            ));
+        }
+        let repaired = match instruction.first() {
+            Some(&OPCODE_INT3) => self.deliver_breakpoint(&regs),
+            Some(&OPCODE_FWAIT) => self.step_over(&regs),
+            _ => {
+                let bytes: Vec<String> = instruction
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect();
+                let bytes = if bytes.is_empty() {
+                    "unknown".to_owned()
+                } else {
+                    bytes.join(" ")
+                };
+                return Next::Stop(format!(
+                    "KVM cannot emulate the instruction at {:#x} (bytes {bytes})",
+                    regs.rip
+                ));
+            }
+        };
+        match repaired {
+            Ok(()) => Next::Enter,
+            Err(error) => Next::Stop(format!(
+                "KVM refuses the registers after a repair at {:#x}: {error}",
+                regs.rip
+            )),
+        }
+    }
+
+    /// The kind of internal error, and the bytes of the instruction where KVM tells them.
+    fn failed_instruction(&mut self) -> (u32, Vec<u8>) {
+        // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, for which this member of the union is the valid one; all
+        // of its fields are integers.
+        let failure = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.emulation_failure };
+        if failure.suberror != KVM_INTERNAL_ERROR_EMULATION
+            || failure.flags & FLAG_INSTRUCTION_BYTES == 0
+        {
+            return (failure.suberror, Vec::new());
+        }
+        // SAFETY: the flag says that size and bytes are there; the union has no other member.
+        let instruction = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
+        let size = usize::from(instruction.insn_size).min(instruction.insn_bytes.len());
+        (failure.suberror, instruction.insn_bytes[..size].to_vec())
+    }
+
+    /// #BP is a trap: the frame's instruction pointer is behind the `int3` (Intel SDM 3A, section 6.15).
+    fn deliver_breakpoint(&self, regs: &kvm_regs) -> Result<(), kvm_ioctls::Error> {
+        self.step_over(regs)?;
+        let mut events = self.fd.get_vcpu_events()?;
+        events.exception.injected = 1;
+        events.exception.nr = BREAKPOINT_VECTOR;
+        events.exception.has_error_code = 0;
+        self.fd.set_vcpu_events(&events)
+    }
+
+    fn step_over(&self, regs: &kvm_regs) -> Result<(), kvm_ioctls::Error> {
+        self.fd.set_regs(&kvm_regs {
+            rip: regs.rip.wrapping_add(1),
+            ..*regs
+        })
+    }
+}

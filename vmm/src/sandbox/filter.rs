@@ -1,0 +1,139 @@
+//! The system calls of each kind of thread in the VM process, each group with its reason. Any other one ends the process.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
+};
+
+use crate::machine::ThreadRole;
+
+/// `_IO(KVMIO, nr)` and friends (include/uapi/linux/kvm.h): the low 16 bits name the request, whatever its size and direction.
+const KVMIO: u64 = 0xae00;
+const KVM_RUN: u64 = KVMIO | 0x80;
+const KVM_GET_REGS: u64 = KVMIO | 0x81;
+const KVM_SET_REGS: u64 = KVMIO | 0x82;
+const KVM_GET_VCPU_EVENTS: u64 = KVMIO | 0x9f;
+const KVM_SET_VCPU_EVENTS: u64 = KVMIO | 0xa0;
+const REQUEST_MASK: u64 = 0xffff;
+/// Switches a socket to non-blocking; the standard library does it this way.
+const FIONBIO: u64 = 0x5421;
+
+/// What every Rust thread needs: its allocator, its locks, its end.
+const COMMON: &[i64] = &[
+    // The allocator.
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_mprotect,
+    // Locks between threads, and waiting for the other side of one.
+    libc::SYS_futex,
+    libc::SYS_sched_yield,
+    // Event descriptors and the kernel's log.
+    libc::SYS_read,
+    libc::SYS_write,
+    // Time stamps of log lines; the vDSO answers most.
+    libc::SYS_clock_gettime,
+    // The end of a thread and of the process.
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_sigaltstack,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    // Seeds of hash tables.
+    libc::SYS_getrandom,
+];
+
+/// What the event loop needs beside it.
+const EVENT_LOOP: &[i64] = &[
+    // Waiting.
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_ctl,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    // vsock streams and the monitor's channel.
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_shutdown,
+    libc::SYS_close,
+    libc::SYS_fcntl,
+    // Disks.
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_fdatasync,
+    libc::SYS_fallocate,
+];
+
+/// The compiled filter of a thread.
+pub(super) fn program(role: ThreadRole) -> Result<BpfProgram, BackendError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = COMMON.iter().map(|call| (*call, Vec::new())).collect();
+    match role {
+        ThreadRole::Vcpu => {
+            let requests = [KVM_RUN, KVM_GET_REGS, KVM_SET_REGS, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS];
+            rules.insert(libc::SYS_ioctl, requests.into_iter().map(ioctl).collect::<Result<_, _>>()?);
+            // A device reset takes the worker off the loop on the vCPU's thread.
+            rules.insert(libc::SYS_close, Vec::new());
+            rules.insert(libc::SYS_epoll_ctl, Vec::new());
+        }
+        ThreadRole::EventLoop => {
+            rules.extend(EVENT_LOOP.iter().map(|call| (*call, Vec::new())));
+            rules.insert(libc::SYS_ioctl, vec![ioctl(FIONBIO)?]);
+        }
+    }
+    SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, TargetArch::x86_64)?.try_into()
+}
+
+/// Allows one ioctl request, by the part of its number that names it.
+fn ioctl(request: u64) -> Result<SeccompRule, BackendError> {
+    const REQUEST_ARGUMENT: u8 = 1;
+    let condition = SeccompCondition::new(
+        REQUEST_ARGUMENT,
+        SeccompCmpArgLen::Dword,
+        SeccompCmpOp::MaskedEq(REQUEST_MASK),
+        request & REQUEST_MASK,
+    )?;
+    SeccompRule::new(vec![condition])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process;
+
+    /// Runs `body` in a child that has entered the jail of `role`; what became of the child.
+    fn jailed(role: ThreadRole, body: impl FnOnce() -> i32) -> String {
+        let child = process::fork(|| match super::super::enter_thread(role) {
+            Ok(()) => body(),
+            Err(_) => 99,
+        });
+        child.unwrap().wait().unwrap().to_string()
+    }
+
+    #[test]
+    fn a_jailed_thread_may_end() {
+        assert_eq!(jailed(ThreadRole::EventLoop, || 0), "exit status 0");
+    }
+
+    #[test]
+    fn opening_a_file_ends_the_process() {
+        let open = || i32::from(std::fs::File::open("/etc/passwd").is_ok());
+        assert_eq!(jailed(ThreadRole::EventLoop, open), format!("signal {}", libc::SIGSYS));
+    }
+
+    #[test]
+    fn a_vcpu_thread_cannot_make_a_vm() {
+        // KVM_CREATE_VM is request 1; the descriptor does not matter, the filter looks first.
+        let create = || rustix::stdio::stdin().try_clone_to_owned().map_or(1, |_| 0);
+        assert_eq!(jailed(ThreadRole::Vcpu, create), format!("signal {}", libc::SIGSYS));
+    }
+}
