@@ -95,7 +95,10 @@ pub fn borrow_raw<T: AsRawFd>(owner: &T) -> BorrowedFd<'_> {
 /// As close_range(2) says.
 pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     const FIRST_AFTER_STANDARD_STREAMS: u32 = 3;
-    let mut kept: Vec<u32> = keep.iter().map(|descriptor| number(descriptor.as_raw_fd())).collect();
+    let mut kept: Vec<u32> = keep
+        .iter()
+        .map(|descriptor| number(descriptor.as_raw_fd()))
+        .collect();
     kept.sort_unstable();
     let mut next = FIRST_AFTER_STANDARD_STREAMS;
     for descriptor in kept {
@@ -125,7 +128,10 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
 /// # Errors
 /// When `/dev/null` cannot be opened.
 pub fn standard_streams_to_null() -> io::Result<()> {
-    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;

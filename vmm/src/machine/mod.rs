@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use devices::bus::{Bus, BusDevice, InsertError, MmioAddress, PioAddress};
+use devices::bus::{Bus, BusDevice, InsertError, MmioAddress};
 use devices::doorbell::{self, Doorbell, Ring};
 use devices::event_loop::{EventLoop, EventLoopError};
 use devices::i8042::{self, I8042};

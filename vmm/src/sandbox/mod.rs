@@ -7,7 +7,9 @@ mod filter;
 
 use std::io;
 
-use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope,
+};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 
 use crate::machine::ThreadRole;
@@ -18,7 +20,11 @@ use crate::machine::ThreadRole;
 /// When the host refuses; the process must then not go on.
 pub fn enter_process() -> io::Result<()> {
     set_no_new_privs(true)?;
-    let none = CapabilitySets { effective: CapabilitySet::empty(), permitted: CapabilitySet::empty(), inheritable: CapabilitySet::empty() };
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
     set_capabilities(None, none)?;
     restrict_to_nothing().map_err(io::Error::other)
 }

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -74,21 +74,36 @@ pub(super) struct Channel(OwnedFd);
 impl Channel {
     /// Both ends. Message boundaries are kept, and a hang-up is seen.
     pub(super) fn pair() -> std::io::Result<(Self, Self)> {
-        let (one, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (one, other) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         Ok((Self(one), Self(other)))
     }
 
     /// Sends one message, with a socket where the message says so.
-    pub(super) fn send<T: Serialize>(&self, message: &T, passed: Option<BorrowedFd<'_>>) -> Result<(), ChannelError> {
+    pub(super) fn send<T: Serialize>(
+        &self,
+        message: &T,
+        passed: Option<BorrowedFd<'_>>,
+    ) -> Result<(), ChannelError> {
         let bytes = postcard::to_stdvec(message).map_err(|_| ChannelError::Nonsense)?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         let descriptors: Vec<BorrowedFd<'_>> = passed.into_iter().collect();
-        if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors))
+        {
             return Err(ChannelError::Nonsense);
         }
         loop {
-            match sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+            match sendmsg(
+                &self.0,
+                &[IoSlice::new(&bytes)],
+                &mut ancillary,
+                SendFlags::NOSIGNAL,
+            ) {
                 Ok(_) => return Ok(()),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(ChannelError::Send(error.into())),
@@ -97,12 +112,19 @@ impl Channel {
     }
 
     /// Waits for one message; `None` after a hang-up.
-    pub(super) fn receive<T: DeserializeOwned>(&self) -> Result<Option<(T, Option<OwnedFd>)>, ChannelError> {
+    pub(super) fn receive<T: DeserializeOwned>(
+        &self,
+    ) -> Result<Option<(T, Option<OwnedFd>)>, ChannelError> {
         let mut bytes = [0; MAX_MESSAGE_BYTES];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
-            match recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            match recvmsg(
+                &self.0,
+                &mut [IoSliceMut::new(&mut bytes)],
+                &mut ancillary,
+                RecvFlags::CMSG_CLOEXEC,
+            ) {
                 Ok(received) => break received.bytes,
                 Err(Errno::INTR) => {}
                 // The other end died with a message of ours unread.
@@ -120,7 +142,8 @@ impl Channel {
                 _ => None,
             })
             .last();
-        let message = postcard::from_bytes(&bytes[..received]).map_err(|_| ChannelError::Nonsense)?;
+        let message =
+            postcard::from_bytes(&bytes[..received]).map_err(|_| ChannelError::Nonsense)?;
         Ok(Some((message, passed)))
     }
 
@@ -129,8 +152,12 @@ impl Channel {
         let report = match report {
             Report::Ready => Report::Ready,
             Report::Ended(End::PoweredOff) => Report::Ended(End::PoweredOff),
-            Report::Ended(End::GuestDied { reason }) => Report::Ended(End::GuestDied { reason: cut(reason) }),
-            Report::Ended(End::NotBuilt { reason }) => Report::Ended(End::NotBuilt { reason: cut(reason) }),
+            Report::Ended(End::GuestDied { reason }) => Report::Ended(End::GuestDied {
+                reason: cut(reason),
+            }),
+            Report::Ended(End::NotBuilt { reason }) => Report::Ended(End::NotBuilt {
+                reason: cut(reason),
+            }),
         };
         if let Err(error) = self.send(&report, None) {
             tracing::debug!(%error, "nobody hears the report");
@@ -159,11 +186,15 @@ mod tests {
     fn a_dial_brings_its_socket() {
         let (monitor, vm) = Channel::pair().unwrap();
         let (mut ours, theirs) = UnixStream::pair().unwrap();
-        monitor.send(&Command::Dial { port: 1024 }, Some(theirs.as_fd())).unwrap();
+        monitor
+            .send(&Command::Dial { port: 1024 }, Some(theirs.as_fd()))
+            .unwrap();
         drop(theirs);
         let (command, passed) = vm.receive::<Command>().unwrap().unwrap();
         assert!(matches!(command, Command::Dial { port: 1024 }));
-        UnixStream::from(passed.unwrap()).write_all(b"hello").unwrap();
+        UnixStream::from(passed.unwrap())
+            .write_all(b"hello")
+            .unwrap();
         let mut text = String::new();
         ours.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
@@ -179,8 +210,15 @@ mod tests {
     #[test]
     fn an_endless_reason_is_cut() {
         let (monitor, vm) = Channel::pair().unwrap();
-        vm.report(&Report::Ended(End::GuestDied { reason: "x".repeat(100_000) }));
+        vm.report(&Report::Ended(End::GuestDied {
+            reason: "x".repeat(100_000),
+        }));
         let (report, _) = monitor.receive::<Report>().unwrap().unwrap();
-        assert_eq!(report, Report::Ended(End::GuestDied { reason: "x".repeat(MAX_REASON_CHARS) }));
+        assert_eq!(
+            report,
+            Report::Ended(End::GuestDied {
+                reason: "x".repeat(MAX_REASON_CHARS)
+            })
+        );
     }
 }

@@ -43,7 +43,10 @@ impl VmProcess {
             live(kvm, config, theirs);
             0
         })?;
-        Ok(Self { channel: ours, child })
+        Ok(Self {
+            channel: ours,
+            child,
+        })
     }
 
     /// Its process id.
@@ -59,7 +62,8 @@ impl VmProcess {
     /// When the VM process is gone.
     pub fn dial(&self, port: u32) -> Result<UnixStream, ChannelError> {
         let (ours, theirs) = UnixStream::pair().map_err(ChannelError::Socket)?;
-        self.channel.send(&Command::Dial { port }, Some(theirs.as_fd()))?;
+        self.channel
+            .send(&Command::Dial { port }, Some(theirs.as_fd()))?;
         Ok(ours)
     }
 
@@ -89,19 +93,29 @@ impl AsFd for VmProcess {
 /// The life of the VM process.
 fn live(kvm: &Kvm, config: &MachineConfig, channel: Channel) {
     if let Err(error) = leave_the_parent(kvm, config, &channel) {
-        return channel.report(&Report::Ended(End::NotBuilt { reason: format!("cannot become the VM process: {error}") }));
+        return channel.report(&Report::Ended(End::NotBuilt {
+            reason: format!("cannot become the VM process: {error}"),
+        }));
     }
     let machine = match Machine::build(kvm, config) {
         Ok(machine) => machine,
-        Err(error) => return channel.report(&Report::Ended(End::NotBuilt { reason: chain(&error) })),
+        Err(error) => {
+            return channel.report(&Report::Ended(End::NotBuilt {
+                reason: chain(&error),
+            }));
+        }
     };
     let channel = Arc::new(channel);
     let end = match run(machine, &channel) {
         Ok(MachineEnd::PoweredOff) => End::PoweredOff,
-        Ok(MachineEnd::Reset) => End::GuestDied { reason: "the guest's kernel reset the machine".to_owned() },
+        Ok(MachineEnd::Reset) => End::GuestDied {
+            reason: "the guest's kernel reset the machine".to_owned(),
+        },
         Ok(MachineEnd::Fault(reason)) => End::GuestDied { reason },
         Ok(MachineEnd::Stopped) => return,
-        Err(error) => End::NotBuilt { reason: chain(&error) },
+        Err(error) => End::NotBuilt {
+            reason: chain(&error),
+        },
     };
     channel.report(&Report::Ended(end));
 }
@@ -116,17 +130,32 @@ fn leave_the_parent(kvm: &Kvm, config: &MachineConfig, channel: &Channel) -> io:
     keep.push(kvm);
     keep.extend(config.kernel_log.as_ref().map(AsFd::as_fd));
     let Root::Window(root) = &config.root;
-    keep.extend(config.agent.parts.iter().chain(&root.parts).map(|part| part.file.as_fd()));
+    keep.extend(
+        config
+            .agent
+            .parts
+            .iter()
+            .chain(&root.parts)
+            .map(|part| part.file.as_fd()),
+    );
     process::close_all_but(&keep)?;
     process::standard_streams_to_null()
 }
 
 fn run(mut machine: Machine, channel: &Arc<Channel>) -> Result<MachineEnd, RunError> {
     let hung_up = Arc::new(AtomicBool::new(false));
-    let control = Control { channel: Arc::clone(channel), dialer: machine.dialer(), hung_up: Arc::clone(&hung_up) };
+    let control = Control {
+        channel: Arc::clone(channel),
+        dialer: machine.dialer(),
+        hung_up: Arc::clone(&hung_up),
+    };
     machine.add_subscriber(Box::new(control));
     sandbox::enter_process().map_err(RunError::Jail)?;
-    machine.run(sandbox::enter_thread, || channel.report(&Report::Ready), || hung_up.load(Ordering::Relaxed))
+    machine.run(
+        sandbox::enter_thread,
+        || channel.report(&Report::Ready),
+        || hung_up.load(Ordering::Relaxed),
+    )
 }
 
 /// The channel on the machine's event loop.
@@ -144,7 +173,9 @@ impl MutEventSubscriber for Control {
                     tracing::debug!(%error, "a dial was dropped");
                 }
             }
-            Ok(Some((Command::Dial { port }, None))) => tracing::debug!(port, "a dial came without a socket"),
+            Ok(Some((Command::Dial { port }, None))) => {
+                tracing::debug!(port, "a dial came without a socket")
+            }
             // The monitor is gone or speaks nonsense: there is nobody left to run for.
             Ok(None) | Err(_) => {
                 self.hung_up.store(true, Ordering::Relaxed);
