@@ -10,6 +10,9 @@ pub mod mmio;
 pub mod pmem;
 pub mod vsock;
 
+#[cfg(test)]
+pub(crate) mod testing;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

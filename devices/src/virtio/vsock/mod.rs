@@ -8,6 +8,9 @@ mod packet;
 mod queue;
 mod worker;
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
