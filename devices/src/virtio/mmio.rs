@@ -544,3 +544,6 @@ impl BusDevice for EmptySlot {
 
     fn write(&self, _offset: u64, _data: &[u8]) {}
 }
+
+#[cfg(test)]
+mod tests;

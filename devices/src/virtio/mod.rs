@@ -10,13 +10,16 @@ pub mod mmio;
 pub mod pmem;
 pub mod vsock;
 
+#[cfg(test)]
+pub(crate) mod testing;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use event_manager::MutEventSubscriber;
 use thiserror::Error;
-use virtio_queue::Queue;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -131,6 +134,34 @@ pub struct ActiveQueue {
     pub queue: Queue,
     /// Becomes readable when the guest notifies the queue.
     pub notifier: EventFd,
+}
+
+/// A ring that the guest has made unusable; the device leaves it alone until something changes.
+#[derive(Debug, Error)]
+pub(crate) enum QueueError {
+    /// An index or an address in the ring is impossible.
+    #[error("the ring cannot be used")]
+    Ring(#[from] virtio_queue::Error),
+    /// The ring says that there is a buffer, and there is none.
+    #[error("the ring has no entry where it says that there is one")]
+    NoEntry,
+}
+
+/// Takes the next available buffer; `None` if there is none, and then the guest notifies the next.
+fn next_chain<'a>(
+    queue: &mut Queue,
+    memory: &'a GuestRam,
+) -> Result<Option<DescriptorChain<&'a GuestRam>>, QueueError> {
+    if let Some(chain) = queue.iter(memory)?.next() {
+        return Ok(Some(chain));
+    }
+    if !queue.enable_notification(memory)? {
+        return Ok(None);
+    }
+    // One came between the look and the request to be notified.
+    queue.disable_notification(memory)?;
+    let chain = queue.iter(memory)?.next();
+    chain.map(Some).ok_or(QueueError::NoEntry)
 }
 
 /// Why a device could not start to run.

@@ -1,9 +1,9 @@
 //! The request queue of the pmem device (VirtIO 1.2 section 5.19.6, "Driver Operations").
 
-use virtio_queue::{DescriptorChain, Error, Queue, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::{Bytes, GuestMemory};
 
-use crate::virtio::GuestRam;
+use crate::virtio::{GuestRam, QueueError, next_chain};
 
 /// The only request type: flush (VirtIO 1.2 section 5.19.6).
 const REQUEST_TYPE_FLUSH: u32 = 0;
@@ -16,20 +16,15 @@ const FIELD_BYTES: u32 = 4;
 ///
 /// # Errors
 ///
-/// Returns the error of a ring that cannot be used.
-pub(super) fn process(queue: &mut Queue, memory: &GuestRam) -> Result<bool, Error> {
+/// Returns [`QueueError`] if the ring cannot be used.
+pub(super) fn process(queue: &mut Queue, memory: &GuestRam) -> Result<bool, QueueError> {
     let mut used = false;
-    loop {
-        queue.disable_notification(memory)?;
-        while let Some(chain) = queue.pop_descriptor_chain(memory) {
-            let head = chain.head_index();
-            let written = answer(chain, memory).unwrap_or(0);
-            queue.add_used(memory, head, written)?;
-            used = true;
-        }
-        if !queue.enable_notification(memory)? {
-            break;
-        }
+    queue.disable_notification(memory)?;
+    while let Some(chain) = next_chain(queue, memory)? {
+        let head = chain.head_index();
+        let written = answer(chain, memory).unwrap_or(0);
+        queue.add_used(memory, head, written)?;
+        used = true;
     }
     Ok(used && queue.needs_notification(memory)?)
 }

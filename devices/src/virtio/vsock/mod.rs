@@ -3,7 +3,13 @@
 //! The host dials: a [`Dialer`] hands the device one end of a `UnixStream` and a port, and from
 //! then on what is written to the other end arrives at the guest's listener on that port.
 
+mod connection;
+mod packet;
+mod queue;
 mod worker;
+
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -150,15 +156,18 @@ impl VirtioDevice for Vsock {
 
     fn activate(
         self: Box<Self>,
-        activation: Activation,
+        mut activation: Activation,
     ) -> Result<Box<dyn Worker>, (Box<dyn VirtioDevice>, ActivateError)> {
-        match <[_; 3]>::try_from(activation.queues) {
-            Ok(queues) => Ok(Box::new(worker::VsockWorker::new(
-                *self,
-                activation.memory,
-                queues,
-                activation.interrupt,
-            ))),
+        match <[_; 3]>::try_from(std::mem::take(&mut activation.queues)) {
+            Ok(queues) => {
+                let Activation {
+                    memory, interrupt, ..
+                } = activation;
+                match worker::VsockWorker::new(*self, memory, queues, interrupt) {
+                    Ok(worker) => Ok(Box::new(worker)),
+                    Err((device, error)) => Err((device, error)),
+                }
+            }
             Err(queues) => Err((
                 self,
                 ActivateError::WrongQueueCount {

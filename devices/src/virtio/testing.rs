@@ -1,0 +1,182 @@
+//! A driver for tests: rings and buffers in guest memory, as a guest's kernel would keep them.
+
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_queue::desc::RawDescriptor;
+use virtio_queue::desc::split::{Descriptor, VirtqUsedElem};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::GuestRam;
+use crate::interrupt::Interrupt;
+
+/// Makes `size_bytes` of RAM from address 0.
+pub(crate) fn ram(size_bytes: usize) -> GuestRam {
+    GuestRam::from_ranges(&[(GuestAddress(0), size_bytes)]).unwrap()
+}
+
+/// A line that counts.
+#[derive(Debug, Default)]
+pub(crate) struct CountingLine(AtomicUsize);
+
+impl CountingLine {
+    pub(crate) fn count(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Interrupt for CountingLine {
+    fn trigger(&self) -> io::Result<()> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// One buffer of a chain.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    pub(crate) address: u64,
+    pub(crate) length: u32,
+    pub(crate) writable: bool,
+}
+
+/// A part that the device reads.
+pub(crate) fn readable(address: u64, length: u32) -> Part {
+    Part {
+        address,
+        length,
+        writable: false,
+    }
+}
+
+/// A part that the device writes.
+pub(crate) fn writable(address: u64, length: u32) -> Part {
+    Part {
+        address,
+        length,
+        writable: true,
+    }
+}
+
+/// The driver's end of a queue. Chains are at most `size` parts in flight together.
+#[derive(Debug)]
+pub(crate) struct DriverQueue {
+    memory: GuestRam,
+    base: u64,
+    size: u16,
+    free: Vec<u16>,
+    chains: std::collections::HashMap<u16, Vec<u16>>,
+    next_avail: u16,
+    next_used: u16,
+}
+
+impl DriverQueue {
+    /// Lays a queue of `size` entries at `base`; it takes less than 64 KiB.
+    pub(crate) fn new(memory: &GuestRam, base: u64, size: u16) -> Self {
+        Self {
+            memory: memory.clone(),
+            base,
+            size,
+            free: (0..size).rev().collect(),
+            chains: std::collections::HashMap::new(),
+            next_avail: 0,
+            next_used: 0,
+        }
+    }
+
+    pub(crate) fn descriptors(&self) -> u64 {
+        self.base
+    }
+
+    pub(crate) fn avail(&self) -> u64 {
+        self.base + u64::from(self.size) * 16
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        (self.avail() + 6 + u64::from(self.size) * 2).next_multiple_of(4)
+    }
+
+    /// Returns the device's end.
+    pub(crate) fn device_queue(&self) -> Queue {
+        let mut queue = Queue::new(self.size).unwrap();
+        queue
+            .try_set_desc_table_address(GuestAddress(self.descriptors()))
+            .unwrap();
+        queue
+            .try_set_avail_ring_address(GuestAddress(self.avail()))
+            .unwrap();
+        queue
+            .try_set_used_ring_address(GuestAddress(self.used()))
+            .unwrap();
+        queue.set_ready(true);
+        assert!(queue.is_valid(&self.memory));
+        queue
+    }
+
+    pub(crate) fn free_descriptors(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Returns the head that the next chain will have.
+    pub(crate) fn next_head(&self) -> u16 {
+        *self.free.last().unwrap()
+    }
+
+    /// Writes one descriptor as it is, for chains that no driver makes.
+    pub(crate) fn write_descriptor(&self, index: u16, descriptor: Descriptor) {
+        let address = GuestAddress(self.descriptors() + u64::from(index) * 16);
+        self.memory
+            .write_obj(RawDescriptor::from(descriptor), address)
+            .unwrap();
+    }
+
+    /// Makes the chain at `head` available, whatever is there.
+    pub(crate) fn publish(&mut self, head: u16) {
+        let slot = self.avail() + 4 + u64::from(self.next_avail % self.size) * 2;
+        self.memory.write_obj(head, GuestAddress(slot)).unwrap();
+        self.next_avail = self.next_avail.wrapping_add(1);
+        self.memory
+            .write_obj(self.next_avail, GuestAddress(self.avail() + 2))
+            .unwrap();
+    }
+
+    /// Makes a chain of `parts` available and returns its head.
+    pub(crate) fn add(&mut self, parts: &[Part]) -> u16 {
+        let indices: Vec<u16> = parts.iter().map(|_| self.free.pop().unwrap()).collect();
+        for (position, part) in parts.iter().enumerate() {
+            let next = indices.get(position + 1).copied();
+            let mut flags = 0;
+            if part.writable {
+                flags |= u16::try_from(VRING_DESC_F_WRITE).unwrap();
+            }
+            if next.is_some() {
+                flags |= u16::try_from(VRING_DESC_F_NEXT).unwrap();
+            }
+            let descriptor =
+                Descriptor::new(part.address, part.length, flags, next.unwrap_or_default());
+            self.write_descriptor(indices[position], descriptor);
+        }
+        let head = indices[0];
+        self.chains.insert(head, indices);
+        self.publish(head);
+        head
+    }
+
+    /// Takes a chain that the device has used: its head and how many bytes were written.
+    pub(crate) fn take_used(&mut self) -> Option<(u16, u32)> {
+        let index: u16 = self.memory.read_obj(GuestAddress(self.used() + 2)).unwrap();
+        if index == self.next_used {
+            return None;
+        }
+        let slot = self.used() + 4 + u64::from(self.next_used % self.size) * 8;
+        let element: VirtqUsedElem = self.memory.read_obj(GuestAddress(slot)).unwrap();
+        self.next_used = self.next_used.wrapping_add(1);
+        let head = u16::try_from(element.id()).unwrap();
+        if let Some(indices) = self.chains.remove(&head) {
+            self.free.extend(indices);
+        }
+        Some((head, element.len()))
+    }
+}
