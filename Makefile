@@ -17,7 +17,7 @@ guest_sources := $(manifests) $(shell find guest-image -type f)
 demo_sources := $(shell find resources/demo-image -type f) $(wildcard /bin/busybox)
 
 .DELETE_ON_ERROR:
-.PHONY: help run test test-full bench guest-image install fmt lint clean toolchain run-packages test-packages nextest
+.PHONY: help run test test-full bench guest-image install fmt lint clean toolchain run-packages test-packages cargo-nextest cargo-deny
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | while IFS='	' read -r name what; do \
@@ -26,14 +26,14 @@ help: ## Say what there is
 run: $(vmm) $(guest)/.built $(demo) ## Build all that it takes and run the demo image in a microVM
 	@$(vmm) run --image $(demo)
 
-test: test-packages lint nextest $(vmm) $(guest)/.built $(demo) ## Check format and lints, run unit and end-to-end tests
+test: test-packages lint cargo-nextest $(vmm) $(guest)/.built $(demo) ## Check format and lints, run unit and end-to-end tests
 	@echo "Building and running the tests"
 	@cargo nextest run --cargo-quiet --locked --workspace --no-fail-fast
 	@echo "Format, lints and tests are good."
 
-test-full: test-packages lint nextest $(vmm) $(guest)/.built $(demo) ## The same with the tests that take too long for every change
-	@resources/packages/cargo-tool.sh cargo-deny
-	@cargo deny --log-level error check
+test-full: test-packages cargo-deny lint cargo-nextest $(vmm) $(guest)/.built $(demo) ## The same with the tests that take too long for every change
+	@if cargo deny --log-level off fetch db 2>/dev/null; then cargo deny --offline --log-level error check --hide-inclusion-graph advisories; \
+	else echo "The advisories' database could not be fetched; nothing was checked against it."; fi
 	@cargo nextest run --cargo-quiet --locked --workspace --no-fail-fast --profile full
 	@echo "Format, lints, dependencies and all tests are good."
 
@@ -54,8 +54,8 @@ lint: | toolchain run-packages ## Check format, lints and dependencies
 	@cargo fmt --all --check
 	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	@if cargo deny --version >/dev/null 2>&1; then \
-		cargo deny --offline --log-level error check licenses bans sources; \
-	else echo "cargo-deny is not installed, so licences and sources of the dependencies were not checked (make test-full does)"; fi
+		cargo deny --log-level error check --hide-inclusion-graph licenses bans sources; \
+	else echo "cargo-deny is not installed, so the dependencies' licences were not checked; make test-full does."; fi
 
 clean: ## Remove what was built in this checkout; the kernel's cache stays
 	@rm -rf target
@@ -81,5 +81,5 @@ run-packages:
 test-packages: run-packages
 	@resources/packages/install.sh resources/packages/test
 
-nextest: | toolchain run-packages
-	@resources/packages/cargo-tool.sh cargo-nextest
+cargo-nextest cargo-deny: | toolchain run-packages
+	@resources/packages/cargo-tool.sh $@
