@@ -10,6 +10,8 @@ vmm := target/release/vmm
 guest := target/share/vmm/guest
 demo := target/demo.oci
 
+run_packages := guest-image/kernel/packages resources/packages/run
+
 # What the results are made from. Cargo knows its own sources better, but asking it takes a good part of a second.
 manifests := Cargo.toml Cargo.lock
 vmm_sources := $(manifests) $(shell find vmm devices guest-image/protocol -type f)
@@ -17,7 +19,8 @@ guest_sources := $(manifests) $(shell find guest-image -type f)
 demo_sources := $(shell find resources/demo-image -type f) $(wildcard /bin/busybox)
 
 .DELETE_ON_ERROR:
-.PHONY: help run test test-full bench guest-image install fmt lint clean toolchain run-packages test-packages cargo-nextest cargo-deny
+.PHONY: help run test test-full bench guest-image install fmt lint clean
+.PHONY: toolchain run-packages test-packages cargo-nextest cargo-deny
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | while IFS='	' read -r name what; do \
@@ -37,8 +40,8 @@ test-full: test-packages cargo-deny lint cargo-nextest $(vmm) $(guest)/.built $(
 	@cargo nextest run --cargo-quiet --locked --workspace --no-fail-fast --profile full
 	@echo "Format, lints, dependencies and all tests are good."
 
-bench: $(vmm) $(guest)/.built $(demo) | test-packages ## Measure what the budgets are about
-	@tests/bench/run.sh
+bench: test-packages $(vmm) $(guest)/.built $(demo) ## Measure what a run and an import cost
+	@cargo bench --quiet --locked --package tests
 
 guest-image: $(guest)/.built ## Build the guest image: kernel, agent, manifest
 	@readlink -f $(guest)/current
@@ -76,10 +79,10 @@ toolchain:
 	@command -v cargo >/dev/null || { echo "The Rust toolchain is missing: install it from https://rustup.rs"; exit 1; }
 
 run-packages:
-	@resources/packages/install.sh resources/packages/run
+	@resources/packages/install.sh $(run_packages)
 
-test-packages: run-packages
-	@resources/packages/install.sh resources/packages/test
+test-packages:
+	@resources/packages/install.sh $(run_packages) resources/packages/test
 
 cargo-nextest cargo-deny: | toolchain run-packages
 	@resources/packages/cargo-tool.sh $@
