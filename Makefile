@@ -41,7 +41,7 @@ test-full: test-packages cargo-deny lint cargo-nextest $(vmm) $(guest)/.built $(
 	@echo "Format, lints, dependencies and all tests are good."
 
 bench: test-packages $(vmm) $(guest)/.built $(demo) ## Measure what a run and an import cost
-	@cargo bench --quiet --locked --package tests
+	@cargo bench --quiet --locked --package tests --bench ratios
 
 guest-image: $(guest)/.built ## Build the guest image: kernel, agent, manifest
 	@readlink -f $(guest)/current
