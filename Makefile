@@ -1,0 +1,88 @@
+# `make help` says what there is.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+# One place, whatever the caller's own configuration says: the tests and the installation look there.
+export CARGO_TARGET_DIR := $(CURDIR)/target
+
+vmm := target/release/vmm
+guest := target/share/vmm/guest
+demo := target/demo.oci
+
+run_packages := guest-image/kernel/packages resources/packages/run
+
+# What the results are made from. Cargo knows its own sources better, but asking it takes a good part of a second.
+manifests := Cargo.toml Cargo.lock
+vmm_sources := $(manifests) $(shell find vmm devices guest-image/protocol -type f)
+guest_sources := $(manifests) $(shell find guest-image -type f)
+demo_sources := $(shell find resources/demo-image -type f) $(wildcard /bin/busybox)
+
+.DELETE_ON_ERROR:
+.PHONY: help run test test-full bench guest-image install fmt lint clean
+.PHONY: toolchain run-packages test-packages cargo-nextest cargo-deny
+
+help: ## Say what there is
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | while IFS='	' read -r name what; do \
+		printf '  make %-12s %s\n' "$$name" "$$what"; done
+
+run: $(vmm) $(guest)/.built $(demo) ## Build all that it takes and run the demo image in a microVM
+	@$(vmm) run --image $(demo)
+
+test: test-packages lint cargo-nextest $(vmm) $(guest)/.built $(demo) ## Check format and lints, run unit and end-to-end tests
+	@echo "Building and running the tests"
+	@cargo nextest run --cargo-quiet --locked --workspace --no-fail-fast
+	@echo "Format, lints and tests are good."
+
+test-full: test-packages cargo-deny lint cargo-nextest $(vmm) $(guest)/.built $(demo) ## The same with the tests that take too long for every change
+	@if cargo deny --log-level off fetch db 2>/dev/null; then cargo deny --offline --log-level error check --hide-inclusion-graph advisories; \
+	else echo "The advisories' database could not be fetched; nothing was checked against it."; fi
+	@cargo nextest run --cargo-quiet --locked --workspace --no-fail-fast --profile full
+	@echo "Format, lints, dependencies and all tests are good."
+
+bench: test-packages $(vmm) $(guest)/.built $(demo) ## Measure what a run and an import cost
+	@cargo bench --quiet --locked --package tests --bench ratios
+
+guest-image: $(guest)/.built ## Build the guest image: kernel, agent, manifest
+	@readlink -f $(guest)/current
+
+install: $(vmm) $(guest)/.built ## Install below PREFIX (/usr/local), staged in DESTDIR if that is set
+	@resources/install.sh $(vmm) $(guest) "$(DESTDIR)$(PREFIX)"
+
+fmt: | toolchain ## Format the sources
+	@cargo fmt --all
+
+lint: | toolchain run-packages ## Check format, lints and dependencies
+	@echo "Checking format and lints"
+	@cargo fmt --all --check
+	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then \
+		cargo deny --log-level error check --hide-inclusion-graph licenses bans sources; \
+	else echo "cargo-deny is not installed, so the dependencies' licences were not checked; make test-full does."; fi
+
+clean: ## Remove what was built in this checkout; the kernel's cache stays
+	@rm -rf target
+
+$(vmm): $(vmm_sources) | toolchain run-packages
+	@echo "Building vmm (some minutes the first time)"
+	@cargo build --quiet --locked --release --package vmm
+	@touch $@
+
+$(guest)/.built: $(vmm) $(guest_sources) | toolchain run-packages
+	@guest-image/build.sh $(vmm) $(guest)
+	@touch $@
+
+$(demo): $(demo_sources) | run-packages
+	@resources/demo-image/build.sh $@
+
+toolchain:
+	@command -v cargo >/dev/null || { echo "The Rust toolchain is missing: install it from https://rustup.rs"; exit 1; }
+
+run-packages:
+	@resources/packages/install.sh $(run_packages)
+
+test-packages:
+	@resources/packages/install.sh $(run_packages) resources/packages/test
+
+cargo-nextest cargo-deny: | toolchain run-packages
+	@resources/packages/cargo-tool.sh $@
