@@ -91,9 +91,10 @@ pub(super) fn program(role: ThreadRole) -> Result<BpfProgram, BackendError> {
                 libc::SYS_ioctl,
                 requests.into_iter().map(ioctl).collect::<Result<_, _>>()?,
             );
-            // A device reset takes the worker off the loop on the vCPU's thread.
-            rules.insert(libc::SYS_close, Vec::new());
-            rules.insert(libc::SYS_epoll_ctl, Vec::new());
+            // A device is activated and reset on the vCPU's thread: its notifiers are duplicated, its worker comes off the loop.
+            for call in [libc::SYS_close, libc::SYS_epoll_ctl, libc::SYS_fcntl, libc::SYS_eventfd2] {
+                rules.insert(call, Vec::new());
+            }
         }
         ThreadRole::EventLoop => {
             rules.extend(EVENT_LOOP.iter().map(|call| (*call, Vec::new())));
