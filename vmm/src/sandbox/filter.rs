@@ -92,7 +92,12 @@ pub(super) fn program(role: ThreadRole) -> Result<BpfProgram, BackendError> {
                 requests.into_iter().map(ioctl).collect::<Result<_, _>>()?,
             );
             // A device is activated and reset on the vCPU's thread: its notifiers are duplicated, its worker comes off the loop.
-            for call in [libc::SYS_close, libc::SYS_epoll_ctl, libc::SYS_fcntl, libc::SYS_eventfd2] {
+            for call in [
+                libc::SYS_close,
+                libc::SYS_epoll_ctl,
+                libc::SYS_fcntl,
+                libc::SYS_eventfd2,
+            ] {
                 rules.insert(call, Vec::new());
             }
         }
@@ -128,12 +133,12 @@ mod tests {
     use crate::process;
 
     /// Runs `body` in a child that has entered the jail of `role`; what became of the child.
-    fn jailed(role: ThreadRole, body: impl FnOnce() -> i32) -> String {
-        let child = process::fork(|| match super::super::enter_thread(role) {
+    fn jailed(role: ThreadRole, body: impl FnOnce() -> u8) -> String {
+        let child = process::spawn(|| match super::super::enter_thread(role) {
             Ok(()) => body(),
             Err(_) => 99,
         });
-        child.unwrap().wait().unwrap().to_string()
+        process::describe(child.unwrap().wait().unwrap())
     }
 
     #[test]
@@ -143,7 +148,7 @@ mod tests {
 
     #[test]
     fn opening_a_file_ends_the_process() {
-        let open = || i32::from(std::fs::File::open("/etc/passwd").is_ok());
+        let open = || u8::from(std::fs::File::open("/etc/passwd").is_ok());
         assert_eq!(
             jailed(ThreadRole::EventLoop, open),
             format!("signal {}", libc::SIGSYS)
@@ -153,7 +158,7 @@ mod tests {
     #[test]
     fn a_vcpu_thread_cannot_make_a_vm() {
         let kvm = kvm_ioctls::Kvm::new().unwrap();
-        let create = || i32::from(kvm.create_vm().is_ok());
+        let create = || u8::from(kvm.create_vm().is_ok());
         assert_eq!(
             jailed(ThreadRole::Vcpu, create),
             format!("signal {}", libc::SIGSYS)

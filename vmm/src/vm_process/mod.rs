@@ -17,11 +17,12 @@ use devices::virtio::vsock::Dialer;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use kvm_ioctls::Kvm;
 use rustix::process::{Signal, set_parent_process_death_signal, setsid};
+use thiserror::Error;
 
 use self::channel::{Channel, Command};
 pub use self::channel::{ChannelError, End, Report};
 use crate::machine::{Machine, MachineConfig, MachineEnd, Root, RunError};
-use crate::process;
+use crate::process::{self, ForkError};
 use crate::report::chain;
 use crate::sandbox;
 
@@ -37,9 +38,9 @@ impl VmProcess {
     ///
     /// # Errors
     /// When the host gives no socket or no process.
-    pub fn spawn(kvm: &Kvm, config: &MachineConfig) -> io::Result<Self> {
-        let (ours, theirs) = Channel::pair()?;
-        let child = process::fork(|| {
+    pub fn spawn(kvm: &Kvm, config: &MachineConfig) -> Result<Self, SpawnError> {
+        let (ours, theirs) = Channel::pair().map_err(SpawnError::Channel)?;
+        let child = process::spawn(|| {
             live(kvm, config, theirs);
             0
         })?;
@@ -88,6 +89,17 @@ impl AsFd for VmProcess {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
     }
+}
+
+/// A VM process that could not be made.
+#[derive(Debug, Error)]
+pub enum SpawnError {
+    /// The host gives no socket.
+    #[error("cannot make a channel to the VM process")]
+    Channel(#[source] io::Error),
+    /// The host gives no process.
+    #[error("cannot start the VM process")]
+    Fork(#[from] ForkError),
 }
 
 /// The life of the VM process.

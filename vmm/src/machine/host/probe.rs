@@ -41,7 +41,10 @@ pub enum ProbeError {
     Memory,
     /// The process that asks could not be made.
     #[error("cannot start the KVM probe")]
-    Start(#[source] std::io::Error),
+    Start(#[source] process::ForkError),
+    /// The process that asks cannot be talked to.
+    #[error("cannot listen to the KVM probe")]
+    Listen(#[source] std::io::Error),
     /// It ended without an answer.
     #[error("the host's KVM did not answer the probe: {0}")]
     NoAnswer(String),
@@ -114,8 +117,8 @@ pub(super) fn probe() -> Result<BTreeSet<Quirk>, ProbeError> {
     // Opened here for the sake of a precise error.
     drop(Kvm::new().map_err(ProbeError::Open)?);
     let (answer, question) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(|error| ProbeError::Start(error.into()))?;
-    let child = process::fork(|| {
+        .map_err(|error| ProbeError::Listen(error.into()))?;
+    let child = process::spawn(|| {
         answer_through(&question);
         0
     })
@@ -129,7 +132,7 @@ pub(super) fn probe() -> Result<BTreeSet<Quirk>, ProbeError> {
             .map(|()| 0)
             .map_err(Into::into)
     };
-    let status = child.wait().map_err(ProbeError::Start)?;
+    let status = child.wait().map_err(ProbeError::Listen)?;
     match read
         .ok()
         .and_then(|_| serde_json::from_str::<Answer>(&text).ok())
@@ -137,7 +140,8 @@ pub(super) fn probe() -> Result<BTreeSet<Quirk>, ProbeError> {
         Some(Ok(quirks)) => Ok(quirks),
         Some(Err(reason)) => Err(ProbeError::NoAnswer(reason)),
         None => Err(ProbeError::NoAnswer(format!(
-            "the probe ended with {status}"
+            "the probe ended with {}",
+            process::describe(status)
         ))),
     }
 }
