@@ -11,7 +11,6 @@ use std::os::unix::net::UnixStream;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
-use vm_memory::bitmap::BitmapSlice;
 
 use super::GuestCid;
 use super::connection::{Connection, Fate, MAX_PAYLOAD_BYTES, Produced};
@@ -182,7 +181,7 @@ impl Connections {
     }
 
     /// Takes one packet of the guest; at most one reply is queued for it.
-    fn receive<B: BitmapSlice>(&mut self, packet: &VsockPacket<'_, B>) {
+    fn receive(&mut self, packet: &VsockPacket<'_, ()>) {
         if packet.src_cid() != self.cid.value() || packet.dst_cid() != HOST_CID {
             // A packet to or from somebody else: there is no way to answer, and none is due.
             return;
@@ -321,7 +320,7 @@ impl Connections {
     }
 
     /// Lets replies, then the connections in turn, fill `packet`.
-    fn next_packet<B: BitmapSlice>(&mut self, packet: &VsockPacket<'_, B>) -> Option<Header> {
+    fn next_packet(&mut self, packet: &VsockPacket<'_, ()>) -> Option<Header> {
         if let Some(ports) = self.resets.pop_front() {
             return Some(Header::reset(ports));
         }
