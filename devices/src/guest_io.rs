@@ -13,29 +13,35 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 use vm_memory::VolatileSlice;
+use vm_memory::volatile_memory::PtrGuardMut;
 
 /// The most ranges that one call takes (`UIO_MAXIOV` in Linux' `include/uapi/linux/uio.h`).
 const MAX_RANGES: usize = 1024;
 
-/// The addresses of guest memory ranges, for one call; it borrows the ranges.
-struct Ranges<'a> {
+/// The addresses of guest memory ranges, for one call.
+struct Ranges {
     vectors: Vec<libc::iovec>,
-    memory: std::marker::PhantomData<&'a VolatileSlice<'a>>,
+    /// Keep the ranges mapped while the addresses are in use.
+    _guards: Vec<PtrGuardMut>,
 }
 
-impl<'a> Ranges<'a> {
-    fn new(ranges: &'a [VolatileSlice<'a>]) -> Self {
-        let vectors = ranges
+impl Ranges {
+    fn new(ranges: &[VolatileSlice<'_>]) -> Self {
+        let guards: Vec<PtrGuardMut> = ranges
             .iter()
             .take(MAX_RANGES)
-            .map(|range| libc::iovec {
-                iov_base: range.ptr_guard_mut().as_ptr().cast(),
-                iov_len: range.len(),
+            .map(VolatileSlice::ptr_guard_mut)
+            .collect();
+        let vectors = guards
+            .iter()
+            .map(|guard| libc::iovec {
+                iov_base: guard.as_ptr().cast(),
+                iov_len: guard.len(),
             })
             .collect();
         Self {
             vectors,
-            memory: std::marker::PhantomData,
+            _guards: guards,
         }
     }
 
@@ -67,7 +73,7 @@ pub(crate) fn read_at(
     let ranges = Ranges::new(ranges);
     let descriptor = file.as_fd().as_raw_fd();
     // SAFETY: the vectors are `count` valid iovecs; each names mapped, writable guest memory that
-    // outlives the call (`Ranges` borrows it). Guest memory holds any bytes.
+    // outlives the call (`Ranges` guards it). Guest memory holds any bytes.
     let result =
         unsafe { libc::preadv(descriptor, ranges.vectors.as_ptr(), ranges.count(), offset) };
     bytes_or_error(result)
@@ -87,7 +93,7 @@ pub(crate) fn write_at(
     let ranges = Ranges::new(ranges);
     let descriptor = file.as_fd().as_raw_fd();
     // SAFETY: the vectors are `count` valid iovecs; each names mapped guest memory that outlives
-    // the call (`Ranges` borrows it), and the kernel only reads it.
+    // the call (`Ranges` guards it), and the kernel only reads it.
     let result =
         unsafe { libc::pwritev(descriptor, ranges.vectors.as_ptr(), ranges.count(), offset) };
     bytes_or_error(result)

@@ -15,7 +15,7 @@ use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
 use super::GuestCid;
 use super::connection::{Connection, Fate, MAX_PAYLOAD_BYTES, Produced};
 use super::packet::{HOST_CID, Header, Ports, TYPE_STREAM, op, shutdown};
-use crate::virtio::{GuestRam, QueueError, next_chain};
+use crate::virtio::{GuestRam, QueueError, Turn, next_chain};
 
 /// How many connections there may be at once.
 pub(super) const MAX_CONNECTIONS: usize = 256;
@@ -30,17 +30,6 @@ const FIRST_HOST_PORT: u32 = 1024;
 /// Length of the header as it counts in the used ring.
 const HEADER_BYTES: u32 = 44;
 const _: () = assert!(PKT_HEADER_SIZE == 44, "the header has 44 bytes");
-
-/// What a turn on a queue led to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Turn {
-    /// The guest wants an interrupt.
-    pub(super) interrupt: bool,
-    /// There is more to do right now.
-    pub(super) unfinished: bool,
-    /// There is more to do as soon as [`Connections::has_room_for_replies`].
-    pub(super) stalled: bool,
-}
 
 /// The connections of one guest.
 #[derive(Debug)]
