@@ -136,6 +136,19 @@ pub struct ActiveQueue {
     pub notifier: EventFd,
 }
 
+impl ActiveQueue {
+    /// Interrupts the guest if it wants that, and comes back to the queue if there is more in it.
+    fn finish_turn(&self, turn: Turn, interrupt: &DeviceInterrupt) {
+        if turn.interrupt {
+            interrupt.signal_used_buffer();
+        }
+        if turn.unfinished {
+            // The only failure is a counter at its limit: the notifier is readable already.
+            let _already_notified = self.notifier.write(1);
+        }
+    }
+}
+
 /// A ring that the guest has made unusable; the device leaves it alone until something changes.
 #[derive(Debug, Error)]
 pub(crate) enum QueueError {
@@ -145,6 +158,17 @@ pub(crate) enum QueueError {
     /// The ring says that there is a buffer, and there is none.
     #[error("the ring has no entry where it says that there is one")]
     NoEntry,
+}
+
+/// What a turn on a queue led to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Turn {
+    /// The guest wants an interrupt.
+    interrupt: bool,
+    /// There is more to do right now; others of the event loop come first.
+    unfinished: bool,
+    /// There is more to do as soon as something else has moved.
+    stalled: bool,
 }
 
 /// Takes the next available buffer; `None` if there is none, and then the guest notifies the next.

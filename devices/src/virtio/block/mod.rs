@@ -1,1 +1,160 @@
-//! The virtio-blk device.
+//! The virtio-blk device (VirtIO 1.2 section 5.2): a disk on a [`Backend`].
+//!
+//! Requests are carried out one after the other, straight between guest memory and the backend's
+//! file, on the event loop's thread.
+
+mod backend;
+mod queue;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
+};
+
+use super::{ActivateError, Activation, DeviceType, VirtioDevice, Worker};
+
+pub use backend::{Access, Backend, DiskRange, Extent, Extents, ExtentsError, RawFile};
+
+/// Entries of the one queue.
+const QUEUE_SIZES: [u16; 1] = [128];
+
+/// The unit of addresses and lengths, whatever the backend's block size (VirtIO 1.2 section
+/// 5.2.4).
+pub const SECTOR_BYTES: u64 = 512;
+
+/// Length of the identification (VirtIO 1.2 section 5.2.6).
+const ID_BYTES: usize = 20;
+
+/// The limits that the driver is told, and held to (VirtIO 1.2 section 5.2.4).
+mod limit {
+    /// Longest data segment of a request.
+    pub(super) const SEGMENT_BYTES: u32 = 64 * 1024;
+    /// Most data segments of a request: with header and status they fill the queue.
+    pub(super) const SEGMENTS: u32 = 126;
+    /// Most ranges of a discard or write-zeroes request.
+    pub(super) const RANGES: usize = 16;
+    /// Longest range of a discard or write-zeroes request: 1 GiB.
+    pub(super) const RANGE_SECTORS: u32 = 1 << 21;
+    /// Discards smaller than a page of the host give nothing back.
+    pub(super) const DISCARD_ALIGNMENT_SECTORS: u32 = 8;
+}
+
+/// What a guest reads as the identification of a disk: up to 20 bytes of ASCII.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct DiskId([u8; ID_BYTES]);
+
+impl DiskId {
+    /// Makes an identification of the first 20 bytes of `text`; what is not printable ASCII
+    /// becomes `_`.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        let mut id = [0; ID_BYTES];
+        for (byte, value) in id.iter_mut().zip(text.bytes()) {
+            *byte = if value.is_ascii_graphic() {
+                value
+            } else {
+                b'_'
+            };
+        }
+        Self(id)
+    }
+}
+
+impl fmt::Debug for DiskId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "DiskId({})", self.0.escape_ascii())
+    }
+}
+
+/// What the device is backed by and called.
+#[derive(Debug)]
+struct Disk {
+    backend: Box<dyn Backend>,
+    id: DiskId,
+}
+
+/// The device while it is configured.
+#[derive(Debug)]
+pub struct Block {
+    disk: Disk,
+}
+
+impl Block {
+    /// Makes a disk on `backend`; a rest of its size that fills no sector is not shown.
+    #[must_use]
+    pub fn new(backend: Box<dyn Backend>, id: DiskId) -> Self {
+        Self {
+            disk: Disk { backend, id },
+        }
+    }
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::Block
+    }
+
+    fn features(&self) -> u64 {
+        let always =
+            1 << VIRTIO_BLK_F_SIZE_MAX | 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_FLUSH;
+        match self.disk.backend.access() {
+            Access::ReadOnly => always | 1 << VIRTIO_BLK_F_RO,
+            Access::ReadWrite => {
+                always | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+            }
+        }
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    /// `struct virtio_blk_config` (VirtIO 1.2 section 5.2.4).
+    fn config_space(&self) -> Vec<u8> {
+        let capacity = self.disk.backend.size_bytes() / SECTOR_BYTES;
+        let ranges = u32::try_from(limit::RANGES).unwrap_or(1).to_le_bytes();
+        let fields: [&[u8]; 10] = [
+            &capacity.to_le_bytes(),
+            &limit::SEGMENT_BYTES.to_le_bytes(),
+            &limit::SEGMENTS.to_le_bytes(),
+            // Geometry, block size, topology, writeback and queue count belong to features that
+            // are not offered.
+            &[0; 20],
+            &limit::RANGE_SECTORS.to_le_bytes(),
+            &ranges,
+            &limit::DISCARD_ALIGNMENT_SECTORS.to_le_bytes(),
+            &limit::RANGE_SECTORS.to_le_bytes(),
+            &ranges,
+            // write_zeroes_may_unmap, padding.
+            &[1, 0, 0, 0],
+        ];
+        fields.concat()
+    }
+
+    fn activate(
+        self: Box<Self>,
+        activation: Activation,
+    ) -> Result<Box<dyn Worker>, (Box<dyn VirtioDevice>, ActivateError)> {
+        match <[_; 1]>::try_from(activation.queues) {
+            Ok([queue]) => Ok(Box::new(worker::BlockWorker::new(
+                *self,
+                activation.memory,
+                queue,
+                activation.interrupt,
+            ))),
+            Err(queues) => Err((
+                self,
+                ActivateError::WrongQueueCount {
+                    got: queues.len(),
+                    needed: QUEUE_SIZES.len(),
+                },
+            )),
+        }
+    }
+}

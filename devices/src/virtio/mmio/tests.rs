@@ -337,11 +337,10 @@ impl EchoGuest<'_> {
         packet[30..32].copy_from_slice(&answer.to_le_bytes());
         packet[36..40].copy_from_slice(&65536_u32.to_le_bytes());
         packet[40..44].copy_from_slice(&self.echoed.to_le_bytes());
-        let slot = wait_for(|| {
+        wait_for(|| {
             while self.tx.take_used().is_some() {}
             (self.tx.free_descriptors() > 0).then_some(())
         });
-        let () = slot;
         // The chain's head is the buffer's number.
         let head = self.tx.next_head();
         let to = Self::TX_BASE + u64::from(head) * Self::BUFFER_BYTES;

@@ -3,7 +3,7 @@
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::{Bytes, GuestMemory};
 
-use crate::virtio::{GuestRam, QueueError, next_chain};
+use crate::virtio::{GuestRam, QueueError, Turn, next_chain};
 
 /// The only request type: flush (VirtIO 1.2 section 5.19.6).
 const REQUEST_TYPE_FLUSH: u32 = 0;
@@ -12,21 +12,30 @@ const RESULT_FAILED: u32 = u32::MAX;
 /// Length of `struct virtio_pmem_req` and of `struct virtio_pmem_resp`.
 const FIELD_BYTES: u32 = 4;
 
-/// Answers all requests in the queue; `true` if the guest wants an interrupt.
+/// How many requests are answered before others get their turn.
+const REQUESTS_A_TURN: usize = 16;
+
+/// Answers the requests in the queue.
 ///
 /// # Errors
 ///
 /// Returns [`QueueError`] if the ring cannot be used.
-pub(super) fn process(queue: &mut Queue, memory: &GuestRam) -> Result<bool, QueueError> {
-    let mut used = false;
+pub(super) fn process(queue: &mut Queue, memory: &GuestRam) -> Result<Turn, QueueError> {
+    let mut turn = Turn::default();
+    let mut answered = 0;
     queue.disable_notification(memory)?;
     while let Some(chain) = next_chain(queue, memory)? {
         let head = chain.head_index();
         let written = answer(chain, memory).unwrap_or(0);
         queue.add_used(memory, head, written)?;
-        used = true;
+        answered += 1;
+        if answered == REQUESTS_A_TURN {
+            turn.unfinished = true;
+            break;
+        }
     }
-    Ok(used && queue.needs_notification(memory)?)
+    turn.interrupt = answered > 0 && queue.needs_notification(memory)?;
+    Ok(turn)
 }
 
 /// Answers one request and returns how many bytes it wrote; `None` if there is nowhere to answer.

@@ -31,8 +31,7 @@ impl PmemWorker {
 
     fn run_queue(&mut self) {
         match queue::process(&mut self.requests.queue, &self.memory) {
-            Ok(true) => self.interrupt.signal_used_buffer(),
-            Ok(false) => {}
+            Ok(turn) => self.requests.finish_turn(turn, &self.interrupt),
             Err(error) => tracing::debug!(%error, "the pmem queue is broken"),
         }
     }

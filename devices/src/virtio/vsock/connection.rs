@@ -21,10 +21,10 @@ use std::os::unix::net::UnixStream;
 
 use rustix::net::SendFlags;
 use virtio_vsock::packet::VsockPacket;
-use vm_memory::bitmap::BitmapSlice;
-use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
+use vm_memory::VolatileSlice;
 
 use super::packet::{Header, Ports, op, shutdown};
+use crate::guest_io;
 
 /// Room for what the guest sends on one connection and the host has not taken: `buf_alloc`.
 ///
@@ -163,7 +163,7 @@ impl Connection {
     }
 
     /// Takes a packet of the guest.
-    pub(super) fn receive<B: BitmapSlice>(&mut self, packet: &VsockPacket<'_, B>) -> Fate {
+    pub(super) fn receive(&mut self, packet: &VsockPacket<'_, ()>) -> Fate {
         if self.phase == Phase::Draining {
             // The guest was told that its end is closed, and may have sent before it heard.
             return Fate::Lives;
@@ -189,7 +189,7 @@ impl Connection {
         }
     }
 
-    fn receive_payload<B: BitmapSlice>(&mut self, packet: &VsockPacket<'_, B>) -> Fate {
+    fn receive_payload(&mut self, packet: &VsockPacket<'_, ()>) -> Fate {
         let Some(payload) = packet.data_slice() else {
             return Fate::Lives;
         };
@@ -216,16 +216,16 @@ impl Connection {
     }
 
     /// Writes guest memory straight to the stream; returns how much of it is dealt with.
-    fn forward<B: BitmapSlice>(&mut self, payload: &VolatileSlice<'_, B>) -> usize {
+    fn forward(&mut self, payload: &VolatileSlice<'_>) -> usize {
         let mut taken = 0;
         while !self.host_done_receiving && taken < payload.len() {
             let Ok(rest) = payload.offset(taken) else {
                 break;
             };
-            match self.stream.write_volatile(&rest) {
+            match guest_io::send(&self.stream, &rest) {
                 Ok(0) => break,
                 Ok(count) => taken += count,
-                Err(error) => match io_kind(&error) {
+                Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted => {}
                     io::ErrorKind::WouldBlock => break,
                     _ => self.host_done_receiving = true,
@@ -367,10 +367,7 @@ impl Connection {
     }
 
     /// Says the next thing to the guest, reading the stream straight into `room` if that is data.
-    pub(super) fn produce<B: BitmapSlice>(
-        &mut self,
-        room: Option<&VolatileSlice<'_, B>>,
-    ) -> Produced {
+    pub(super) fn produce(&mut self, room: Option<&VolatileSlice<'_>>) -> Produced {
         match self.phase {
             Phase::Requested { sent: false } => {
                 self.phase = Phase::Requested { sent: true };
@@ -381,10 +378,7 @@ impl Connection {
         }
     }
 
-    fn produce_established<B: BitmapSlice>(
-        &mut self,
-        room: Option<&VolatileSlice<'_, B>>,
-    ) -> Produced {
+    fn produce_established(&mut self, room: Option<&VolatileSlice<'_>>) -> Produced {
         if let Some(length) = room.and_then(|room| self.read_into(room)) {
             self.tx_cnt += Wrapping(length);
             return Produced::Packet(self.header(op::RW, 0, length));
@@ -411,18 +405,18 @@ impl Connection {
 
     /// Reads from the stream as much as there is, the guest has credit for and fits; `None` if
     /// that is nothing.
-    fn read_into<B: BitmapSlice>(&mut self, room: &VolatileSlice<'_, B>) -> Option<u32> {
+    fn read_into(&mut self, room: &VolatileSlice<'_>) -> Option<u32> {
         let limit = self.peer_free().min(MAX_PAYLOAD_BYTES);
         let limit = room.len().min(usize::try_from(limit).unwrap_or(0));
-        let mut room = room
+        let room = room
             .subslice(0, limit)
             .ok()
             .filter(|room| !room.is_empty())?;
         while self.may_read() {
-            match self.stream.read_volatile(&mut room) {
+            match guest_io::receive(&self.stream, &room) {
                 Ok(0) => self.host_done_sending = true,
                 Ok(count) => return u32::try_from(count).ok(),
-                Err(error) => match io_kind(&error) {
+                Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted => {}
                     io::ErrorKind::WouldBlock => self.readable = false,
                     _ => {
@@ -447,12 +441,5 @@ impl Connection {
             buf_alloc: BUFFER_BYTES,
             fwd_cnt: self.fwd_cnt.0,
         }
-    }
-}
-
-fn io_kind(error: &VolatileMemoryError) -> io::ErrorKind {
-    match error {
-        VolatileMemoryError::IOError(error) => error.kind(),
-        _ => io::ErrorKind::Other,
     }
 }

@@ -11,12 +11,11 @@ use std::os::unix::net::UnixStream;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
-use vm_memory::bitmap::BitmapSlice;
 
 use super::GuestCid;
 use super::connection::{Connection, Fate, MAX_PAYLOAD_BYTES, Produced};
 use super::packet::{HOST_CID, Header, Ports, TYPE_STREAM, op, shutdown};
-use crate::virtio::{GuestRam, QueueError, next_chain};
+use crate::virtio::{GuestRam, QueueError, Turn, next_chain};
 
 /// How many connections there may be at once.
 pub(super) const MAX_CONNECTIONS: usize = 256;
@@ -31,17 +30,6 @@ const FIRST_HOST_PORT: u32 = 1024;
 /// Length of the header as it counts in the used ring.
 const HEADER_BYTES: u32 = 44;
 const _: () = assert!(PKT_HEADER_SIZE == 44, "the header has 44 bytes");
-
-/// What a turn on a queue led to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Turn {
-    /// The guest wants an interrupt.
-    pub(super) interrupt: bool,
-    /// There is more to do right now.
-    pub(super) unfinished: bool,
-    /// There is more to do as soon as [`Connections::has_room_for_replies`].
-    pub(super) stalled: bool,
-}
 
 /// The connections of one guest.
 #[derive(Debug)]
@@ -182,7 +170,7 @@ impl Connections {
     }
 
     /// Takes one packet of the guest; at most one reply is queued for it.
-    fn receive<B: BitmapSlice>(&mut self, packet: &VsockPacket<'_, B>) {
+    fn receive(&mut self, packet: &VsockPacket<'_, ()>) {
         if packet.src_cid() != self.cid.value() || packet.dst_cid() != HOST_CID {
             // A packet to or from somebody else: there is no way to answer, and none is due.
             return;
@@ -321,7 +309,7 @@ impl Connections {
     }
 
     /// Lets replies, then the connections in turn, fill `packet`.
-    fn next_packet<B: BitmapSlice>(&mut self, packet: &VsockPacket<'_, B>) -> Option<Header> {
+    fn next_packet(&mut self, packet: &VsockPacket<'_, ()>) -> Option<Header> {
         if let Some(ports) = self.resets.pop_front() {
             return Some(Header::reset(ports));
         }

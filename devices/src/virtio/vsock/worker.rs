@@ -9,8 +9,10 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Vsock;
-use super::queue::{Connections, Turn};
-use crate::virtio::{ActivateError, ActiveQueue, DeviceInterrupt, GuestRam, VirtioDevice, Worker};
+use super::queue::Connections;
+use crate::virtio::{
+    ActivateError, ActiveQueue, DeviceInterrupt, GuestRam, Turn, VirtioDevice, Worker,
+};
 
 /// What an event is about; host ports of connections start above.
 mod token {

@@ -1,0 +1,196 @@
+//! System calls that move data between a descriptor and guest memory without a copy of ours.
+//!
+//! The one file of this crate with `unsafe` in it. Guest memory cannot be a `&[u8]`: the guest
+//! changes it meanwhile. So the kernel is given addresses, and the safety argument is the same
+//! everywhere: a `VolatileSlice` is a range of mapped guest memory for as long as it lives, and the
+//! kernel's copy from or to it is an access that nobody assumes to be exclusive.
+#![expect(
+    unsafe_code,
+    reason = "the kernel is handed addresses of guest memory, for which no safe wrapper exists"
+)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use vm_memory::VolatileSlice;
+use vm_memory::volatile_memory::PtrGuardMut;
+
+/// The most ranges that one call takes (`UIO_MAXIOV` in Linux' `include/uapi/linux/uio.h`).
+const MAX_RANGES: usize = 1024;
+
+/// The addresses of guest memory ranges, for one call.
+struct Ranges {
+    vectors: Vec<libc::iovec>,
+    /// Keep the ranges mapped while the addresses are in use.
+    _guards: Vec<PtrGuardMut>,
+}
+
+impl Ranges {
+    fn new(ranges: &[VolatileSlice<'_>]) -> Self {
+        let guards: Vec<PtrGuardMut> = ranges
+            .iter()
+            .take(MAX_RANGES)
+            .map(VolatileSlice::ptr_guard_mut)
+            .collect();
+        let vectors = guards
+            .iter()
+            .map(|guard| libc::iovec {
+                iov_base: guard.as_ptr().cast(),
+                iov_len: guard.len(),
+            })
+            .collect();
+        Self {
+            vectors,
+            _guards: guards,
+        }
+    }
+
+    fn count(&self) -> libc::c_int {
+        // At most `MAX_RANGES`.
+        libc::c_int::try_from(self.vectors.len()).unwrap_or(0)
+    }
+}
+
+fn bytes_or_error(result: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+fn file_offset(offset: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// Reads from `file` at `offset` into guest memory; returns how many bytes it was, 0 at the end.
+///
+/// # Errors
+///
+/// Returns the error of preadv(2).
+pub(crate) fn read_at(
+    file: impl AsFd,
+    ranges: &[VolatileSlice<'_>],
+    offset: u64,
+) -> io::Result<usize> {
+    let offset = file_offset(offset)?;
+    let ranges = Ranges::new(ranges);
+    let descriptor = file.as_fd().as_raw_fd();
+    // SAFETY: the vectors are `count` valid iovecs; each names mapped, writable guest memory that
+    // outlives the call (`Ranges` guards it). Guest memory holds any bytes.
+    let result =
+        unsafe { libc::preadv(descriptor, ranges.vectors.as_ptr(), ranges.count(), offset) };
+    bytes_or_error(result)
+}
+
+/// Writes guest memory to `file` at `offset`; returns how many bytes it was.
+///
+/// # Errors
+///
+/// Returns the error of pwritev(2).
+pub(crate) fn write_at(
+    file: impl AsFd,
+    ranges: &[VolatileSlice<'_>],
+    offset: u64,
+) -> io::Result<usize> {
+    let offset = file_offset(offset)?;
+    let ranges = Ranges::new(ranges);
+    let descriptor = file.as_fd().as_raw_fd();
+    // SAFETY: the vectors are `count` valid iovecs; each names mapped guest memory that outlives
+    // the call (`Ranges` guards it), and the kernel only reads it.
+    let result =
+        unsafe { libc::pwritev(descriptor, ranges.vectors.as_ptr(), ranges.count(), offset) };
+    bytes_or_error(result)
+}
+
+/// Sends guest memory on a connected socket, without blocking and without `SIGPIPE`; returns how
+/// many bytes it was.
+///
+/// # Errors
+///
+/// Returns the error of send(2).
+pub(crate) fn send(socket: impl AsFd, range: &VolatileSlice<'_>) -> io::Result<usize> {
+    let descriptor = socket.as_fd().as_raw_fd();
+    let guard = range.ptr_guard();
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    // SAFETY: the guard names `range.len()` bytes of mapped guest memory that outlives the call,
+    // and the kernel only reads it.
+    let result = unsafe { libc::send(descriptor, guard.as_ptr().cast(), range.len(), flags) };
+    bytes_or_error(result)
+}
+
+/// Receives from a connected socket into guest memory, without blocking; returns how many bytes it
+/// was, 0 at the end.
+///
+/// # Errors
+///
+/// Returns the error of recv(2).
+pub(crate) fn receive(socket: impl AsFd, range: &VolatileSlice<'_>) -> io::Result<usize> {
+    let descriptor = socket.as_fd().as_raw_fd();
+    let guard = range.ptr_guard_mut();
+    let flags = libc::MSG_DONTWAIT;
+    // SAFETY: the guard names `range.len()` bytes of mapped, writable guest memory that outlives
+    // the call. Guest memory holds any bytes.
+    let result = unsafe { libc::recv(descriptor, guard.as_ptr().cast(), range.len(), flags) };
+    bytes_or_error(result)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek, Write};
+    use std::os::unix::net::UnixStream;
+
+    use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+
+    use super::*;
+    use crate::virtio::GuestRam;
+    use crate::virtio::testing::ram;
+
+    fn slice(memory: &GuestRam, address: u64, length: usize) -> VolatileSlice<'_> {
+        memory
+            .get_slices(GuestAddress(address), length, Permissions::ReadWrite)
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+    }
+
+    #[test]
+    fn a_file_is_read_into_scattered_memory() {
+        let memory = ram(0x4000);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        let ranges = [slice(&memory, 0x3000, 3), slice(&memory, 0x1000, 4)];
+        assert_eq!(read_at(&file, &ranges, 2).unwrap(), 7);
+        let mut bytes = [0; 4];
+        memory.read_slice(&mut bytes, GuestAddress(0x1000)).unwrap();
+        assert_eq!(&bytes, b"5678");
+    }
+
+    #[test]
+    fn scattered_memory_is_written_to_a_file() {
+        let memory = ram(0x4000);
+        memory.write_slice(b"abc", GuestAddress(0x3000)).unwrap();
+        memory.write_slice(b"def", GuestAddress(0x1000)).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        let ranges = [slice(&memory, 0x3000, 3), slice(&memory, 0x1000, 3)];
+        assert_eq!(write_at(&file, &ranges, 1).unwrap(), 6);
+        let mut text = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "\0abcdef");
+    }
+
+    #[test]
+    fn a_socket_without_a_reader_is_an_error_and_no_signal() {
+        let memory = ram(0x1000);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let error = send(&ours, &slice(&memory, 0, 8)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn an_empty_socket_does_not_block() {
+        let memory = ram(0x1000);
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let error = receive(&ours, &slice(&memory, 0, 8)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+}
