@@ -1,2 +1,92 @@
-//! PID 1 of the guest.
-fn main() {}
+//! PID 1 of the guest: mounts, rings, listens, runs containers for the host, ends the machine.
+//!
+//! It never exits and never panics by intent: an error is reported on the console, which is the kernel's log, and the machine
+//! ends. With the one argument `--listen SOCKET` it serves on a Unix socket instead and touches neither mounts nor
+//! doorbell, so that the containers can be tested without a machine.
+
+#![deny(unsafe_code)]
+
+mod boot;
+mod container;
+mod doorbell;
+mod process;
+mod pump;
+mod server;
+mod spec;
+mod step;
+mod sys;
+
+use std::error::Error;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use doorbell::Doorbell;
+use server::{Server, Stop};
+
+fn main() {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    match arguments.as_slice() {
+        [option, socket] if option == "--listen" => {
+            report(serve_without_machine(Path::new(socket)))
+        }
+        // The kernel passes on what it did not understand of its command line.
+        _ => be_init(),
+    }
+}
+
+/// Lives the whole life of the machine.
+fn be_init() -> ! {
+    let doorbell = Doorbell::map();
+    report(boot_and_serve(doorbell.as_ref().ok()));
+    rustix::fs::sync();
+    match &doorbell {
+        Ok(doorbell) => doorbell.ring(protocol::DOORBELL_END),
+        Err(error) => report(Err(format!("mapping the doorbell: {error}").into())),
+    }
+    // Where nobody hears the doorbell, the machine still ends.
+    let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
+    loop {
+        rustix::event::pause();
+    }
+}
+
+fn boot_and_serve(doorbell: Option<&Doorbell>) -> Result<(), Box<dyn Error>> {
+    boot::mount_filesystems()?;
+    let children = sys::child_signals()?;
+    let listener = sys::listen_vsock(protocol::AGENT_PORT)?;
+    if let Some(doorbell) = doorbell {
+        doorbell.ring(protocol::DOORBELL_READY);
+    }
+    serve(listener, children)
+}
+
+fn serve(listener: OwnedFd, children: OwnedFd) -> Result<(), Box<dyn Error>> {
+    match Server::new(listener, children).run() {
+        Stop::PowerOff | Stop::HungUp => Ok(()),
+        stop => Err(stop.into()),
+    }
+}
+
+fn serve_without_machine(socket: &Path) -> Result<(), Box<dyn Error>> {
+    let children = sys::child_signals()?;
+    let listener = std::os::unix::net::UnixListener::bind(socket)?;
+    listener.set_nonblocking(true)?;
+    serve(listener.into(), children)
+}
+
+/// Says on the console what went wrong.
+#[expect(
+    clippy::print_stderr,
+    reason = "standard error of PID 1 is the console, which is the kernel's log"
+)]
+fn report(result: Result<(), Box<dyn Error>>) {
+    let Err(error) = result else { return };
+    let mut chain = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        chain.push_str(": ");
+        chain.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    eprintln!("agent: {chain}");
+}

@@ -1,0 +1,250 @@
+//! The process between its making and its program: builds the container around itself, one step a line.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use protocol::StartFailure;
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
+use rustix::pty::OpenptFlags;
+use rustix::termios::Winsize;
+
+use super::plan::{Plan, Sysctl, Terminal};
+use super::user::Identity;
+use super::{devices, loopback, mounts, program, rootfs};
+use crate::step::Step as _;
+use crate::sys;
+
+/// The process's ends of its standard streams.
+#[derive(Debug, Default)]
+pub(crate) struct ChildStdio {
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
+}
+
+/// Builds the container and becomes its program. Returns only the reason why it did not.
+///
+/// `send_terminal` hands the terminal's controlling side to the agent.
+pub(crate) fn run(
+    plan: &Plan,
+    stdio: ChildStdio,
+    send_terminal: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>,
+) -> StartFailure {
+    match prepare(plan, stdio, send_terminal) {
+        Ok(environment) => program::execute(&plan.arguments, &environment),
+        Err(failure) => failure,
+    }
+}
+
+/// Does all but the exec, and says with which environment to do that.
+fn prepare(
+    plan: &Plan,
+    stdio: ChildStdio,
+    send_terminal: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>,
+) -> Result<Vec<String>, StartFailure> {
+    sys::reset_signals();
+    rustix::process::umask(Mode::empty());
+    rustix::process::setsid().step(|| "making a session".to_owned())?;
+    if plan.namespaces.cgroup {
+        sys::unshare_cgroup().step(|| "making a cgroup namespace".to_owned())?;
+    }
+    if plan.namespaces.at_clone & libc::CLONE_NEWNET != 0 {
+        loopback::set_up()?;
+    }
+    rootfs::mount(&plan.root)?;
+    let ready_mounts = plan
+        .mounts
+        .iter()
+        .map(mounts::Mount::ready)
+        .collect::<Result<Vec<_>, _>>()?;
+    rootfs::enter()?;
+    for mount in ready_mounts {
+        mount.mount()?;
+    }
+    make_devices(plan)?;
+    let terminal = plan
+        .terminal
+        .map(|terminal| open_terminal(terminal, send_terminal))
+        .transpose()?;
+    if let Some(name) = &plan.hostname {
+        rustix::system::sethostname(name.as_bytes())
+            .step(|| format!("setting the host name to {name}"))?;
+    }
+    if let Some(name) = &plan.domainname {
+        rustix::system::setdomainname(name.as_bytes())
+            .step(|| format!("setting the domain name to {name}"))?;
+    }
+    plan.sysctls.iter().try_for_each(set_sysctl)?;
+    if let Some(score) = plan.oom_score_adj {
+        write("/proc/self/oom_score_adj", &score.to_string())?;
+    }
+    plan.readonly_paths
+        .iter()
+        .try_for_each(|path| mounts::make_read_only(path))?;
+    plan.masked_paths
+        .iter()
+        .try_for_each(|path| mounts::mask(path))?;
+    let identity = plan.user.resolve()?;
+    connect_stdio(stdio, terminal.as_ref(), &identity)?;
+    enter_working_directory(&plan.working_directory)?;
+    if plan.root_is_read_only {
+        mounts::make_root_read_only()?;
+    }
+    for (resource, limit) in &plan.rlimits {
+        rustix::process::setrlimit(*resource, *limit).step(|| format!("limiting {resource:?}"))?;
+    }
+    plan.capabilities.bound()?;
+    become_user(&identity)?;
+    plan.capabilities.apply()?;
+    if plan.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).step(|| "setting no_new_privs".to_owned())?;
+    }
+    rustix::process::umask(Mode::from_raw_mode(plan.umask.unwrap_or(DEFAULT_UMASK)));
+    sys::close_on_exec_from(3).step(|| "closing the agent's descriptors".to_owned())?;
+    Ok(environment(plan, &identity.home))
+}
+
+/// As docker's, and most systems'.
+const DEFAULT_UMASK: u32 = 0o022;
+
+fn make_devices(plan: &Plan) -> Result<(), StartFailure> {
+    // Who binds a /dev of their own brings its nodes.
+    let is_bound = plan
+        .mounts
+        .iter()
+        .any(|mount| mount.is_bind() && mount.destination.trim_end_matches('/') == "/dev");
+    if !is_bound {
+        mounts::make_directories("/dev").step(|| "making /dev".to_owned())?;
+        devices::make_defaults()?;
+    }
+    plan.devices.iter().try_for_each(devices::DeviceNode::make)
+}
+
+/// Opens a terminal of the container's own devpts, sends its controlling side away and gives the process's side.
+fn open_terminal(
+    terminal: Terminal,
+    send_terminal: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>,
+) -> Result<OwnedFd, StartFailure> {
+    let step = || "making a terminal".to_owned();
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let controller = rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty()).step(step)?;
+    rustix::pty::unlockpt(&controller).step(step)?;
+    if let Some(size) = terminal.size {
+        rustix::termios::tcsetwinsize(&controller, winsize(size)).step(step)?;
+    }
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let side = rustix::pty::ioctl_tiocgptpeer(&controller, flags).step(step)?;
+    let name = rustix::pty::ptsname(&controller, Vec::new()).step(step)?;
+    mounts::make_file("/dev/console").step(step)?;
+    rustix::mount::mount_bind(name, "/dev/console").step(step)?;
+    rustix::process::ioctl_tiocsctty(&side).step(step)?;
+    send_terminal(controller.as_fd()).step(step)?;
+    Ok(side)
+}
+
+/// The kernel's form of a window size.
+pub(crate) fn winsize(size: protocol::WindowSize) -> Winsize {
+    Winsize {
+        ws_row: size.rows,
+        ws_col: size.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    }
+}
+
+fn set_sysctl(sysctl: &Sysctl) -> Result<(), StartFailure> {
+    write(&format!("/proc/sys/{}", sysctl.path), &sysctl.value)
+}
+
+fn write(path: &str, value: &str) -> Result<(), StartFailure> {
+    let write = || {
+        let file = rustix::fs::openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::write(file, value.as_bytes())
+    };
+    write()
+        .map(drop)
+        .step(|| format!("writing {value} to {path}"))
+}
+
+/// Puts the streams where the program looks for them, owned by the user, so that it may open them anew through `/dev/stdout`.
+fn connect_stdio(
+    stdio: ChildStdio,
+    terminal: Option<&OwnedFd>,
+    identity: &Identity,
+) -> Result<(), StartFailure> {
+    let step = || "connecting the standard streams".to_owned();
+    let ChildStdio {
+        stdin,
+        stdout,
+        stderr,
+    } = stdio;
+    let null = if terminal.is_none() && (stdin.is_none() || stdout.is_none() || stderr.is_none()) {
+        // Not the container's: whoever bound a /dev may have left it out, and stdio is to be there in any case.
+        Some(
+            rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+                .step(step)?,
+        )
+    } else {
+        None
+    };
+    let owned = [stdin.as_ref(), stdout.as_ref(), stderr.as_ref(), terminal]
+        .into_iter()
+        .flatten();
+    if identity.uid != 0 {
+        for stream in owned {
+            rustix::fs::fchown(stream, Some(Uid::from_raw(identity.uid)), None).step(step)?;
+        }
+    }
+    let fallback = terminal.or(null.as_ref());
+    if let Some(stream) = stdin.as_ref().or(fallback) {
+        rustix::stdio::dup2_stdin(stream).step(step)?;
+    }
+    if let Some(stream) = stdout.as_ref().or(fallback) {
+        rustix::stdio::dup2_stdout(stream).step(step)?;
+    }
+    if let Some(stream) = stderr.as_ref().or(fallback) {
+        rustix::stdio::dup2_stderr(stream).step(step)?;
+    }
+    Ok(())
+}
+
+/// Goes to the working directory, made if need be, as docker does.
+fn enter_working_directory(path: &str) -> Result<(), StartFailure> {
+    let step = || format!("entering the working directory {path}");
+    if path == "/" {
+        return Ok(());
+    }
+    match rustix::process::chdir(path) {
+        Err(rustix::io::Errno::NOENT) => {
+            mounts::make_directories(path).step(step)?;
+            rustix::process::chdir(path).step(step)
+        }
+        result => result.step(step),
+    }
+}
+
+/// Changes groups and user. The permitted capabilities stay, to be set by the next step.
+fn become_user(identity: &Identity) -> Result<(), StartFailure> {
+    let step = || "becoming the user".to_owned();
+    let groups: Vec<Gid> = identity
+        .groups
+        .iter()
+        .map(|gid| Gid::from_raw(*gid))
+        .collect();
+    rustix::thread::set_thread_groups(&groups).step(step)?;
+    let gid = Gid::from_raw(identity.gid);
+    rustix::thread::set_thread_res_gid(gid, gid, gid).step(step)?;
+    if identity.uid != 0 {
+        rustix::thread::set_keep_capabilities(true).step(step)?;
+        let uid = Uid::from_raw(identity.uid);
+        rustix::thread::set_thread_res_uid(uid, uid, uid).step(step)?;
+    }
+    Ok(())
+}
+
+fn environment(plan: &Plan, home: &str) -> Vec<String> {
+    let mut environment = plan.environment.clone();
+    if !environment.iter().any(|entry| entry.starts_with("HOME=")) {
+        environment.push(format!("HOME={home}"));
+    }
+    environment
+}

@@ -1,0 +1,298 @@
+//! Everything about a container that can be decided before it exists.
+
+use std::ffi::{CString, c_int};
+
+use protocol::{Create, DeclaredStreams, FailureKind, RootSource, StartFailure, WindowSize};
+use rustix::process::{Resource, Rlimit};
+
+use super::capabilities::Capabilities;
+use super::cgroup;
+use super::devices::DeviceNode;
+use super::mounts::Mount;
+use super::user::UserChoice;
+use crate::spec::{self, Config};
+use crate::step::{Step as _, failure, invalid, unsupported};
+
+/// What will be done to make the container and its first process.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) root: RootSource,
+    pub(crate) root_is_read_only: bool,
+    pub(crate) hostname: Option<String>,
+    pub(crate) domainname: Option<String>,
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) devices: Vec<DeviceNode>,
+    pub(crate) masked_paths: Vec<String>,
+    pub(crate) readonly_paths: Vec<String>,
+    pub(crate) sysctls: Vec<Sysctl>,
+    pub(crate) namespaces: Namespaces,
+    pub(crate) cgroup: cgroup::CgroupPlan,
+    pub(crate) terminal: Option<Terminal>,
+    pub(crate) streams: DeclaredStreams,
+    pub(crate) user: UserChoice,
+    pub(crate) umask: Option<u32>,
+    pub(crate) arguments: Vec<CString>,
+    pub(crate) environment: Vec<String>,
+    pub(crate) working_directory: String,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) rlimits: Vec<(Resource, Rlimit)>,
+    pub(crate) no_new_privileges: bool,
+    pub(crate) oom_score_adj: Option<i32>,
+}
+
+/// A terminal that the process gets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terminal {
+    pub(crate) size: Option<WindowSize>,
+}
+
+/// A kernel parameter of the container.
+#[derive(Debug)]
+pub(crate) struct Sysctl {
+    /// Below `/proc/sys`.
+    pub(crate) path: String,
+    pub(crate) value: String,
+}
+
+/// The namespaces that are made for the container. It shares the others with the agent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Namespaces {
+    /// `CLONE_NEW*` of those that are made with the process.
+    pub(crate) at_clone: c_int,
+    /// The cgroup namespace is made by the process itself, once it is in its cgroup.
+    pub(crate) cgroup: bool,
+}
+
+impl Namespaces {
+    /// Whether all that the container started ends with its first process.
+    pub(crate) fn has_pid(self) -> bool {
+        self.at_clone & libc::CLONE_NEWPID != 0
+    }
+}
+
+impl Plan {
+    /// Decides how to make the container.
+    ///
+    /// # Errors
+    ///
+    /// If the config is malformed, makes no sense or asks for something that is not supported.
+    pub(crate) fn new(create: Create) -> Result<Self, StartFailure> {
+        let config = Config::parse(&create.config).step(|| "reading config.json".to_owned())?;
+        if let Some(field) = config.unsupported_field() {
+            return Err(unsupported(field, "this field is not supported"));
+        }
+        check_version(&config.oci_version)?;
+        let Config {
+            process,
+            root,
+            hostname,
+            domainname,
+            mounts,
+            linux,
+            ..
+        } = config;
+        let process = process.ok_or_else(|| invalid("process", "the config has no process"))?;
+        let terminal = terminal(&process, create.streams)?;
+        check_propagation(linux.rootfs_propagation.as_deref())?;
+        Ok(Self {
+            root: create.root,
+            root_is_read_only: root.unwrap_or_default().readonly,
+            hostname,
+            domainname,
+            mounts: mounts.iter().map(Mount::new).collect::<Result<_, _>>()?,
+            devices: linux
+                .devices
+                .iter()
+                .map(DeviceNode::new)
+                .collect::<Result<_, _>>()?,
+            masked_paths: linux.masked_paths,
+            readonly_paths: linux.readonly_paths,
+            sysctls: linux
+                .sysctl
+                .into_iter()
+                .map(sysctl)
+                .collect::<Result<_, _>>()?,
+            namespaces: namespaces(&linux.namespaces)?,
+            cgroup: cgroup::CgroupPlan::new(
+                create.process.container,
+                linux.cgroups_path.as_deref(),
+                linux.resources,
+            )?,
+            terminal,
+            streams: create.streams,
+            user: match create.user {
+                Some(text) => UserChoice::Text(text),
+                None => UserChoice::Numbers {
+                    uid: process.user.uid,
+                    gid: process.user.gid,
+                    additional_gids: process.user.additional_gids,
+                },
+            },
+            umask: process.user.umask,
+            arguments: arguments(process.args)?,
+            environment: process.env,
+            working_directory: working_directory(process.cwd)?,
+            capabilities: Capabilities::new(&process.capabilities.unwrap_or_default())?,
+            rlimits: process
+                .rlimits
+                .iter()
+                .map(rlimit)
+                .collect::<Result<_, _>>()?,
+            no_new_privileges: process.no_new_privileges,
+            oom_score_adj: process.oom_score_adj,
+        })
+    }
+}
+
+/// runtime-spec, "Specification version": 1.x is compatible with 1.0.
+fn check_version(version: &str) -> Result<(), StartFailure> {
+    if version.starts_with("1.") {
+        return Ok(());
+    }
+    Err(unsupported(
+        "ociVersion",
+        format!("version {version} of the runtime-spec is not supported, 1.x is"),
+    ))
+}
+
+/// All mounts of the machine are private, so private and slave ask for what is there.
+fn check_propagation(propagation: Option<&str>) -> Result<(), StartFailure> {
+    match propagation {
+        None | Some("" | "private" | "rprivate" | "slave" | "rslave") => Ok(()),
+        Some(other) => Err(unsupported(
+            "linux.rootfsPropagation",
+            format!("{other} is not supported"),
+        )),
+    }
+}
+
+fn terminal(
+    process: &spec::Process,
+    streams: DeclaredStreams,
+) -> Result<Option<Terminal>, StartFailure> {
+    if !process.terminal {
+        return Ok(None);
+    }
+    if streams.stderr {
+        return Err(invalid(
+            "process.terminal",
+            "a process with a terminal has no standard error of its own",
+        ));
+    }
+    let size = process.console_size.map(|size| WindowSize {
+        rows: size.height,
+        columns: size.width,
+    });
+    Ok(Some(Terminal { size }))
+}
+
+fn namespaces(wanted: &[spec::Namespace]) -> Result<Namespaces, StartFailure> {
+    let mut namespaces = Namespaces {
+        at_clone: 0,
+        cgroup: false,
+    };
+    for namespace in wanted {
+        let kind = namespace.kind.as_str();
+        if namespace.path.0 {
+            return Err(unsupported(
+                "linux.namespaces.path",
+                format!("joining a {kind} namespace is not supported"),
+            ));
+        }
+        match kind {
+            "pid" => namespaces.at_clone |= libc::CLONE_NEWPID,
+            "mount" => namespaces.at_clone |= libc::CLONE_NEWNS,
+            "uts" => namespaces.at_clone |= libc::CLONE_NEWUTS,
+            "ipc" => namespaces.at_clone |= libc::CLONE_NEWIPC,
+            "network" => namespaces.at_clone |= libc::CLONE_NEWNET,
+            "cgroup" => namespaces.cgroup = true,
+            other => {
+                return Err(unsupported(
+                    "linux.namespaces",
+                    format!("type {other} is not supported"),
+                ));
+            }
+        }
+    }
+    if namespaces.at_clone & libc::CLONE_NEWNS == 0 {
+        return Err(unsupported(
+            "linux.namespaces",
+            "a container without a mount namespace is not supported",
+        ));
+    }
+    Ok(namespaces)
+}
+
+fn sysctl((name, value): (String, String)) -> Result<Sysctl, StartFailure> {
+    // As sysctl(8): a name with a slash is already a path, with dots where the parts themselves have some.
+    let path = if name.contains('/') {
+        name.clone()
+    } else {
+        name.replace('.', "/")
+    };
+    if path.split('/').any(|part| part.is_empty() || part == "..") {
+        return Err(invalid(
+            "linux.sysctl",
+            format!("{name} is not a kernel parameter's name"),
+        ));
+    }
+    Ok(Sysctl { path, value })
+}
+
+fn arguments(arguments: Vec<String>) -> Result<Vec<CString>, StartFailure> {
+    if arguments.is_empty() {
+        return Err(invalid("process.args", "there is no program to run"));
+    }
+    let with_nul = |_| invalid("process.args", "an argument contains a NUL byte");
+    arguments
+        .into_iter()
+        .map(|argument| CString::new(argument).map_err(with_nul))
+        .collect()
+}
+
+fn working_directory(directory: String) -> Result<String, StartFailure> {
+    if directory.starts_with('/') {
+        return Ok(directory);
+    }
+    Err(invalid(
+        "process.cwd",
+        format!("{directory:?} is not an absolute path"),
+    ))
+}
+
+fn rlimit(limit: &spec::Rlimit) -> Result<(Resource, Rlimit), StartFailure> {
+    let resource = match limit.kind.as_str() {
+        "RLIMIT_AS" => Resource::As,
+        "RLIMIT_CORE" => Resource::Core,
+        "RLIMIT_CPU" => Resource::Cpu,
+        "RLIMIT_DATA" => Resource::Data,
+        "RLIMIT_FSIZE" => Resource::Fsize,
+        "RLIMIT_LOCKS" => Resource::Locks,
+        "RLIMIT_MEMLOCK" => Resource::Memlock,
+        "RLIMIT_MSGQUEUE" => Resource::Msgqueue,
+        "RLIMIT_NICE" => Resource::Nice,
+        "RLIMIT_NOFILE" => Resource::Nofile,
+        "RLIMIT_NPROC" => Resource::Nproc,
+        "RLIMIT_RSS" => Resource::Rss,
+        "RLIMIT_RTPRIO" => Resource::Rtprio,
+        "RLIMIT_RTTIME" => Resource::Rttime,
+        "RLIMIT_SIGPENDING" => Resource::Sigpending,
+        "RLIMIT_STACK" => Resource::Stack,
+        other => {
+            return Err(failure(
+                FailureKind::Unsupported,
+                "process.rlimits",
+                format!("unknown type {other}"),
+            ));
+        }
+    };
+    // RLIM_INFINITY is the largest value on x86-64.
+    let value = |limit: u64| (limit != u64::MAX).then_some(limit);
+    Ok((
+        resource,
+        Rlimit {
+            current: value(limit.soft),
+            maximum: value(limit.hard),
+        },
+    ))
+}

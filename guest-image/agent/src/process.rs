@@ -1,0 +1,357 @@
+//! A process of a container, from its creation to the report of its exit.
+//!
+//! ```text
+//! Created --start, streams connected--> Launching --exec--> Running --reaped--> Ended --output sent--> reported
+//!                                           '-----failed-----------------------------------------------^
+//! ```
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use protocol::{Exit, ExitStatus, FailureKind, Report, StartFailure, StreamKind, WindowSize};
+use rustix::event::PollFlags;
+use rustix::process::{Pid, WaitStatus};
+
+use crate::container::launch::{self, LaunchChannel, LaunchNews};
+use crate::container::{self, Cgroup, Plan};
+use crate::pump::{Input, Interests, Output};
+use crate::step::failure;
+use crate::sys;
+
+/// A process that the host asked for.
+#[derive(Debug)]
+pub(crate) struct Process {
+    id: protocol::Process,
+    plan: Plan,
+    state: State,
+    connections: Connections,
+    cgroup: Option<Cgroup>,
+    terminal: Option<OwnedFd>,
+    stdin: Option<Input>,
+    stdout: Option<Output>,
+    stderr: Option<Output>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Waits for the start and for its streams.
+    Created { start_requested: bool },
+    /// Exists, and builds its container. It may already have ended.
+    Launching {
+        pid: Pid,
+        channel: LaunchChannel,
+        ended: Option<ExitStatus>,
+    },
+    /// Is its program.
+    Running { pid: Pid },
+    /// Was reaped; output may be under way.
+    Ended { status: ExitStatus },
+    /// All was said.
+    Reported,
+}
+
+/// The connections of streams, until a pump takes them over.
+#[derive(Debug, Default)]
+struct Connections {
+    stdin: Option<Connection>,
+    stdout: Option<Connection>,
+    stderr: Option<Connection>,
+}
+
+/// The connection of a stream.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) socket: OwnedFd,
+    /// What came with the hello.
+    pub(crate) received: Vec<u8>,
+}
+
+impl Process {
+    /// Makes a process that waits for its start.
+    pub(crate) fn new(id: protocol::Process, plan: Plan) -> Self {
+        Self {
+            id,
+            plan,
+            state: State::Created {
+                start_requested: false,
+            },
+            connections: Connections::default(),
+            cgroup: None,
+            terminal: None,
+            stdin: None,
+            stdout: None,
+            stderr: None,
+        }
+    }
+
+    /// Takes the connection of a stream. One that was not declared, or that is there already, is closed.
+    pub(crate) fn connect(&mut self, kind: StreamKind, connection: Connection) {
+        let declared = self.plan.streams;
+        let (is_declared, slot) = match kind {
+            StreamKind::Stdin => (declared.stdin, &mut self.connections.stdin),
+            StreamKind::Stdout => (declared.stdout, &mut self.connections.stdout),
+            StreamKind::Stderr => (declared.stderr, &mut self.connections.stderr),
+        };
+        let is_created = matches!(self.state, State::Created { .. });
+        if is_created && is_declared && slot.is_none() {
+            *slot = Some(connection);
+        }
+    }
+
+    /// Notes that the host wants the process to start.
+    pub(crate) fn request_start(&mut self) {
+        if let State::Created { start_requested } = &mut self.state {
+            *start_requested = true;
+        }
+    }
+
+    /// Launches the process if it is to start and all streams are there. Reports only a failure.
+    pub(crate) fn launch_if_ready(&mut self) -> Option<Report> {
+        let State::Created {
+            start_requested: true,
+        } = self.state
+        else {
+            return None;
+        };
+        let (declared, there) = (self.plan.streams, &self.connections);
+        let waits_for =
+            |declared: bool, connection: &Option<Connection>| declared && connection.is_none();
+        if waits_for(declared.stdin, &there.stdin)
+            || waits_for(declared.stdout, &there.stdout)
+            || waits_for(declared.stderr, &there.stderr)
+        {
+            return None;
+        }
+        match self.launch() {
+            Ok(()) => None,
+            Err(failure) => Some(self.fail(failure)),
+        }
+    }
+
+    fn launch(&mut self) -> Result<(), StartFailure> {
+        let cgroup = self.plan.cgroup.make()?;
+        let launched = launch::launch(&self.plan, &cgroup)?;
+        self.cgroup = Some(cgroup);
+        self.state = State::Launching {
+            pid: launched.pid,
+            channel: launched.channel,
+            ended: None,
+        };
+        let Connections {
+            stdin,
+            stdout,
+            stderr,
+        } = &mut self.connections;
+        let stdio = launched.stdio;
+        if self.plan.terminal.is_none() {
+            self.stdin = stdio
+                .stdin
+                .zip(stdin.take())
+                .map(|(sink, source)| Input::new(source, sink, false));
+            self.stdout = stdio
+                .stdout
+                .zip(stdout.take())
+                .map(|(source, sink)| Output::new(source, sink));
+            self.stderr = stdio
+                .stderr
+                .zip(stderr.take())
+                .map(|(source, sink)| Output::new(source, sink));
+        }
+        Ok(())
+    }
+
+    /// The channel on which news of the launch come.
+    pub(crate) fn launch_channel(&self) -> Option<&LaunchChannel> {
+        match &self.state {
+            State::Launching { channel, .. } => Some(channel),
+            _ => None,
+        }
+    }
+
+    /// Takes the news of the launch. Reports what came of it, once that is known.
+    pub(crate) fn hear_launch(&mut self) -> Option<Report> {
+        loop {
+            let State::Launching {
+                pid,
+                channel,
+                ended,
+            } = &self.state
+            else {
+                return None;
+            };
+            let (pid, ended) = (*pid, *ended);
+            match channel.receive()? {
+                LaunchNews::Terminal(terminal) => self.use_terminal(terminal),
+                LaunchNews::Running => {
+                    self.state =
+                        ended.map_or(State::Running { pid }, |status| State::Ended { status });
+                    return Some(Report::Started(self.id));
+                }
+                LaunchNews::Failed(failure) => return Some(self.fail(failure)),
+            }
+        }
+    }
+
+    /// Joins the terminal's controlling side with the connections.
+    fn use_terminal(&mut self, terminal: OwnedFd) {
+        let duplicate = || rustix::io::fcntl_dupfd_cloexec(&terminal, 0).ok();
+        let (stdin, stdout) = (
+            self.connections.stdin.take(),
+            self.connections.stdout.take(),
+        );
+        self.stdin = stdin
+            .zip(duplicate())
+            .map(|(source, sink)| Input::new(source, sink, true));
+        self.stdout = stdout
+            .zip(duplicate())
+            .map(|(sink, source)| Output::new(source, sink));
+        self.terminal = Some(terminal);
+    }
+
+    /// What its streams wait for.
+    pub(crate) fn interests(&self) -> impl Iterator<Item = (StreamKind, Interests<'_>)> {
+        let stdin = self
+            .stdin
+            .as_ref()
+            .map(|pump| (StreamKind::Stdin, pump.interests()));
+        let stdout = self
+            .stdout
+            .as_ref()
+            .map(|pump| (StreamKind::Stdout, pump.interests()));
+        let stderr = self
+            .stderr
+            .as_ref()
+            .map(|pump| (StreamKind::Stderr, pump.interests()));
+        [stdin, stdout, stderr].into_iter().flatten()
+    }
+
+    /// Moves a stream's bytes after a result for one of its two [`Interests`].
+    pub(crate) fn advance(&mut self, kind: StreamKind, side: usize, result: PollFlags) {
+        let results = if side == 0 {
+            [result, PollFlags::empty()]
+        } else {
+            [PollFlags::empty(), result]
+        };
+        match kind {
+            StreamKind::Stdin => self.stdin.iter_mut().for_each(|pump| pump.advance(results)),
+            StreamKind::Stdout => self
+                .stdout
+                .iter_mut()
+                .for_each(|pump| pump.advance(results)),
+            StreamKind::Stderr => self
+                .stderr
+                .iter_mut()
+                .for_each(|pump| pump.advance(results)),
+        }
+    }
+
+    /// Ends the process before it began. Its child, if there is one, has said so and exits by itself.
+    fn fail(&mut self, failure: StartFailure) -> Report {
+        self.state = State::Reported;
+        self.stdin = None;
+        self.stdout = None;
+        self.stderr = None;
+        self.connections = Connections::default();
+        Report::NotStarted {
+            process: self.id,
+            failure: failure.bounded(),
+        }
+    }
+
+    /// Takes an exit that was reaped, if it is this process's.
+    pub(crate) fn reap(&mut self, pid: Pid, wait_status: WaitStatus) {
+        match &mut self.state {
+            State::Launching {
+                pid: own, ended, ..
+            } if *own == pid => *ended = Some(exit_status(wait_status)),
+            State::Running { pid: own } if *own == pid => {
+                self.state = State::Ended {
+                    status: exit_status(wait_status),
+                };
+            }
+            _ => return,
+        }
+        if !self.plan.namespaces.has_pid() {
+            // What it started would hold its output open, and outlive its container.
+            self.cgroup.iter().for_each(Cgroup::kill);
+        }
+    }
+
+    /// Reports the exit, once all output was sent.
+    pub(crate) fn report_exit(&mut self) -> Option<Report> {
+        let State::Ended { status } = self.state else {
+            return None;
+        };
+        let is_sent = |output: &Option<Output>| output.as_ref().is_none_or(Output::is_done);
+        if !is_sent(&self.stdout) || !is_sent(&self.stderr) {
+            return None;
+        }
+        self.state = State::Reported;
+        self.stdin = None;
+        let oom_killed = self.cgroup.as_ref().is_some_and(Cgroup::was_oom_killed);
+        Some(Report::Exited {
+            process: self.id,
+            exit: Exit { status, oom_killed },
+        })
+    }
+
+    /// Whether nothing more will be said about it.
+    pub(crate) fn is_reported(&self) -> bool {
+        matches!(self.state, State::Reported)
+    }
+
+    /// Lets go of what the container leaves behind.
+    pub(crate) fn clean_up(self) {
+        if let Some(cgroup) = self.cgroup {
+            cgroup.remove();
+        }
+    }
+
+    /// Sends a signal, if the process runs.
+    pub(crate) fn signal(&self, number: u8) {
+        if let (
+            State::Running { pid }
+            | State::Launching {
+                pid, ended: None, ..
+            },
+            Some(signal),
+        ) = (&self.state, sys::signal(number))
+        {
+            // It was not reaped, so the id is still its own; that it may just have ended is no error.
+            let _ = rustix::process::kill_process(*pid, signal);
+        }
+    }
+
+    /// Sets the size of the terminal's window, if there is a terminal.
+    pub(crate) fn resize(&self, size: WindowSize) {
+        if let Some(terminal) = &self.terminal {
+            let _ = rustix::termios::tcsetwinsize(terminal.as_fd(), container::winsize(size));
+        }
+    }
+}
+
+/// The failure of a request about a process that does not exist.
+pub(crate) fn no_such_process() -> StartFailure {
+    failure(
+        FailureKind::Failed,
+        "starting the process",
+        "it was not created",
+    )
+}
+
+/// The failure of a second creation.
+pub(crate) fn exists_already() -> StartFailure {
+    failure(
+        FailureKind::Failed,
+        "creating the process",
+        "there is one of these ids already",
+    )
+}
+
+fn exit_status(status: WaitStatus) -> ExitStatus {
+    let number = |number: i32| u8::try_from(number).unwrap_or(u8::MAX);
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => ExitStatus::Code(number(code)),
+        (None, Some(signal)) => ExitStatus::Signal(number(signal)),
+        (None, None) => ExitStatus::Code(u8::MAX),
+    }
+}

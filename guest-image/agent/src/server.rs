@@ -1,0 +1,424 @@
+//! The agent's loop: takes connections, does what the host asks, moves streams, reaps, reports. One thread, one poll.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use protocol::{
+    Create, FrameBuffer, Hello, MAGIC, MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES,
+    Report, Request, Role, StreamKind, VERSION,
+};
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, SocketFlags};
+use rustix::process::WaitOptions;
+use thiserror::Error;
+
+use crate::container::Plan;
+use crate::process::{Connection, Process, exists_already, no_such_process};
+
+/// How many connections may wait for their hello or for the creation of their process. The host, who alone can connect, has
+/// no use for more.
+const MAX_WAITING: usize = 64;
+
+/// What is read from the control connection at once.
+const READ_BYTES: usize = 16 << 10;
+
+/// The agent while it serves.
+#[derive(Debug)]
+pub(crate) struct Server {
+    listener: OwnedFd,
+    children: OwnedFd,
+    control: Option<Control>,
+    /// Connections whose hello has not arrived yet.
+    strangers: Vec<Stranger>,
+    /// Streams whose process has not been created yet.
+    unclaimed: Vec<(protocol::Process, StreamKind, Connection)>,
+    processes: BTreeMap<protocol::Process, Process>,
+}
+
+/// The control connection.
+#[derive(Debug)]
+struct Control {
+    connection: OwnedFd,
+    requests: FrameBuffer,
+    /// Reports that the connection did not take yet.
+    unsent: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Stranger {
+    connection: OwnedFd,
+    hello: FrameBuffer,
+}
+
+/// Why the agent stops serving.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+pub(crate) enum Stop {
+    /// The host asked for it.
+    #[error("the host asked for the end of the machine")]
+    PowerOff,
+    /// The control connection ended.
+    #[error("the host hung up")]
+    HungUp,
+    /// The host sent what is not a frame of this protocol.
+    #[error("the host sent what is not a request")]
+    Nonsense,
+    /// The kernel refused to poll.
+    #[error("waiting for something to do")]
+    PollFailed(#[source] Errno),
+}
+
+/// Whose descriptor a poll result belongs to.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Listener,
+    Children,
+    Control,
+    Stranger(usize),
+    Launch(protocol::Process),
+    Stream(protocol::Process, StreamKind, usize),
+}
+
+impl Server {
+    /// Makes a server of `listener` that is told of children's exits by `children`.
+    pub(crate) fn new(listener: OwnedFd, children: OwnedFd) -> Self {
+        Self {
+            listener,
+            children,
+            control: None,
+            strangers: Vec::new(),
+            unclaimed: Vec::new(),
+            processes: BTreeMap::new(),
+        }
+    }
+
+    /// Serves until there is a reason to stop.
+    pub(crate) fn run(&mut self) -> Stop {
+        loop {
+            let ready = match self.wait() {
+                Ok(ready) => ready,
+                Err(Errno::INTR) => continue,
+                Err(error) => return Stop::PollFailed(error),
+            };
+            if let Some(stop) = self.handle(&ready) {
+                return stop;
+            }
+            self.advance_processes();
+            if let Some(control) = &mut self.control {
+                control.flush();
+            }
+        }
+    }
+
+    /// Waits until something can be done, and says what.
+    fn wait(&self) -> rustix::io::Result<Vec<(Source, PollFlags)>> {
+        let mut sources = vec![Source::Listener, Source::Children];
+        let mut fds = vec![
+            PollFd::new(&self.listener, PollFlags::IN),
+            PollFd::new(&self.children, PollFlags::IN),
+        ];
+        if let Some(control) = &self.control {
+            let sending = if control.unsent.is_empty() {
+                PollFlags::empty()
+            } else {
+                PollFlags::OUT
+            };
+            sources.push(Source::Control);
+            fds.push(PollFd::new(&control.connection, PollFlags::IN | sending));
+        }
+        for (index, stranger) in self.strangers.iter().enumerate() {
+            sources.push(Source::Stranger(index));
+            fds.push(PollFd::new(&stranger.connection, PollFlags::IN));
+        }
+        for (id, process) in &self.processes {
+            if let Some(channel) = process.launch_channel() {
+                sources.push(Source::Launch(*id));
+                fds.push(PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN));
+            }
+            for (kind, interests) in process.interests() {
+                for (side, (fd, interest)) in interests.into_iter().enumerate() {
+                    let Some(fd) = fd else { continue };
+                    sources.push(Source::Stream(*id, kind, side));
+                    fds.push(PollFd::from_borrowed_fd(fd, interest));
+                }
+            }
+        }
+        rustix::event::poll(&mut fds, None)?;
+        let results = fds.iter().map(PollFd::revents);
+        Ok(sources
+            .into_iter()
+            .zip(results)
+            .filter(|(_, result)| !result.is_empty())
+            .collect())
+    }
+
+    /// Does what became possible.
+    fn handle(&mut self, ready: &[(Source, PollFlags)]) -> Option<Stop> {
+        let mut heard = Vec::new();
+        for (source, result) in ready {
+            match *source {
+                Source::Listener => self.accept(),
+                Source::Children => self.reap(),
+                Source::Control => {
+                    if let Some(stop) = self.serve_control(*result) {
+                        return Some(stop);
+                    }
+                }
+                Source::Stranger(index) => heard.push(index),
+                Source::Launch(id) => self.with_process(id, Process::hear_launch),
+                Source::Stream(id, kind, side) => {
+                    if let Some(process) = self.processes.get_mut(&id) {
+                        process.advance(kind, side, *result);
+                    }
+                }
+            }
+        }
+        // From the last to the first, because each leaves the list when it is known.
+        for index in heard.into_iter().rev() {
+            if let Some(stop) = self.hear_stranger(index) {
+                return Some(stop);
+            }
+        }
+        None
+    }
+
+    /// Takes all connections that wait.
+    fn accept(&mut self) {
+        while let Ok(connection) = rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC) {
+            if self.strangers.len() < MAX_WAITING {
+                self.strangers.push(Stranger {
+                    connection,
+                    hello: FrameBuffer::new(MAX_HELLO_BYTES),
+                });
+            }
+        }
+    }
+
+    /// Reads a hello, and gives the connection to whom it is for.
+    fn hear_stranger(&mut self, index: usize) -> Option<Stop> {
+        let mut bytes = [0; MAX_HELLO_BYTES];
+        let stranger = self.strangers.get_mut(index)?;
+        let received =
+            match rustix::net::recv(&stranger.connection, &mut bytes, RecvFlags::DONTWAIT) {
+                Ok((received, _)) => received,
+                Err(Errno::AGAIN | Errno::INTR) => return None,
+                Err(_) => 0,
+            };
+        stranger
+            .hello
+            .push(bytes.get(..received).unwrap_or_default());
+        let hello = stranger.hello.take::<Hello>();
+        if matches!(hello, Ok(None)) && received > 0 {
+            return None;
+        }
+        let Stranger {
+            connection,
+            hello: buffer,
+        } = self.strangers.swap_remove(index);
+        match hello {
+            Ok(Some(Hello {
+                magic: MAGIC,
+                version: VERSION,
+                role: Role::Stream { process, kind },
+            })) => {
+                self.take_stream(
+                    process,
+                    kind,
+                    Connection {
+                        socket: connection,
+                        received: buffer.into_rest(),
+                    },
+                );
+                None
+            }
+            Ok(Some(Hello {
+                magic: MAGIC,
+                version,
+                role: Role::Control,
+            })) => self.take_control(connection, version, &buffer.into_rest()),
+            // Nobody whom the agent knows: the connection is closed.
+            _ => None,
+        }
+    }
+
+    fn take_stream(&mut self, id: protocol::Process, kind: StreamKind, connection: Connection) {
+        if let Some(process) = self.processes.get_mut(&id) {
+            process.connect(kind, connection);
+        } else if self.unclaimed.len() < MAX_WAITING {
+            self.unclaimed.push((id, kind, connection));
+        }
+    }
+
+    fn take_control(&mut self, connection: OwnedFd, version: u16, received: &[u8]) -> Option<Stop> {
+        if self.control.is_some() {
+            return None;
+        }
+        let mut control = Control {
+            connection,
+            requests: FrameBuffer::new(MAX_REQUEST_BYTES),
+            unsent: Vec::new(),
+        };
+        control.report(&Report::Welcome { version: VERSION });
+        if version != VERSION {
+            // The host learns the agent's version, and hangs up.
+            control.flush();
+        }
+        control.requests.push(received);
+        self.control = Some(control);
+        if version == VERSION {
+            self.serve_requests()
+        } else {
+            None
+        }
+    }
+
+    /// Reads from the control connection.
+    fn serve_control(&mut self, result: PollFlags) -> Option<Stop> {
+        let control = self.control.as_mut()?;
+        if !result.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+            return None;
+        }
+        let mut bytes = [0; READ_BYTES];
+        match rustix::net::recv(&control.connection, &mut bytes, RecvFlags::DONTWAIT) {
+            Ok((0, _)) => Some(Stop::HungUp),
+            Ok((received, _)) => {
+                control
+                    .requests
+                    .push(bytes.get(..received).unwrap_or_default());
+                self.serve_requests()
+            }
+            Err(Errno::AGAIN | Errno::INTR) => None,
+            Err(_) => Some(Stop::HungUp),
+        }
+    }
+
+    /// Serves all requests that are complete.
+    fn serve_requests(&mut self) -> Option<Stop> {
+        loop {
+            match self.control.as_mut()?.requests.take() {
+                Ok(Some(Request::PowerOff)) => return Some(Stop::PowerOff),
+                Ok(Some(request)) => self.serve(request),
+                Ok(None) => return None,
+                Err(_) => return Some(Stop::Nonsense),
+            }
+        }
+    }
+
+    fn serve(&mut self, request: Request) {
+        match request {
+            Request::Create(create) => self.create(*create),
+            Request::Start(id) => match self.processes.get_mut(&id) {
+                Some(process) => process.request_start(),
+                None => self.report(&Report::NotStarted {
+                    process: id,
+                    failure: no_such_process(),
+                }),
+            },
+            Request::Signal { process, signal } => {
+                if let Some(process) = self.processes.get(&process) {
+                    process.signal(signal);
+                }
+            }
+            Request::Resize { process, size } => {
+                if let Some(process) = self.processes.get_mut(&process) {
+                    process.resize(size);
+                }
+            }
+            Request::PowerOff => (),
+        }
+    }
+
+    fn create(&mut self, create: Create) {
+        let id = create.process;
+        if self.processes.contains_key(&id) {
+            return self.report(&Report::NotStarted {
+                process: id,
+                failure: exists_already(),
+            });
+        }
+        match Plan::new(create) {
+            Ok(plan) => {
+                let mut process = Process::new(id, plan);
+                for (_, kind, connection) in
+                    self.unclaimed.extract_if(.., |(owner, _, _)| *owner == id)
+                {
+                    process.connect(kind, connection);
+                }
+                self.processes.insert(id, process);
+            }
+            Err(failure) => {
+                self.unclaimed.retain(|(owner, _, _)| *owner != id);
+                self.report(&Report::NotStarted {
+                    process: id,
+                    failure: failure.bounded(),
+                });
+            }
+        }
+    }
+
+    /// Takes the exits of all children that ended, the orphans that PID 1 inherits among them.
+    fn reap(&mut self) {
+        // The signal only wakes; how many children it stands for is for wait to say.
+        let mut information = [0; 128];
+        while rustix::io::read(&self.children, &mut information).is_ok() {}
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            self.processes
+                .values_mut()
+                .for_each(|process| process.reap(pid, status));
+        }
+    }
+
+    /// Starts what is ready to start, reports what has ended, forgets what was reported.
+    fn advance_processes(&mut self) {
+        let ids: Vec<protocol::Process> = self.processes.keys().copied().collect();
+        for id in ids {
+            self.with_process(id, Process::launch_if_ready);
+            self.with_process(id, Process::report_exit);
+        }
+        for (_, process) in self
+            .processes
+            .extract_if(.., |_, process| process.is_reported())
+        {
+            process.clean_up();
+        }
+    }
+
+    /// Lets a process do something, and sends the report that comes of it.
+    fn with_process(
+        &mut self,
+        id: protocol::Process,
+        act: impl FnOnce(&mut Process) -> Option<Report>,
+    ) {
+        if let Some(report) = self.processes.get_mut(&id).and_then(act) {
+            self.report(&report);
+        }
+    }
+
+    fn report(&mut self, report: &Report) {
+        if let Some(control) = &mut self.control {
+            control.report(report);
+        }
+    }
+}
+
+impl Control {
+    fn report(&mut self, report: &Report) {
+        // A report is far below the limit: its texts are bounded.
+        let _ = protocol::encode(report, MAX_REPORT_BYTES, &mut self.unsent);
+    }
+
+    /// Sends what the connection takes. A connection that ended is noticed by the next read.
+    fn flush(&mut self) {
+        while !self.unsent.is_empty() {
+            match rustix::net::send(
+                &self.connection,
+                &self.unsent,
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+            ) {
+                Ok(sent) => drop(self.unsent.drain(..sent)),
+                Err(Errno::INTR) => (),
+                Err(_) => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! The part of the OCI runtime-spec's `config.json` that the agent executes, and the refusal of the rest.
+//!
+//! The types are the agent's own rather than a library's, because a library's types drop what they do not know, and here
+//! each field of the specification is either executed or refused by its name. A field that the specification does not know
+//! is skipped, as its section "Extensibility" demands. Field names and meanings: runtime-spec 1.2, `config.md` and
+//! `config-linux.md`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+/// `config.json`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Config {
+    pub(crate) oci_version: String,
+    pub(crate) process: Option<Process>,
+    pub(crate) root: Option<Root>,
+    pub(crate) hostname: Option<String>,
+    pub(crate) domainname: Option<String>,
+    #[serde(default)]
+    pub(crate) mounts: Vec<Mount>,
+    #[serde(default)]
+    pub(crate) linux: Linux,
+    #[serde(default)]
+    hooks: Given,
+    #[serde(default)]
+    solaris: Given,
+    #[serde(default)]
+    windows: Given,
+    #[serde(default)]
+    vm: Given,
+    #[serde(default)]
+    zos: Given,
+    #[serde(default)]
+    freebsd: Given,
+}
+
+/// `root`.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Root {
+    #[serde(default)]
+    pub(crate) readonly: bool,
+}
+
+/// `process`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Process {
+    #[serde(default)]
+    pub(crate) terminal: bool,
+    pub(crate) console_size: Option<ConsoleSize>,
+    #[serde(default)]
+    pub(crate) user: User,
+    #[serde(default)]
+    pub(crate) args: Vec<String>,
+    #[serde(default)]
+    pub(crate) env: Vec<String>,
+    pub(crate) cwd: String,
+    pub(crate) capabilities: Option<Capabilities>,
+    #[serde(default)]
+    pub(crate) rlimits: Vec<Rlimit>,
+    #[serde(default)]
+    pub(crate) no_new_privileges: bool,
+    pub(crate) oom_score_adj: Option<i32>,
+    #[serde(default)]
+    command_line: Given,
+    #[serde(default)]
+    apparmor_profile: Given,
+    #[serde(default)]
+    selinux_label: Given,
+    #[serde(default)]
+    io_priority: Given,
+    #[serde(default)]
+    scheduler: Given,
+    #[serde(default, rename = "execCPUAffinity")]
+    exec_cpu_affinity: Given,
+}
+
+/// `process.consoleSize`, in characters.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct ConsoleSize {
+    pub(crate) height: u16,
+    pub(crate) width: u16,
+}
+
+/// `process.user`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct User {
+    #[serde(default)]
+    pub(crate) uid: u32,
+    #[serde(default)]
+    pub(crate) gid: u32,
+    pub(crate) umask: Option<u32>,
+    #[serde(default)]
+    pub(crate) additional_gids: Vec<u32>,
+    #[serde(default)]
+    username: Given,
+}
+
+/// `process.capabilities`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Capabilities {
+    pub(crate) bounding: Vec<String>,
+    pub(crate) effective: Vec<String>,
+    pub(crate) inheritable: Vec<String>,
+    pub(crate) permitted: Vec<String>,
+    pub(crate) ambient: Vec<String>,
+}
+
+/// An element of `process.rlimits`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Rlimit {
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    pub(crate) soft: u64,
+    pub(crate) hard: u64,
+}
+
+/// An element of `mounts`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Mount {
+    pub(crate) destination: String,
+    #[serde(rename = "type")]
+    pub(crate) kind: Option<String>,
+    pub(crate) source: Option<String>,
+    #[serde(default)]
+    pub(crate) options: Vec<String>,
+    #[serde(default)]
+    uid_mappings: Given,
+    #[serde(default)]
+    gid_mappings: Given,
+}
+
+/// `linux`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Linux {
+    pub(crate) namespaces: Vec<Namespace>,
+    pub(crate) devices: Vec<Device>,
+    pub(crate) cgroups_path: Option<String>,
+    pub(crate) resources: Resources,
+    pub(crate) sysctl: BTreeMap<String, String>,
+    pub(crate) rootfs_propagation: Option<String>,
+    pub(crate) masked_paths: Vec<String>,
+    pub(crate) readonly_paths: Vec<String>,
+    uid_mappings: Given,
+    gid_mappings: Given,
+    time_offsets: Given,
+    intel_rdt: Given,
+    memory_policy: Given,
+    seccomp: Given,
+    mount_label: Given,
+    personality: Given,
+    net_devices: Given,
+}
+
+/// An element of `linux.namespaces`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Namespace {
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    #[serde(default)]
+    pub(crate) path: Given,
+}
+
+/// An element of `linux.devices`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Device {
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    pub(crate) path: String,
+    #[serde(default)]
+    pub(crate) major: u32,
+    #[serde(default)]
+    pub(crate) minor: u32,
+    pub(crate) file_mode: Option<u32>,
+    #[serde(default)]
+    pub(crate) uid: u32,
+    #[serde(default)]
+    pub(crate) gid: u32,
+}
+
+/// `linux.resources`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Resources {
+    pub(crate) memory: Memory,
+    pub(crate) cpu: Cpu,
+    pub(crate) pids: Pids,
+    pub(crate) unified: BTreeMap<String, String>,
+    devices: Given,
+    #[serde(rename = "blockIO")]
+    block_io: Given,
+    hugepage_limits: Given,
+    network: Given,
+    rdma: Given,
+}
+
+/// `linux.resources.memory`, in bytes; -1 is no limit.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Memory {
+    pub(crate) limit: Option<i64>,
+    pub(crate) reservation: Option<i64>,
+    pub(crate) swap: Option<i64>,
+    kernel: Given,
+    #[serde(rename = "kernelTCP")]
+    kernel_tcp: Given,
+    swappiness: Given,
+    #[serde(rename = "disableOOMKiller")]
+    disable_oom_killer: Given,
+    check_before_update: Given,
+}
+
+/// `linux.resources.cpu`, times in microseconds.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Cpu {
+    pub(crate) shares: Option<u64>,
+    pub(crate) quota: Option<i64>,
+    pub(crate) burst: Option<u64>,
+    pub(crate) period: Option<u64>,
+    pub(crate) cpus: Option<String>,
+    pub(crate) mems: Option<String>,
+    pub(crate) idle: Option<i64>,
+    realtime_runtime: Given,
+    realtime_period: Given,
+}
+
+/// `linux.resources.pids`; no limit if it is 0 or less.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Pids {
+    pub(crate) limit: Option<i64>,
+}
+
+impl Config {
+    /// Parses a `config.json`.
+    ///
+    /// # Errors
+    ///
+    /// If the bytes are not JSON of the right shape.
+    pub(crate) fn parse(json: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(json)
+    }
+
+    /// Names the first field that asks for something the agent does not do.
+    pub(crate) fn unsupported_field(&self) -> Option<String> {
+        let of_config = [
+            ("hooks", self.hooks),
+            ("solaris", self.solaris),
+            ("windows", self.windows),
+            ("vm", self.vm),
+            ("zos", self.zos),
+            ("freebsd", self.freebsd),
+        ];
+        let process = self.process.as_ref();
+        first_given(&of_config)
+            .or_else(|| process.and_then(Process::unsupported_field))
+            .or_else(|| self.mounts.iter().find_map(Mount::unsupported_field))
+            .or_else(|| self.linux.unsupported_field())
+    }
+}
+
+impl Process {
+    fn unsupported_field(&self) -> Option<String> {
+        first_given(&[
+            ("process.commandLine", self.command_line),
+            ("process.apparmorProfile", self.apparmor_profile),
+            ("process.selinuxLabel", self.selinux_label),
+            ("process.ioPriority", self.io_priority),
+            ("process.scheduler", self.scheduler),
+            ("process.execCPUAffinity", self.exec_cpu_affinity),
+            ("process.user.username", self.user.username),
+        ])
+    }
+}
+
+impl Mount {
+    fn unsupported_field(&self) -> Option<String> {
+        first_given(&[
+            ("mounts.uidMappings", self.uid_mappings),
+            ("mounts.gidMappings", self.gid_mappings),
+        ])
+        .map(|field| format!("{field} (of {})", self.destination))
+    }
+}
+
+impl Linux {
+    fn unsupported_field(&self) -> Option<String> {
+        let resources = &self.resources;
+        first_given(&[
+            ("linux.uidMappings", self.uid_mappings),
+            ("linux.gidMappings", self.gid_mappings),
+            ("linux.timeOffsets", self.time_offsets),
+            ("linux.intelRdt", self.intel_rdt),
+            ("linux.memoryPolicy", self.memory_policy),
+            ("linux.seccomp", self.seccomp),
+            ("linux.mountLabel", self.mount_label),
+            ("linux.personality", self.personality),
+            ("linux.netDevices", self.net_devices),
+            ("linux.resources.devices", resources.devices),
+            ("linux.resources.blockIO", resources.block_io),
+            ("linux.resources.hugepageLimits", resources.hugepage_limits),
+            ("linux.resources.network", resources.network),
+            ("linux.resources.rdma", resources.rdma),
+            ("linux.resources.memory.kernel", resources.memory.kernel),
+            (
+                "linux.resources.memory.kernelTCP",
+                resources.memory.kernel_tcp,
+            ),
+            (
+                "linux.resources.memory.swappiness",
+                resources.memory.swappiness,
+            ),
+            (
+                "linux.resources.memory.disableOOMKiller",
+                resources.memory.disable_oom_killer,
+            ),
+            (
+                "linux.resources.memory.checkBeforeUpdate",
+                resources.memory.check_before_update,
+            ),
+            (
+                "linux.resources.cpu.realtimeRuntime",
+                resources.cpu.realtime_runtime,
+            ),
+            (
+                "linux.resources.cpu.realtimePeriod",
+                resources.cpu.realtime_period,
+            ),
+        ])
+    }
+}
+
+fn first_given(fields: &[(&str, Given)]) -> Option<String> {
+    fields
+        .iter()
+        .find(|(_, given)| given.0)
+        .map(|(name, _)| (*name).to_owned())
+}
+
+/// Whether a field asks for anything: it is there, and neither `null`, `false` nor empty.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Given(pub(crate) bool);
+
+impl<'de> Deserialize<'de> for Given {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(GivenVisitor)
+    }
+}
+
+struct GivenVisitor;
+
+impl<'de> Visitor<'de> for GivenVisitor {
+    type Value = Given;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Given, E> {
+        Ok(Given(false))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Given, E> {
+        Ok(Given(value))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Given, E> {
+        Ok(Given(true))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Given, E> {
+        Ok(Given(true))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Given, E> {
+        Ok(Given(true))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Given, E> {
+        Ok(Given(!value.is_empty()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Given, A::Error> {
+        let mut given = false;
+        while seq.next_element::<IgnoredAny>()?.is_some() {
+            given = true;
+        }
+        Ok(Given(given))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Given, A::Error> {
+        let mut given = false;
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+            given = true;
+        }
+        Ok(Given(given))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(json: &str) -> Option<String> {
+        Config::parse(json.as_bytes()).unwrap().unsupported_field()
+    }
+
+    #[test]
+    fn seccomp_is_refused_by_name() {
+        let json =
+            r#"{"ociVersion":"1.2.0","linux":{"seccomp":{"defaultAction":"SCMP_ACT_ALLOW"}}}"#;
+
+        assert_eq!(refused(json).as_deref(), Some("linux.seccomp"));
+    }
+
+    #[test]
+    fn hooks_are_refused_by_name() {
+        let json = r#"{"ociVersion":"1.2.0","hooks":{"poststop":[{"path":"/bin/true"}]}}"#;
+
+        assert_eq!(refused(json).as_deref(), Some("hooks"));
+    }
+
+    #[test]
+    fn a_scheduler_is_refused_by_name() {
+        let json =
+            r#"{"ociVersion":"1.2.0","process":{"cwd":"/","scheduler":{"policy":"SCHED_FIFO"}}}"#;
+
+        assert_eq!(refused(json).as_deref(), Some("process.scheduler"));
+    }
+
+    #[test]
+    fn id_mapped_mounts_are_refused_with_their_destination() {
+        let json = r#"{"ociVersion":"1.2.0","mounts":[{"destination":"/data","uidMappings":[{"containerID":0}]}]}"#;
+
+        assert_eq!(
+            refused(json).as_deref(),
+            Some("mounts.uidMappings (of /data)")
+        );
+    }
+
+    #[test]
+    fn empty_fields_ask_for_nothing() {
+        let json = r#"{"ociVersion":"1.2.0","hooks":{},"process":{"cwd":"/","apparmorProfile":"","scheduler":null},
+            "linux":{"seccomp":null,"uidMappings":[],"resources":{"memory":{"disableOOMKiller":false}}}}"#;
+
+        assert_eq!(refused(json), None);
+    }
+
+    #[test]
+    fn fields_that_the_specification_does_not_know_are_skipped() {
+        let json =
+            r#"{"ociVersion":"1.2.0","org.example.more":{"a":[1]},"process":{"cwd":"/","x":1}}"#;
+
+        assert_eq!(refused(json), None);
+    }
+}

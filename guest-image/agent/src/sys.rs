@@ -1,0 +1,217 @@
+//! The system calls that no safe wrapper of ours or of a library covers. With `doorbell.rs`, the agent's only unsafe code.
+
+#![allow(
+    unsafe_code,
+    reason = "these calls have no safe wrapper; each block says why it is sound"
+)]
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use rustix::process::{Pid, Signal};
+use rustix::thread::UnshareFlags;
+
+/// Which side of a [`clone`] runs.
+#[derive(Debug)]
+pub(crate) enum Side {
+    /// The caller, with the new process's id.
+    Parent(Pid),
+    /// The new process.
+    Child,
+}
+
+/// Makes a process that is a copy of this one, in new namespaces and in a cgroup of its own.
+///
+/// # Errors
+///
+/// The kernel's, see clone3(2).
+pub(crate) fn clone(namespaces: c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Side> {
+    /// `include/uapi/linux/sched.h`; the library's constant has too few bits for it.
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    let into_cgroup = if cgroup.is_some() {
+        CLONE_INTO_CGROUP
+    } else {
+        0
+    };
+    let arguments = libc::clone_args {
+        flags: u64::from(namespaces.cast_unsigned()) | into_cgroup,
+        pidfd: 0,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: cgroup.map_or(0, |fd| u64::from(fd.as_raw_fd().cast_unsigned())),
+    };
+    // SAFETY: without CLONE_VM the child has its own copy of the memory, so this returns twice as fork does. The agent has
+    // one thread, so no lock can be held by a thread that does not exist in the child. `arguments` outlives the call, and
+    // the size is its own.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const arguments,
+            size_of::<libc::clone_args>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(i32::try_from(result)
+        .ok()
+        .and_then(Pid::from_raw)
+        .map_or(Side::Child, Side::Parent))
+}
+
+/// Takes the calling process into a new cgroup namespace, whose root is its present cgroup.
+///
+/// # Errors
+///
+/// The kernel's, see unshare(2).
+pub(crate) fn unshare_cgroup() -> rustix::io::Result<()> {
+    // SAFETY: a cgroup namespace changes how cgroups are shown, and nothing that Rust relies on.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }
+}
+
+/// Executes a program in place of this one. Returns only the reason why it did not.
+pub(crate) fn execve(program: &CStr, arguments: &[CString], environment: &[CString]) -> io::Error {
+    let arguments = null_terminated(arguments);
+    let environment = null_terminated(environment);
+    // SAFETY: `program` is a C string; both arrays are null-terminated arrays of C strings; all outlive the call.
+    unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+fn null_terminated(strings: &[CString]) -> Vec<*const c_char> {
+    strings
+        .iter()
+        .map(|string| string.as_ptr())
+        .chain([ptr::null()])
+        .collect()
+}
+
+/// Marks every descriptor from `first` on to be closed by the next exec.
+///
+/// # Errors
+///
+/// The kernel's, see close_range(2).
+pub(crate) fn close_on_exec_from(first: RawFd) -> io::Result<()> {
+    // SAFETY: the flag closes nothing now, so no owned descriptor becomes invalid.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            c_int::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Blocks `SIGCHLD` and gives a descriptor that is readable when one is pending.
+///
+/// # Errors
+///
+/// The kernel's, see signalfd(2).
+pub(crate) fn child_signals() -> io::Result<OwnedFd> {
+    let mut children = empty_signal_set();
+    // SAFETY: `children` is an initialised set and SIGCHLD a valid signal.
+    unsafe { libc::sigaddset(&raw mut children, libc::SIGCHLD) };
+    // SAFETY: `children` is an initialised set; the old mask is not asked for.
+    if unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const children, ptr::null_mut()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `children` is an initialised set, and -1 asks for a new descriptor.
+    let fd = unsafe {
+        libc::signalfd(
+            -1,
+            &raw const children,
+            libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
+        )
+    };
+    owned(fd)
+}
+
+/// Gives signals the state that a program expects: none blocked, `SIGPIPE` with its default action.
+pub(crate) fn reset_signals() {
+    let none = empty_signal_set();
+    // SAFETY: SIG_DFL is a valid action for SIGPIPE.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    // SAFETY: `none` is an initialised set; the old mask is not asked for.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) };
+}
+
+fn empty_signal_set() -> libc::sigset_t {
+    // SAFETY: a signal set is an array of integers, for which zero is a value; on Linux it is the empty set.
+    unsafe { std::mem::zeroed() }
+}
+
+/// The signal of a number, also of a real-time one; `None` if there is none.
+pub(crate) fn signal(number: u8) -> Option<Signal> {
+    /// `SIGRTMAX` of the x86-64 kernel.
+    const LAST: i32 = 64;
+    let number = i32::from(number);
+    // SAFETY: the number is a signal of this kernel. Those that the C library keeps for itself (32, 33) are sent to other
+    // programs here, never given a handler in this one, which is what the wrapper guards against.
+    (1..=LAST)
+        .contains(&number)
+        .then(|| unsafe { Signal::from_raw_unchecked(number) })
+}
+
+/// Listens on a vsock port, for connections from the host.
+///
+/// # Errors
+///
+/// The kernel's, see vsock(7).
+pub(crate) fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
+    /// How many connections may wait: more than one process's four, fewer than a flood.
+    const BACKLOG: c_int = 32;
+    let family = libc::sa_family_t::try_from(libc::AF_VSOCK).map_err(io::Error::other)?;
+    let length =
+        libc::socklen_t::try_from(size_of::<libc::sockaddr_vm>()).map_err(io::Error::other)?;
+    // SAFETY: creates a descriptor and touches no memory.
+    let socket = owned(unsafe {
+        libc::socket(
+            libc::AF_VSOCK,
+            libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+            0,
+        )
+    })?;
+    let address = libc::sockaddr_vm {
+        svm_family: family,
+        svm_reserved1: 0,
+        svm_port: port,
+        svm_cid: libc::VMADDR_CID_ANY,
+        svm_zero: [0; 4],
+    };
+    // SAFETY: `address` is a vsock address of `length` bytes that outlives the call.
+    if unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+fn owned(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Ends a child that did not become its program, without running anything that its copy of the agent would run at exit.
+pub(crate) fn exit_child() -> ! {
+    /// What the agent sees if the message about the failure got lost: docker's code for a failure of its own.
+    const FAILED: c_int = 125;
+    // SAFETY: ends the process, with no code of ours after it.
+    unsafe { libc::_exit(FAILED) }
+}

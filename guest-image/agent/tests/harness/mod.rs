@@ -1,0 +1,368 @@
+//! Runs the agent on this machine: in mount and PID namespaces of its own, on a Unix socket instead of vsock, with a
+//! directory that holds a static busybox as the image.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use protocol::{
+    ContainerId, Create, DeclaredStreams, ExitStatus, Filesystem, FrameBuffer, Hello,
+    MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES, Process, ProcessId, Report, Request,
+    Role, RootSource, StreamKind, Upper,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// The longest that any answer of the agent may take here.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) const BUSYBOX: &str = "/bin/busybox";
+
+/// An error that a test shows and ends with.
+pub(crate) type Failure = Box<dyn std::error::Error>;
+
+/// Whether this machine lets the tests make containers; says so if not.
+pub(crate) fn can_make_containers() -> bool {
+    let can = rustix::process::geteuid().is_root() && Path::new(BUSYBOX).exists();
+    if !can {
+        println!("skipped: needs root and a static busybox at {BUSYBOX}");
+    }
+    can
+}
+
+/// An agent that runs, with its image.
+pub(crate) struct Agent {
+    process: Child,
+    directory: TempDir,
+}
+
+impl Agent {
+    pub(crate) fn start() -> Result<Self, Failure> {
+        let directory = tempfile::tempdir()?;
+        make_image(&directory.path().join("image"))?;
+        let socket = directory.path().join("agent");
+        let script = "mount -t cgroup2 none /sys/fs/cgroup && exec \"$0\" --listen \"$1\"";
+        let process = Command::new("unshare")
+            .args([
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "sh",
+                "-c",
+                script,
+            ])
+            .arg(env!("CARGO_BIN_EXE_agent"))
+            .arg(&socket)
+            .stdin(Stdio::null())
+            .spawn()?;
+        let agent = Self { process, directory };
+        let deadline = Instant::now() + PATIENCE;
+        while UnixStream::connect(&socket).is_err() {
+            if Instant::now() > deadline {
+                return Err("the agent does not listen".into());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(agent)
+    }
+
+    pub(crate) fn image(&self) -> PathBuf {
+        self.directory.path().join("image")
+    }
+
+    pub(crate) fn connect(&self, role: Role) -> Result<UnixStream, Failure> {
+        let mut stream = UnixStream::connect(self.directory.path().join("agent"))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let mut hello = Vec::new();
+        protocol::encode(&Hello::new(role), MAX_HELLO_BYTES, &mut hello)?;
+        stream.write_all(&hello)?;
+        Ok(stream)
+    }
+
+    pub(crate) fn control(&self) -> Result<Control, Failure> {
+        let stream = self.connect(Role::Control)?;
+        let mut control = Control {
+            stream,
+            reports: FrameBuffer::new(MAX_REPORT_BYTES),
+        };
+        match control.report()? {
+            Report::Welcome {
+                version: protocol::VERSION,
+            } => Ok(control),
+            other => Err(format!("not a welcome: {other:?}").into()),
+        }
+    }
+
+    /// Runs one process to its end with all its input at hand.
+    pub(crate) fn run(&self, workload: &Workload) -> Result<Run, Failure> {
+        let mut control = self.control()?;
+        let process = workload.process();
+        let has_stderr = !workload.terminal;
+        let mut stdin = self.connect(Role::Stream {
+            process,
+            kind: StreamKind::Stdin,
+        })?;
+        let stdout = self.connect(Role::Stream {
+            process,
+            kind: StreamKind::Stdout,
+        })?;
+        let stderr = has_stderr
+            .then(|| {
+                self.connect(Role::Stream {
+                    process,
+                    kind: StreamKind::Stderr,
+                })
+            })
+            .transpose()?;
+        control.send(&Request::Create(Box::new(workload.create(
+            &self.image(),
+            DeclaredStreams {
+                stdin: true,
+                stdout: true,
+                stderr: has_stderr,
+            },
+        ))))?;
+        control.send(&Request::Start(process))?;
+        let start = control.report()?;
+        if let Report::NotStarted { failure, .. } = start {
+            return Ok(Run::NotStarted(failure));
+        }
+        let readers = [Some(stdout), stderr]
+            .map(|stream| stream.map(|stream| std::thread::spawn(|| read_all(stream))));
+        stdin.write_all(&workload.stdin)?;
+        if !workload.terminal {
+            stdin.shutdown(Shutdown::Write)?;
+        }
+        let end = control.report()?;
+        let [stdout, stderr] = readers.map(|reader| match reader {
+            Some(reader) => reader
+                .join()
+                .map_err(|_| "a reader panicked")?
+                .map_err(|error| error.to_string()),
+            None => Ok(Vec::new()),
+        });
+        match end {
+            Report::Exited { exit, .. } => Ok(Run::Exited {
+                status: exit.status,
+                stdout: stdout?,
+                stderr: stderr?,
+            }),
+            other => Err(format!("not an exit: {other:?}").into()),
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+pub(crate) struct Control {
+    pub(crate) stream: UnixStream,
+    reports: FrameBuffer,
+}
+
+impl Control {
+    pub(crate) fn send(&mut self, request: &Request) -> Result<(), Failure> {
+        let mut frame = Vec::new();
+        protocol::encode(request, MAX_REQUEST_BYTES, &mut frame)?;
+        Ok(self.stream.write_all(&frame)?)
+    }
+
+    pub(crate) fn report(&mut self) -> Result<Report, Failure> {
+        loop {
+            if let Some(report) = self.reports.take()? {
+                return Ok(report);
+            }
+            let mut bytes = [0; 4096];
+            let count = self.stream.read(&mut bytes)?;
+            if count == 0 {
+                return Err("the agent hung up".into());
+            }
+            self.reports.push(&bytes[..count]);
+        }
+    }
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub(crate) enum Run {
+    NotStarted(protocol::StartFailure),
+    Exited {
+        status: ExitStatus,
+        stdout: Vec<u8>,
+        stderr: Vec<u8>,
+    },
+}
+
+impl Run {
+    /// The standard output of a process that exited with 0.
+    pub(crate) fn output(self) -> Result<String, Failure> {
+        match self {
+            Self::Exited {
+                status: ExitStatus::Code(0),
+                stdout,
+                ..
+            } => Ok(String::from_utf8(stdout)?),
+            other => Err(format!("{other:?}").into()),
+        }
+    }
+
+    pub(crate) fn status(self) -> Result<ExitStatus, Failure> {
+        match self {
+            Self::Exited { status, .. } => Ok(status),
+            other => Err(format!("{other:?}").into()),
+        }
+    }
+
+    pub(crate) fn failure(self) -> Result<protocol::StartFailure, Failure> {
+        match self {
+            Self::NotStarted(failure) => Ok(failure),
+            other => Err(format!("it ran: {other:?}").into()),
+        }
+    }
+}
+
+/// What a test wants to run.
+pub(crate) struct Workload {
+    pub(crate) config: Value,
+    pub(crate) user: Option<String>,
+    pub(crate) stdin: Vec<u8>,
+    pub(crate) terminal: bool,
+    pub(crate) container: u32,
+}
+
+impl Workload {
+    /// The program with docker's usual surroundings.
+    pub(crate) fn new(arguments: &[&str]) -> Self {
+        let container = 1;
+        let cgroup = format!("agent-test-{}-{container}", std::process::id());
+        let plain = ["nosuid", "noexec", "nodev"];
+        let config = json!({
+            "ociVersion": "1.2.0",
+            "process": {
+                "args": arguments,
+                "cwd": "/",
+                "env": ["PATH=/bin"],
+                "capabilities": { "bounding": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"], "permitted": ["CAP_CHOWN"] }
+            },
+            "root": { "path": "rootfs" },
+            "hostname": "inside",
+            "mounts": [
+                { "destination": "/proc", "type": "proc", "source": "proc", "options": plain },
+                { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"] },
+                { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                  "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] },
+                { "destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=65536k"] },
+                { "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"] }
+            ],
+            "linux": {
+                "cgroupsPath": cgroup,
+                "namespaces": [
+                    { "type": "pid" }, { "type": "mount" }, { "type": "uts" }, { "type": "ipc" }, { "type": "network" },
+                    { "type": "cgroup" }
+                ],
+                "maskedPaths": ["/proc/keys", "/proc/not-there", "/proc/tty"],
+                "readonlyPaths": ["/proc/sys"]
+            }
+        });
+        Self {
+            config,
+            user: None,
+            stdin: Vec::new(),
+            terminal: false,
+            container,
+        }
+    }
+
+    /// A shell script.
+    pub(crate) fn script(script: &str) -> Self {
+        Self::new(&["sh", "-c", script])
+    }
+
+    /// Sets what a JSON pointer names.
+    pub(crate) fn with(mut self, pointer: &str, value: Value) -> Self {
+        let (parent, name) = pointer.rsplit_once('/').unwrap_or(("", pointer));
+        if let Some(Value::Object(parent)) = self.config.pointer_mut(parent) {
+            parent.insert(name.to_owned(), value);
+        }
+        self
+    }
+
+    pub(crate) fn user(mut self, user: &str) -> Self {
+        self.user = Some(user.to_owned());
+        self
+    }
+
+    pub(crate) fn stdin(mut self, bytes: &[u8]) -> Self {
+        self.stdin = bytes.to_vec();
+        self
+    }
+
+    pub(crate) fn terminal(mut self) -> Self {
+        self.terminal = true;
+        self.with("/process/terminal", json!(true))
+    }
+
+    pub(crate) fn process(&self) -> Process {
+        Process {
+            container: ContainerId(self.container),
+            process: ProcessId(0),
+        }
+    }
+
+    pub(crate) fn create(&self, image: &Path, streams: DeclaredStreams) -> Create {
+        Create {
+            process: self.process(),
+            config: self.config.to_string().into_bytes(),
+            root: RootSource {
+                source: image.to_string_lossy().into_owned(),
+                filesystem: Filesystem::Directory,
+                upper: Upper::Tmpfs {
+                    size_bytes: 8 << 20,
+                },
+            },
+            user: self.user.clone(),
+            streams,
+        }
+    }
+}
+
+fn read_all(mut stream: UnixStream) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn make_image(root: &Path) -> Result<(), Failure> {
+    let bin = root.join("bin");
+    fs::create_dir_all(&bin)?;
+    fs::copy(BUSYBOX, bin.join("busybox"))?;
+    let applets = Command::new(BUSYBOX).arg("--list").output()?;
+    for applet in String::from_utf8(applets.stdout)?
+        .lines()
+        .filter(|applet| *applet != "busybox")
+    {
+        symlink("busybox", bin.join(applet))?;
+    }
+    fs::create_dir(root.join("etc"))?;
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:App:/home/app:/bin/sh\n",
+    )?;
+    fs::write(
+        root.join("etc/group"),
+        "root:x:0:\nvideo:x:27:app\napp:x:1001:\n",
+    )?;
+    fs::write(root.join("not-executable"), "x")?;
+    Ok(())
+}
