@@ -113,10 +113,8 @@ fn run_without_an_image_says_what_is_missing() {
 }
 
 #[test]
-fn no_command_at_all_shows_the_help_and_fails() {
-    let done = vmm(&[]);
-    assert_ne!(done.code(), Some(0), "{done:?}");
-    done.stdout_is("").stderr_has("Usage:");
+fn no_command_at_all_is_refused_with_the_list_of_commands() {
+    vmm(&[]).refused(&["run"]).helped();
 }
 
 #[test]

@@ -62,6 +62,11 @@ fn a_docker_archive_with_linked_layers_is_understood() {
 }
 
 #[test]
+fn a_docker_archive_of_skopeo_is_understood() {
+    understood(&maker().skopeo_docker_archive());
+}
+
+#[test]
 fn a_docker_archive_with_a_layout_is_understood() {
     understood(&maker().docker_archive());
 }

@@ -159,16 +159,28 @@ impl ImageMaker {
         self.finish_docker_archive(archive, &paths)
     }
 
-    /// Makes an archive as `skopeo` writes docker archives: each `layer.tar` is a symlink to a file `../HASH.tar`.
+    /// Makes an archive as `skopeo` writes docker archives: layers in `HASH.tar`, and beside them, for old readers,
+    /// directories whose `layer.tar` is a symlink to one of those.
+    pub fn skopeo_docker_archive(&self) -> Vec<u8> {
+        self.docker_archive_with_links(|file, _| file.into())
+    }
+
+    /// Makes the same archive, but with a manifest that names the symlinks: `docker save` did so where two images
+    /// had a layer in common.
     pub fn linked_docker_archive(&self) -> Vec<u8> {
+        self.docker_archive_with_links(|_, link| link.into())
+    }
+
+    fn docker_archive_with_links(&self, named: impl Fn(&str, &str) -> String) -> Vec<u8> {
         let mut archive = TarWriter::default();
         let mut paths = Vec::new();
         for (number, layer) in self.layers.iter().enumerate() {
             let tar = layer.tar();
-            let path = format!("{}.tar", sha256(&tar));
-            archive.plain_file(&path, &tar);
-            archive.plain_symlink(&format!("legacy{number}/layer.tar"), &format!("../{path}"));
-            paths.push(format!("legacy{number}/layer.tar"));
+            let file = format!("{}.tar", sha256(&tar));
+            let link = format!("legacy{number}/layer.tar");
+            archive.plain_file(&file, &tar);
+            archive.plain_symlink(&link, &format!("../{file}"));
+            paths.push(named(&file, &link));
         }
         self.finish_docker_archive(archive, &paths)
     }
@@ -422,4 +434,78 @@ fn key_of(descriptor: &Value) -> String {
         .strip_prefix("sha256:")
         .expect("the maker's digests are SHA-256")
         .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn maker() -> ImageMaker {
+        let layers = [Compression::None, Compression::Gzip];
+        layers
+            .into_iter()
+            .fold(ImageMaker::empty(), |maker, compression| {
+                maker.layer(
+                    Layer::new()
+                        .file("etc/motd", format!("{compression:?}"))
+                        .compressed(compression),
+                )
+            })
+            .name("demo:1")
+    }
+
+    /// Lets skopeo, a reader that is not ours, copy the image and verify every digest on the way.
+    fn copied_by_skopeo(transport: &str, archive: &[u8], reference: &str) {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("image");
+        fs::write(&file, archive).unwrap();
+        let done = Command::new("skopeo")
+            .args(["copy", "--insecure-policy"])
+            .arg(format!("{transport}:{}{reference}", file.display()))
+            .arg(format!("dir:{}", scratch.path().join("copy").display()))
+            .output()
+            .unwrap();
+        assert!(
+            done.status.success(),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+    }
+
+    #[test]
+    fn skopeo_reads_our_oci_archives() {
+        copied_by_skopeo("oci-archive", &maker().layout().archive(), ":demo:1");
+        copied_by_skopeo("oci-archive", &maker().layout().archive_blobs_first(), "");
+        copied_by_skopeo(
+            "oci-archive",
+            &maker().layout().archive_with_prefix("./"),
+            "",
+        );
+    }
+
+    #[test]
+    fn skopeo_reads_our_docker_archives() {
+        copied_by_skopeo("docker-archive", &maker().old_docker_archive(), "");
+        copied_by_skopeo("docker-archive", &maker().skopeo_docker_archive(), "");
+        copied_by_skopeo("docker-archive", &maker().docker_archive(), "");
+    }
+
+    #[test]
+    fn skopeo_finds_a_changed_layer() {
+        let spoiled = maker()
+            .layout()
+            .with_layer_content(0, |content| content[700] ^= 1);
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("image");
+        fs::write(&file, spoiled.archive()).unwrap();
+        let source = format!("oci-archive:{}", file.display());
+        let copy = format!("dir:{}", scratch.path().join("copy").display());
+        let done = Command::new("skopeo")
+            .args(["copy", "--insecure-policy", &source, &copy])
+            .output()
+            .unwrap();
+        assert!(!done.status.success());
+    }
 }

@@ -172,6 +172,7 @@ impl Invocation {
         });
         command.stderr(Stdio::piped());
 
+        let started = Instant::now();
         let mut child = command
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {described}: {error}"));
@@ -197,8 +198,8 @@ impl Invocation {
                 .map(|pipe| Stream::collect(OwnedFd::from(pipe))),
             input,
             child,
-            deadline: Instant::now() + self.limit,
-            started: Instant::now(),
+            deadline: started + self.limit,
+            started,
             reaped: false,
         }
     }

@@ -82,6 +82,7 @@ impl OnTerminal {
             .stdout(end())
             .stderr(end());
         let described = format!("{command:?}");
+        let started = Instant::now();
         let child = command
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {described}: {error}"));
@@ -95,8 +96,8 @@ impl OnTerminal {
             inner,
             screen: Stream::collect(outer.try_clone().expect("a descriptor can be duplicated")),
             keyboard: File::from(outer),
-            started: Instant::now(),
-            deadline: Instant::now() + limit,
+            started,
+            deadline: started + limit,
             reaped: false,
         }
     }
