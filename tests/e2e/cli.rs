@@ -1,5 +1,6 @@
 //! What a user types and gets told, without a machine.
 
+use tests::guest_image::GuestImage;
 use tests::{Finished, Fixture, Invocation, binary};
 
 fn vmm(arguments: &[&str]) -> Finished {
@@ -174,4 +175,51 @@ fn the_version_needs_no_home_and_no_root_directory() {
         .without_env("VMM_ROOT")
         .run();
     done.succeeded();
+}
+
+#[test]
+fn guest_images_are_listed_used_and_rolled_back() {
+    let fixture = Fixture::new();
+    let guest = GuestImage::copied(&fixture);
+    let directory = guest.directory();
+    let first = guest.current();
+    let config = fixture.file("config", "# another configuration\n");
+    let agent = fixture.file("agent", tests::host::busybox());
+    let packed = fixture
+        .vmm([
+            "guest",
+            "pack",
+            "--kernel-release",
+            "6.1.0-other",
+            "--output",
+        ])
+        .arg(directory)
+        .arg("--kernel")
+        .arg(directory.join("current/vmlinux"))
+        .arg("--config")
+        .arg(config)
+        .arg("--agent")
+        .arg(agent)
+        .run();
+    packed.succeeded();
+    let second = guest.current();
+    assert_ne!(second, first, "a new version becomes the current one");
+
+    let guest_command = |arguments: &[&str]| {
+        fixture
+            .vmm(["guest"])
+            .args(arguments)
+            .env("VMM_GUEST_DIR", directory)
+            .run()
+    };
+    guest_command(&["list"])
+        .succeeded()
+        .stdout_has(&first)
+        .stdout_has(&second);
+    guest_command(&["rollback"]).succeeded();
+    assert_eq!(guest.current(), first);
+    guest_command(&["use", &second]).succeeded();
+    assert_eq!(guest.current(), second);
+    guest_command(&["use", "no-such-version"]).refused(&["no-such-version"]);
+    assert_eq!(guest.current(), second);
 }

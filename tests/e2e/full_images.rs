@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use tests::image_maker::{Compression, ImageMaker, Layer};
+use tests::image_maker::{Compression, ImageMaker, Kind, Layer};
 use tests::process::LARGE_IMPORT_LIMIT;
 use tests::snapshot::sha256;
 use tests::{Fixture, cache};
@@ -98,4 +98,27 @@ fn imports_of_every_length_of_a_cut_archive_are_refused() {
         let file = fixture.file("cut.oci", &archive[..cut]);
         fixture.load(&file).run().refused(&["cut.oci"]);
     }
+}
+
+#[test]
+fn an_image_above_every_window_class_runs_from_a_disk() {
+    let fixture = Fixture::with_machines();
+    let giant = Kind::PaxSparse {
+        size_bytes: 10 << 30,
+        data: b"start".repeat(1000),
+    };
+    let maker = ImageMaker::busybox().layer(
+        Layer::new()
+            .entry("giant", 0o644, giant)
+            .file("after", "after\n"),
+    );
+    let image = fixture.file("giant.oci", maker.layout().archive());
+    let script = "stat -c %s /giant; head -c 5 /giant; tail -c 3 /giant | od -An -tx1; cat /after";
+    let done = fixture
+        .run(&image, &[], &["sh", "-c", script])
+        .limit(LARGE_IMPORT_LIMIT)
+        .run();
+    done.code_is(0)
+        .stdout_is("10737418240\nstart 00 00 00\nafter\n")
+        .stderr_is("");
 }

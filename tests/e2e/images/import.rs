@@ -355,3 +355,33 @@ fn a_sparse_archive_of_nothing_is_refused_at_once() {
     sparse_file(&path, 64 << 30);
     fixture.load(&path).run().refused(&["holes"]);
 }
+
+#[test]
+fn progress_is_shown_on_a_terminal_and_nowhere_else() {
+    let fixture = Fixture::new();
+    let layer = Layer::new()
+        .file("data", vec![9; 64 << 20])
+        .compressed(Compression::Gzip);
+    let file = fixture.file(
+        "image",
+        ImageMaker::empty()
+            .layer(layer)
+            .name("slow:1")
+            .layout()
+            .archive(),
+    );
+    fixture.load(&file).run().succeeded().stderr_is("");
+    let other = Fixture::new();
+    let shown = other
+        .on_terminal(["load", "-i", file.to_str().unwrap()])
+        .finish();
+    let quiet = other
+        .on_terminal(["load", "-i", file.to_str().unwrap()])
+        .finish();
+    shown.succeeded();
+    quiet.succeeded();
+    assert!(
+        shown.stdout.len() > quiet.stdout.len(),
+        "{shown:?}\n{quiet:?}"
+    );
+}

@@ -110,3 +110,51 @@ fn an_unknown_machine_is_named() {
     let fixture = Fixture::new();
     fixture.vmm(["kill", "nobody"]).run().refused(&["nobody"]);
 }
+
+#[test]
+fn a_run_in_the_foreground_is_listed_and_can_be_killed_from_elsewhere() {
+    let fixture = Fixture::with_machines();
+    let script = "echo ready; sleep 1000";
+    let running = fixture
+        .run(
+            &busybox(&fixture),
+            &["--name", "front"],
+            &["sh", "-c", script],
+        )
+        .start();
+    running.wait_for_stdout("ready\n");
+    fixture.vmm(["ps"]).run().succeeded().stdout_has("front");
+    fixture.vmm(["kill", "front"]).run().succeeded();
+    running.finish().code_is(137).stdout_is("ready\n");
+    fixture.nothing_runs();
+    assert_eq!(
+        machines(&fixture, &["--all"]).len(),
+        0,
+        "a run in the foreground leaves no record"
+    );
+}
+
+#[test]
+fn a_machine_that_ended_stays_listed_with_its_exit_code_until_it_is_removed() {
+    let fixture = Fixture::with_machines();
+    fixture.load(&busybox(&fixture)).run().succeeded();
+    fixture
+        .run_name(
+            "busybox:test",
+            &["-d", "--name", "brief"],
+            &["sh", "-c", "exit 33"],
+        )
+        .run()
+        .succeeded();
+    fixture.nothing_runs();
+    assert_eq!(machines(&fixture, &[]).len(), 0);
+    fixture
+        .vmm(["ps", "--all"])
+        .run()
+        .succeeded()
+        .stdout_has("brief")
+        .stdout_has("33");
+    fixture.vmm(["rm", "brief"]).run().succeeded();
+    assert_eq!(machines(&fixture, &["--all"]).len(), 0);
+    assert_eq!(fixture.machines_listing(), "");
+}

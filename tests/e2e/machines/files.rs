@@ -106,3 +106,38 @@ fn contents_of_many_sizes_are_read_as_they_were_written() {
     seen.sort();
     assert_eq!(seen, expected);
 }
+
+#[test]
+fn what_overlayfs_would_interpret_is_not_believed() {
+    let fixture = Fixture::with_machines();
+    let maker = ImageMaker::busybox()
+        .layer(
+            Layer::new()
+                .directory("dir")
+                .file("dir/kept", "kept")
+                .file("dir/replaced", "lower"),
+        )
+        .layer(
+            Layer::new()
+                .directory("dir")
+                .with_xattr("trusted.overlay.opaque", "y")
+                .file("dir/other", "other")
+                .with_xattr("trusted.overlay.redirect", "/etc/passwd")
+                .with_xattr("user.overlay.opaque", "y"),
+        );
+    let image = fixture.file("smuggle.oci", maker.layout().archive());
+    let done = fixture
+        .run(
+            &image,
+            &[],
+            &[
+                "sh",
+                "-c",
+                "cat /dir/kept /dir/other; touch /dir/new; ls /dir",
+            ],
+        )
+        .run();
+    done.code_is(0)
+        .stdout_is("keptotherkept\nnew\nother\nreplaced\n")
+        .stderr_is("");
+}

@@ -47,3 +47,39 @@ fn python_computes_and_prints_and_its_second_run_reads_next_to_nothing() {
     assert!(read < 4 << 20, "the second run read {read} bytes");
     assert_eq!(fixture.store_listing(), listing);
 }
+
+#[test]
+fn two_machines_run_side_by_side_from_one_store() {
+    let fixture = Fixture::with_machines();
+    fixture.load(&busybox(&fixture)).run().succeeded();
+    let start = || {
+        fixture
+            .run_name(
+                "busybox:test",
+                &["-i"],
+                &["sh", "-c", "echo ready; read word; echo $word"],
+            )
+            .open_input()
+            .start()
+    };
+    let (mut one, mut two) = (start(), start());
+    one.wait_for_stdout("ready\n");
+    two.wait_for_stdout("ready\n");
+    two.write(b"two\n");
+    one.write(b"one\n");
+    one.finish().code_is(0).stdout_is("ready\none\n");
+    two.finish().code_is(0).stdout_is("ready\ntwo\n");
+}
+
+#[test]
+fn timings_say_where_the_time_goes() {
+    let fixture = Fixture::with_machines();
+    let image = busybox(&fixture);
+    let told = fixture.run(&image, &["--timings"], &[]).run();
+    told.code_is(0).stdout_is("hello\n").stderr_has("ms");
+    assert!(told.stderr_text().lines().count() >= 4, "{told:?}");
+    let told = fixture.run(&image, &["--timings=json"], &[]).run();
+    let steps: serde_json::Value =
+        serde_json::from_slice(&told.code_is(0).stderr).expect("one JSON document");
+    assert!(steps.is_object(), "{steps}");
+}

@@ -86,3 +86,19 @@ fn two_processes_keep_their_vector_registers_apart() {
         .stdout_has("pattern 1: low halves lost 0,")
         .stdout_has("pattern 2: low halves lost 0,");
 }
+
+#[test]
+fn what_is_written_to_the_root_has_a_limit_too() {
+    let fixture = Fixture::with_machines();
+    let script = "dd if=/dev/zero of=/big bs=1M count=120; rm /big; echo goes on";
+    let done = fixture
+        .run(
+            &busybox_with_probe(&fixture),
+            &["--memory", "64m"],
+            &["sh", "-c", script],
+        )
+        .run();
+    done.code_is(0)
+        .stdout_is("goes on\n")
+        .stderr_has("No space left on device");
+}

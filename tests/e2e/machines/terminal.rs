@@ -22,6 +22,7 @@ fn a_terminal_inside_has_the_size_of_the_one_outside_and_follows_it() {
     let done = terminal.finish();
     done.code_is(6)
         .stdout_has("/dev/pts/")
+        .stdout_has("xterm")
         .stdout_has("33 99")
         .stdout_has("44 111");
 }

@@ -36,6 +36,14 @@ impl GuestImage {
         &self.directory
     }
 
+    /// Returns the name of the current version.
+    pub fn current(&self) -> String {
+        let link =
+            fs::read_link(self.directory.join("current")).expect("there is a current version");
+        let version = link.file_name().expect("a version has a name");
+        version.to_string_lossy().into_owned()
+    }
+
     /// Changes one bit in the middle of a file.
     pub fn change_a_byte(&self, file: &str) {
         let mut content = self.read(file);
