@@ -1,0 +1,160 @@
+//! `-d`, `ps`, `kill`, `rm`: machines without a client.
+
+use serde_json::Value;
+use tests::Fixture;
+use tests::process::MACHINE_LIMIT;
+
+use super::busybox;
+
+fn machines(fixture: &Fixture, arguments: &[&str]) -> Vec<Value> {
+    let listed = fixture.vmm(["ps", "--json"]).args(arguments).run();
+    serde_json::from_slice(&listed.succeeded().stdout).expect("ps --json prints a list")
+}
+
+#[test]
+fn a_machine_in_the_background_is_listed_and_killed() {
+    let fixture = Fixture::with_machines();
+    fixture.load(&busybox(&fixture)).run().succeeded();
+    let started = fixture
+        .run_name(
+            "busybox:test",
+            &["-d", "--name", "sleeper"],
+            &["sleep", "1000"],
+        )
+        .run();
+    let id = started.succeeded().stderr_is("").stdout_text();
+    assert_eq!(
+        id.lines().count(),
+        1,
+        "only the machine's id is printed: {id:?}"
+    );
+    assert!(
+        !fixture.processes().is_empty(),
+        "the machine outlives the command that started it"
+    );
+
+    let listed = fixture.vmm(["ps"]).run();
+    listed
+        .succeeded()
+        .stdout_has("sleeper")
+        .stdout_has("busybox:test");
+    assert_eq!(machines(&fixture, &[]).len(), 1);
+
+    let twice = fixture
+        .run_name("busybox:test", &["-d", "--name", "sleeper"], &["true"])
+        .run();
+    twice.refused(&["sleeper"]);
+
+    fixture
+        .vmm(["kill", "sleeper"])
+        .limit(MACHINE_LIMIT)
+        .run()
+        .succeeded();
+    fixture.nothing_runs();
+    assert_eq!(machines(&fixture, &[]).len(), 0);
+}
+
+#[test]
+fn an_image_in_use_is_not_pruned() {
+    let fixture = Fixture::with_machines();
+    fixture.load(&busybox(&fixture)).run().succeeded();
+    fixture
+        .run_name(
+            "busybox:test",
+            &["-d", "--name", "user"],
+            &["sleep", "1000"],
+        )
+        .run()
+        .succeeded();
+    fixture.vmm(["prune", "--all", "--force"]).run().succeeded();
+    fixture
+        .vmm(["images", "--quiet"])
+        .run()
+        .succeeded()
+        .stdout_has("\n");
+    fixture
+        .vmm(["kill", "user"])
+        .limit(MACHINE_LIMIT)
+        .run()
+        .succeeded();
+    fixture.nothing_runs();
+}
+
+#[test]
+fn a_machine_with_a_signal_of_choice_may_go_on() {
+    let fixture = Fixture::with_machines();
+    fixture.load(&busybox(&fixture)).run().succeeded();
+    let script = "trap 'exit 30' USR1; while :; do sleep 0.1; done";
+    fixture
+        .run_name(
+            "busybox:test",
+            &["-d", "--name", "polite"],
+            &["sh", "-c", script],
+        )
+        .run()
+        .succeeded();
+    fixture
+        .vmm(["kill", "--signal", "WINCH", "polite"])
+        .run()
+        .succeeded();
+    assert_eq!(machines(&fixture, &[]).len(), 1);
+    fixture
+        .vmm(["kill", "--signal", "USR1", "polite"])
+        .run()
+        .succeeded();
+    fixture.nothing_runs();
+}
+
+#[test]
+fn an_unknown_machine_is_named() {
+    let fixture = Fixture::new();
+    fixture.vmm(["kill", "nobody"]).run().refused(&["nobody"]);
+}
+
+#[test]
+fn a_run_in_the_foreground_is_listed_and_can_be_killed_from_elsewhere() {
+    let fixture = Fixture::with_machines();
+    let script = "echo ready; sleep 1000";
+    let running = fixture
+        .run(
+            &busybox(&fixture),
+            &["--name", "front"],
+            &["sh", "-c", script],
+        )
+        .start();
+    running.wait_for_stdout("ready\n");
+    fixture.vmm(["ps"]).run().succeeded().stdout_has("front");
+    fixture.vmm(["kill", "front"]).run().succeeded();
+    running.finish().code_is(137).stdout_is("ready\n");
+    fixture.nothing_runs();
+    assert_eq!(
+        machines(&fixture, &["--all"]).len(),
+        0,
+        "a run in the foreground leaves no record"
+    );
+}
+
+#[test]
+fn a_machine_that_ended_stays_listed_with_its_exit_code_until_it_is_removed() {
+    let fixture = Fixture::with_machines();
+    fixture.load(&busybox(&fixture)).run().succeeded();
+    fixture
+        .run_name(
+            "busybox:test",
+            &["-d", "--name", "brief"],
+            &["sh", "-c", "exit 33"],
+        )
+        .run()
+        .succeeded();
+    fixture.nothing_runs();
+    assert_eq!(machines(&fixture, &[]).len(), 0);
+    fixture
+        .vmm(["ps", "--all"])
+        .run()
+        .succeeded()
+        .stdout_has("brief")
+        .stdout_has("33");
+    fixture.vmm(["rm", "brief"]).run().succeeded();
+    assert_eq!(machines(&fixture, &["--all"]).len(), 0);
+    assert_eq!(fixture.machines_listing(), "");
+}

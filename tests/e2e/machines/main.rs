@@ -1,0 +1,38 @@
+//! Everything that boots a machine. Each boot costs seconds under software KVM, so a test asserts in one boot what
+//! belongs to one subject.
+
+mod background;
+mod environment;
+mod exit_codes;
+mod files;
+mod guest_image;
+mod images;
+mod limits;
+mod signals;
+mod streams;
+mod terminal;
+
+use std::path::PathBuf;
+
+use tests::Fixture;
+use tests::image_maker::{ImageMaker, Layer};
+
+/// Writes the archive of busybox that most tests here run; its own command is `echo hello`.
+fn busybox(fixture: &Fixture) -> PathBuf {
+    fixture.file(
+        "busybox.oci",
+        ImageMaker::busybox()
+            .name("busybox:test")
+            .layout()
+            .archive(),
+    )
+}
+
+/// Writes an archive of busybox with the static program `probe` of `tests/workloads`.
+fn busybox_with_probe(fixture: &Fixture) -> PathBuf {
+    let probe = Layer::new().executable("bin/probe", tests::workload::program("probe"));
+    fixture.file(
+        "probe.oci",
+        ImageMaker::busybox().layer(probe).layout().archive(),
+    )
+}

@@ -1,0 +1,207 @@
+//! A home of its own for one test: private root, binary under test, and a broom.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use tempfile::TempDir;
+
+use crate::process::{MACHINE_LIMIT, wait_readable};
+use crate::terminal::OnTerminal;
+use crate::{Invocation, binary, host, snapshot};
+
+/// The variable that says where `vmm` keeps everything; it also marks the processes of one fixture.
+const ROOT_VARIABLE: &str = "VMM_ROOT";
+
+/// How long processes of a killed machine may take to go away.
+const GONE_LIMIT: Duration = Duration::from_secs(20);
+
+/// A private place to run `vmm` in.
+#[derive(Debug)]
+pub struct Fixture {
+    directory: TempDir,
+    vmm: PathBuf,
+}
+
+impl Default for Fixture {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Fixture {
+    /// Makes a fixture for commands that start no machine.
+    pub fn new() -> Self {
+        let directory =
+            TempDir::with_prefix("vmm-test-").expect("a temporary directory can be made");
+        fs::create_dir(directory.path().join("root")).expect("a directory can be made");
+        Self {
+            directory,
+            vmm: binary::vmm(),
+        }
+    }
+
+    /// Makes a fixture for machines; fails when this host cannot start any.
+    pub fn with_machines() -> Self {
+        host::require_kvm();
+        let _ = binary::guest_directory();
+        Self::new()
+    }
+
+    /// Returns the path of a scratch file.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Writes a scratch file and returns its path.
+    pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, content).expect("a scratch file can be written");
+        path
+    }
+
+    /// Returns the root directory given to `vmm`.
+    pub fn root(&self) -> PathBuf {
+        self.path("root")
+    }
+
+    /// Returns the image store's directory.
+    pub fn store(&self) -> PathBuf {
+        self.root().join("store")
+    }
+
+    /// Returns the directory of machine records.
+    pub fn machines(&self) -> PathBuf {
+        self.root().join("machines")
+    }
+
+    /// Prepares `vmm` with these arguments.
+    pub fn vmm<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Invocation {
+        self.at_home(Invocation::new(&self.vmm)).args(arguments)
+    }
+
+    /// Prepares `vmm run` of an image file: `options` before the image, `command` after `--` (none: the image's own).
+    pub fn run(&self, image: &Path, options: &[&str], command: &[&str]) -> Invocation {
+        let separator: &[&str] = if command.is_empty() { &[] } else { &["--"] };
+        self.vmm(["run"])
+            .args(options)
+            .arg("--image")
+            .arg(image)
+            .args(separator)
+            .args(command)
+            .limit(MACHINE_LIMIT)
+    }
+
+    /// Prepares `vmm run` of an image of the store.
+    pub fn run_name(&self, name: &str, options: &[&str], command: &[&str]) -> Invocation {
+        let separator: &[&str] = if command.is_empty() { &[] } else { &["--"] };
+        self.vmm(["run"])
+            .args(options)
+            .arg(name)
+            .args(separator)
+            .args(command)
+            .limit(MACHINE_LIMIT)
+    }
+
+    /// Prepares the import of an image file under its own names.
+    pub fn load(&self, image: &Path) -> Invocation {
+        self.vmm(["load", "--input"]).arg(image)
+    }
+
+    /// Starts `vmm` on a terminal of its own.
+    pub fn on_terminal<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> OnTerminal {
+        let arguments: Vec<_> = arguments
+            .into_iter()
+            .map(|argument| argument.as_ref().to_os_string())
+            .collect();
+        OnTerminal::start(
+            &self.vmm,
+            &arguments,
+            &[(ROOT_VARIABLE, self.root().as_os_str())],
+            MACHINE_LIMIT,
+        )
+    }
+
+    /// Prepares a shell script in a mount namespace of its own, where it may mount what it likes.
+    ///
+    /// The script sees the binary as `$VMM_BINARY` and the root directory as `$VMM_ROOT`.
+    pub fn in_private_mounts(&self, script: &str) -> Invocation {
+        let mapped: &[&str] = if rustix::process::geteuid().is_root() {
+            &[]
+        } else {
+            &["--map-root-user"]
+        };
+        self.at_home(Invocation::new("unshare"))
+            .args(mapped)
+            .args(["--mount", "--propagation", "private", "sh", "-euc", script])
+            .env("VMM_BINARY", &self.vmm)
+    }
+
+    fn at_home(&self, invocation: Invocation) -> Invocation {
+        invocation
+            .env(ROOT_VARIABLE, self.root())
+            .without_env("VMM_LOG")
+            .without_env("RUST_BACKTRACE")
+    }
+
+    /// Returns a listing of the store: see [`snapshot::listing`].
+    pub fn store_listing(&self) -> String {
+        snapshot::listing(&self.store())
+    }
+
+    /// Returns a listing of the machine records.
+    pub fn machines_listing(&self) -> String {
+        snapshot::listing(&self.machines())
+    }
+
+    /// Returns the processes that still belong to this fixture, with their command lines.
+    ///
+    /// They are recognised by the environment that they were started with, which a forked process keeps.
+    pub fn processes(&self) -> Vec<(Pid, String)> {
+        let mut marker = format!("{ROOT_VARIABLE}=").into_bytes();
+        marker.extend_from_slice(self.root().as_os_str().as_bytes());
+        let entries = fs::read_dir("/proc").expect("/proc can be listed");
+        entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter_map(|number: i32| {
+                // A process may end at any point of this: then it is no longer there to be reported.
+                let environment = fs::read(format!("/proc/{number}/environ")).ok()?;
+                let ours = environment
+                    .split(|byte| *byte == 0)
+                    .any(|variable| variable == marker);
+                let command = fs::read(format!("/proc/{number}/cmdline")).ok()?;
+                let command = String::from_utf8_lossy(&command).replace('\0', " ");
+                ours.then_some((Pid::from_raw(number)?, command))
+            })
+            .collect()
+    }
+
+    /// Asserts that no process of this fixture is left, allowing a short while for dying ones.
+    #[track_caller]
+    pub fn nothing_runs(&self) {
+        let deadline = Instant::now() + GONE_LIMIT;
+        for (pid, command) in self.processes() {
+            // ESRCH: it is gone already.
+            let gone = pidfd_open(pid, PidfdFlags::empty())
+                .map_or(true, |ended| wait_readable(&ended, deadline));
+            assert!(gone, "process {pid:?} is left: {command}");
+        }
+        let left = self.processes();
+        assert!(left.is_empty(), "processes are left: {left:?}");
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        for (pid, _) in self.processes() {
+            // It may have ended meanwhile.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}

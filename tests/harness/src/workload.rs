@@ -1,0 +1,57 @@
+//! Static programs that run inside the guest and assert there what only the guest can see.
+//!
+//! Their sources lie in `tests/workloads`; each is one file without dependencies, compiled by `rustc` when first needed.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::{binary, cache};
+
+/// Flags for a static executable that runs at a fixed address, with the target that every machine of ours has.
+const FLAGS: [&str; 8] = [
+    "--edition=2024",
+    "-Copt-level=2",
+    "-Cpanic=abort",
+    "-Cstrip=symbols",
+    "-Ctarget-feature=+crt-static",
+    "-Crelocation-model=static",
+    "-Cdebug-assertions=on",
+    "-Dwarnings",
+];
+
+/// Returns the bytes of the static program made from `tests/workloads/<name>.rs`.
+pub fn program(name: &str) -> Vec<u8> {
+    let source = binary::checkout()
+        .join("tests/workloads")
+        .join(name)
+        .with_extension("rs");
+    let text = fs::read(&source)
+        .unwrap_or_else(|error| panic!("cannot read {}: {error}", source.display()));
+    let compiler = Command::new("rustc")
+        .arg("--version")
+        .output()
+        .expect("rustc can be run")
+        .stdout;
+    let flags = FLAGS.join(" ");
+    let path = cache::file(name, &[&text, &compiler, flags.as_bytes()], |output| {
+        compile(&source, output)
+    });
+    fs::read(path).expect("a cached program can be read")
+}
+
+fn compile(source: &Path, output: &Path) {
+    let made = Command::new("rustc")
+        .args(FLAGS)
+        .arg("-o")
+        .arg(output)
+        .arg(source)
+        .output()
+        .expect("rustc can be run");
+    let complaint = String::from_utf8_lossy(&made.stderr);
+    assert!(
+        made.status.success(),
+        "cannot compile {}:\n{complaint}",
+        source.display()
+    );
+}
