@@ -1,5 +1,6 @@
 //! Runs OCI images, each in a microVM of its own.
 
+pub mod agent_link;
 pub mod cli;
 pub mod commands;
 pub mod dirs;
