@@ -23,6 +23,7 @@ use devices::i8042::{self, I8042};
 use devices::interrupt::Interrupt;
 use devices::serial::{self, KernelLog, KernelLogLimits, Serial};
 use devices::virtio::VirtioDevice;
+use devices::virtio::block::{Block, DiskId, Extent, Extents, ExtentsError};
 use devices::virtio::mmio::{EmptySlot, MmioTransport, QUEUE_NOTIFY_OFFSET, TransportError};
 use devices::virtio::pmem::{Pmem, PmemWindow};
 use devices::virtio::vsock::{Dialer, GuestCid, Vsock};
@@ -76,6 +77,13 @@ pub struct MachineConfig {
 pub enum Root {
     /// A read-only window, the guest's `/dev/pmem1`.
     Window(Window),
+    /// A read-only disk, the guest's `/dev/vda`, for what is larger than the largest window.
+    Disk {
+        /// Its size.
+        size_bytes: u64,
+        /// What is on it; zero between them.
+        parts: Vec<Part>,
+    },
 }
 
 /// How a machine ended.
@@ -124,6 +132,9 @@ pub enum BuildError {
     /// A virtio transport cannot be made.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// The root disk's parts do not fit together.
+    #[error("cannot put the root disk together")]
+    Disk(#[from] ExtentsError),
     /// The event loop cannot be made.
     #[error(transparent)]
     EventLoop(#[from] EventLoopError),
@@ -190,7 +201,7 @@ impl Machine {
             &mut mmio,
             &memory,
             &event_loop,
-            virtio_devices(config, vsock),
+            virtio_devices(config, vsock)?,
         )?;
         let mut pio = Bus::new();
         pio.insert(
@@ -330,27 +341,50 @@ pub enum RunError {
 
 /// The windows of the machine, with their guest addresses.
 fn windows(config: &MachineConfig) -> Vec<(u64, &Window)> {
-    let Root::Window(root) = &config.root;
-    vec![
-        (AGENT_WINDOW_ADDRESS, &config.agent),
-        (ROOT_WINDOW_ADDRESS, root),
-    ]
+    let agent = (AGENT_WINDOW_ADDRESS, &config.agent);
+    match &config.root {
+        Root::Window(root) => vec![agent, (ROOT_WINDOW_ADDRESS, root)],
+        Root::Disk { .. } => vec![agent],
+    }
 }
 
 /// The machine's virtio devices in the order of their slots: the list stands here, once.
-fn virtio_devices(config: &MachineConfig, vsock: Vsock) -> Vec<Box<dyn VirtioDevice>> {
-    let window = |address, window: &Window| {
-        Pmem::new(PmemWindow {
-            start: GuestAddress(address),
-            size_bytes: window.class.bytes(),
-        })
-    };
-    let Root::Window(root) = &config.root;
-    vec![
-        Box::new(window(AGENT_WINDOW_ADDRESS, &config.agent)),
-        Box::new(window(ROOT_WINDOW_ADDRESS, root)),
+fn virtio_devices(
+    config: &MachineConfig,
+    vsock: Vsock,
+) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
+    Ok(vec![
+        Box::new(pmem(AGENT_WINDOW_ADDRESS, &config.agent)),
+        match &config.root {
+            Root::Window(root) => Box::new(pmem(ROOT_WINDOW_ADDRESS, root)),
+            Root::Disk { size_bytes, parts } => Box::new(disk(*size_bytes, parts)?),
+        },
         Box::new(vsock),
-    ]
+    ])
+}
+
+fn pmem(address: u64, window: &Window) -> Pmem {
+    Pmem::new(PmemWindow {
+        start: GuestAddress(address),
+        size_bytes: window.class.bytes(),
+    })
+}
+
+fn disk(size_bytes: u64, parts: &[Part]) -> Result<Block, BuildError> {
+    let extents = parts
+        .iter()
+        .map(|part| {
+            Ok(Extent {
+                file: part.file.try_clone()?,
+                file_offset_bytes: part.file_offset_bytes,
+                disk_offset_bytes: part.offset_bytes,
+                length_bytes: part.length_bytes,
+            })
+        })
+        .collect::<io::Result<Vec<Extent>>>()
+        .map_err(|error| BuildError::Descriptor("the root disk", error))?;
+    let backend = Extents::new(extents, size_bytes)?;
+    Ok(Block::new(Box::new(backend), DiskId::new("root")))
 }
 
 fn prepare_interrupts(vm: &VmFd) -> Result<(), BuildError> {

@@ -141,13 +141,16 @@ fn leave_the_parent(kvm: &Kvm, config: &MachineConfig, channel: &Channel) -> io:
     let kvm = process::borrow_raw(kvm);
     keep.push(kvm);
     keep.extend(config.kernel_log.as_ref().map(AsFd::as_fd));
-    let Root::Window(root) = &config.root;
+    let root = match &config.root {
+        Root::Window(window) => &window.parts,
+        Root::Disk { parts, .. } => parts,
+    };
     keep.extend(
         config
             .agent
             .parts
             .iter()
-            .chain(&root.parts)
+            .chain(root)
             .map(|part| part.file.as_fd()),
     );
     process::close_all_but(&keep)?;

@@ -1,0 +1,409 @@
+//! The monitor: stands between a machine and everybody who wants something of it.
+//!
+//! It owns the machine's record, its control socket and its VM process, carries the workload's streams and signals, and turns
+//! whatever happens into one [`Outcome`]. In the foreground the client is the monitor; with `-d` it is a process of its own.
+//!
+//! ```text
+//! main thread     wait for the agent ── AgentLink::run ───────────── outcome
+//!                                          ▲ events
+//! "monitor" thread      signals, control socket ┘
+//! ```
+
+mod terminal;
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use protocol::{Create, ExitStatus, FailureKind};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use thiserror::Error;
+
+use crate::agent_link::{
+    AgentLink, ClientStreams, Dialer, Event, EventSender, LinkError, WorkloadExit, event_channel,
+};
+use crate::outcome::{NotStarted, Outcome};
+use crate::process;
+use crate::report::Help;
+use crate::state::{Control, ControlServer, Signal, Status};
+use crate::vm_process::{ChannelError, End, Report, VmProcess};
+
+pub use self::terminal::{RawTerminal, window_size};
+
+/// The signals that are the workload's, as with docker's `--sig-proxy`; SIGWINCH becomes the terminal's new size.
+const FORWARDED: [i32; 7] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTERM,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGWINCH,
+];
+
+/// How long a VM process whose guest hung up may take to say why.
+const LAST_WORD: Timespec = Timespec {
+    tv_sec: 5,
+    tv_nsec: 0,
+};
+
+/// How much of a dead guest's kernel log is shown.
+const LAST_LOG_LINES: usize = 20;
+const LAST_LOG_BYTES: u64 = 8 << 10;
+
+/// A run that says nothing about the workload.
+#[derive(Debug, Error)]
+pub enum MonitorError {
+    /// The machine could not be built, or the host failed it.
+    #[error("the machine could not run: {reason}")]
+    NotBuilt {
+        /// The VM process's own words.
+        reason: String,
+    },
+    /// The VM process went without a word.
+    #[error("the VM process was killed")]
+    Vanished,
+    /// The channel to the VM process failed.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The conversation with the agent failed while its machine was well.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The host gives no descriptor or thread.
+    #[error("cannot watch the machine")]
+    Watch(#[source] io::Error),
+}
+
+impl Help for MonitorError {
+    fn help(&self) -> Option<String> {
+        match self {
+            Self::Vanished => Some(
+                "look for it in the host's kernel log: out of memory, or a forbidden system call"
+                    .to_owned(),
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// Signals that arrive at this process from now on are read, not obeyed. Made before the VM process and any thread.
+#[derive(Debug)]
+pub struct Signals(OwnedFd);
+
+impl Signals {
+    /// Takes over the signals that are the workload's.
+    ///
+    /// # Errors
+    ///
+    /// When the host gives no descriptor.
+    pub fn take() -> Result<Self, MonitorError> {
+        process::signal_descriptor(&FORWARDED)
+            .map(Self)
+            .map_err(MonitorError::Watch)
+    }
+
+    fn next(&self) -> Option<u8> {
+        process::next_signal(&self.0).unwrap_or_default()
+    }
+}
+
+/// What the monitor runs.
+#[derive(Debug)]
+pub struct Supervised<'a> {
+    /// The VM process.
+    pub vm: &'a VmProcess,
+    /// Where the guest's kernel writes its log.
+    pub console_log: &'a File,
+    /// The machine's control socket.
+    pub control: ControlServer,
+    /// This process's signals.
+    pub signals: Signals,
+    /// Whether the workload has this process's terminal.
+    pub has_terminal: bool,
+}
+
+impl Supervised<'_> {
+    /// Waits for the agent, runs the workload to its end and says how that was. `on_ready` is called when the agent is there,
+    /// `on_started` when the workload's program runs.
+    ///
+    /// The control socket is given back, so that those who wait at it learn the outcome once it is written down.
+    ///
+    /// # Errors
+    ///
+    /// When nothing can be said about the workload.
+    pub fn run(
+        self,
+        create: Create,
+        streams: ClientStreams<'_>,
+        on_ready: &mut dyn FnMut(),
+        on_started: &mut dyn FnMut(),
+    ) -> Result<(Outcome, ControlServer), MonitorError> {
+        let Self {
+            vm,
+            console_log,
+            control,
+            signals,
+            has_terminal,
+        } = self;
+        if let Some(outcome) = wait_for_agent(vm, console_log, &signals)? {
+            return Ok((outcome, control));
+        }
+        on_ready();
+        let (sender, events) = event_channel().map_err(MonitorError::Watch)?;
+        let status = Arc::new(Mutex::new(Status::Created));
+        let attendant = Attendant {
+            signals,
+            control,
+            sender,
+            status: Arc::clone(&status),
+            has_terminal,
+        };
+        let (stop, stopped) = UnixStream::pair().map_err(MonitorError::Watch)?;
+        let attendant = std::thread::Builder::new()
+            .name("monitor".to_owned())
+            .spawn(move || attendant.attend(&stopped))
+            .map_err(MonitorError::Watch)?;
+        let mut started = || {
+            *status.lock().unwrap_or_else(PoisonError::into_inner) = Status::Running {
+                started: crate::state::Timestamp::now(),
+            };
+            on_started();
+        };
+        let dialer = Guest(vm);
+        let result = AgentLink::connect(&dialer)
+            .and_then(|mut link| link.run(&dialer, create, streams, &events, &mut started));
+        drop(stop);
+        let control = attendant.join().map_err(|_| MonitorError::Vanished)?;
+        let outcome = match result {
+            Ok(exit) => outcome_of(exit),
+            Err(error) => last_word(vm, console_log, error)?,
+        };
+        Ok((outcome, control))
+    }
+}
+
+/// Waits until the agent listens. An outcome comes back when the machine ended before, or a signal ended it.
+fn wait_for_agent(
+    vm: &VmProcess,
+    console_log: &File,
+    signals: &Signals,
+) -> Result<Option<Outcome>, MonitorError> {
+    loop {
+        let mut descriptors = [
+            PollFd::new(vm, PollFlags::IN),
+            PollFd::new(&signals.0, PollFlags::IN),
+        ];
+        match poll(&mut descriptors, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(MonitorError::Watch(error.into())),
+        }
+        let [vm_events, _] = descriptors.map(|descriptor| descriptor.revents());
+        while let Some(signal) = signals.next() {
+            if i32::from(signal) != libc::SIGWINCH {
+                vm.kill();
+                return Ok(Some(Outcome::Signalled {
+                    signal,
+                    out_of_memory: false,
+                }));
+            }
+        }
+        if !vm_events.is_empty() {
+            return match vm.next_report()? {
+                Some(Report::Ready) => Ok(None),
+                Some(Report::Ended(end)) => ended(end, console_log).map(Some),
+                None => Err(MonitorError::Vanished),
+            };
+        }
+    }
+}
+
+/// Why the guest hung up: the VM process knows.
+fn last_word(
+    vm: &VmProcess,
+    console_log: &File,
+    error: LinkError,
+) -> Result<Outcome, MonitorError> {
+    let mut descriptors = [PollFd::new(vm, PollFlags::IN)];
+    match poll(&mut descriptors, Some(&LAST_WORD)) {
+        Ok(0) | Err(_) => {
+            vm.kill();
+            Err(error.into())
+        }
+        Ok(_) => match vm.next_report()? {
+            Some(Report::Ended(end)) => ended(end, console_log),
+            Some(Report::Ready) => Err(error.into()),
+            None => Err(MonitorError::Vanished),
+        },
+    }
+}
+
+fn ended(end: End, console_log: &File) -> Result<Outcome, MonitorError> {
+    let message = match end {
+        End::NotBuilt { reason } => return Err(MonitorError::NotBuilt { reason }),
+        End::GuestDied { reason } => reason,
+        End::PoweredOff => "the guest's agent ended the machine before the workload".to_owned(),
+    };
+    Ok(Outcome::GuestDied {
+        message,
+        last_log_lines: last_lines(console_log),
+    })
+}
+
+/// The last lines of the guest kernel's log. They are the guest's: only printable characters are kept.
+fn last_lines(console_log: &File) -> Vec<String> {
+    let mut log = console_log;
+    let mut bytes = Vec::new();
+    let length = log.metadata().map_or(0, |metadata| metadata.len());
+    let start = length.saturating_sub(LAST_LOG_BYTES);
+    let read = log
+        .seek(SeekFrom::Start(start))
+        .and_then(|_| log.take(LAST_LOG_BYTES).read_to_end(&mut bytes));
+    if let Err(error) = read {
+        tracing::debug!(%error, "the guest kernel's log cannot be read");
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<String> = text
+        .lines()
+        .map(|line| {
+            line.chars()
+                .filter(|character| !character.is_control())
+                .collect::<String>()
+        })
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines[lines.len().saturating_sub(LAST_LOG_LINES)..].to_vec()
+}
+
+fn outcome_of(exit: WorkloadExit) -> Outcome {
+    match exit {
+        WorkloadExit::Exited(exit) => match exit.status {
+            ExitStatus::Code(code) => Outcome::Exited(code),
+            ExitStatus::Signal(signal) => Outcome::Signalled {
+                signal,
+                out_of_memory: exit.oom_killed,
+            },
+        },
+        WorkloadExit::NotStarted(failure) => Outcome::NotStarted {
+            reason: match failure.kind {
+                FailureKind::NotFound => NotStarted::NotFound,
+                FailureKind::NotExecutable => NotStarted::NotExecutable,
+                FailureKind::UnknownUser | FailureKind::Unsupported | FailureKind::Failed => {
+                    NotStarted::Failed
+                }
+            },
+            message: failure.to_string(),
+        },
+    }
+}
+
+/// The guest's ports, by way of the VM process.
+struct Guest<'a>(&'a VmProcess);
+
+impl Dialer for Guest<'_> {
+    fn dial(&self, port: u32) -> io::Result<UnixStream> {
+        self.0.dial(port).map_err(io::Error::other)
+    }
+}
+
+/// The thread that listens to signals and to the control socket while the main thread carries the streams.
+struct Attendant {
+    signals: Signals,
+    control: ControlServer,
+    sender: EventSender,
+    status: Arc<Mutex<Status>>,
+    has_terminal: bool,
+}
+
+impl Attendant {
+    /// Attends until `stopped` hangs up, and gives the control socket back.
+    fn attend(mut self, stopped: &UnixStream) -> ControlServer {
+        self.tell_window();
+        loop {
+            let mut descriptors = [
+                PollFd::new(stopped, PollFlags::IN),
+                PollFd::new(&self.signals.0, PollFlags::IN),
+                PollFd::from_borrowed_fd(self.control.as_fd(), PollFlags::IN),
+            ];
+            match poll(&mut descriptors, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "signals and requests are not forwarded any more");
+                    return self.control;
+                }
+            }
+            let [is_stopped, has_signal, has_request] =
+                descriptors.map(|descriptor| !descriptor.revents().is_empty());
+            if is_stopped {
+                return self.control;
+            }
+            if has_signal {
+                self.forward_signals();
+            }
+            if has_request {
+                let mut requests = Requests {
+                    sender: &self.sender,
+                    status: &self.status,
+                };
+                if let Err(error) = self.control.handle(&mut requests) {
+                    tracing::warn!(%error, "the control socket failed");
+                    return self.control;
+                }
+            }
+        }
+    }
+
+    fn forward_signals(&self) {
+        while let Some(signal) = self.signals.next() {
+            if i32::from(signal) == libc::SIGWINCH {
+                self.tell_window();
+            } else if let Err(error) = self.sender.send(Event::Signal(signal)) {
+                tracing::debug!(%error, signal, "a signal was not forwarded");
+            }
+        }
+    }
+
+    fn tell_window(&self) {
+        if self.has_terminal
+            && let Some(size) = window_size(rustix::stdio::stdin())
+            && let Err(error) = self.sender.send(Event::Resize(size))
+        {
+            tracing::debug!(%error, "a window's size was not forwarded");
+        }
+    }
+}
+
+/// Answers requests of other clients.
+struct Requests<'a> {
+    sender: &'a EventSender,
+    status: &'a Mutex<Status>,
+}
+
+impl Control for Requests<'_> {
+    fn kill(&mut self, signal: Signal) -> Result<(), String> {
+        self.sender
+            .send(Event::Signal(signal.number()))
+            .map_err(|error| error.to_string())
+    }
+
+    fn status(&self) -> Status {
+        self.status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// The standard streams of this process that the workload gets.
+#[must_use]
+pub fn client_streams(interactive: bool, terminal: bool) -> ClientStreams<'static> {
+    fn stream(wanted: bool, descriptor: BorrowedFd<'static>) -> Option<BorrowedFd<'static>> {
+        wanted.then_some(descriptor)
+    }
+    ClientStreams {
+        stdin: stream(interactive, rustix::stdio::stdin()),
+        stdout: stream(true, rustix::stdio::stdout()),
+        stderr: stream(!terminal, rustix::stdio::stderr()),
+    }
+}
