@@ -1,26 +1,247 @@
 //! `vmm run`: a command in a new machine.
+//!
+//! The reading path of the whole program: image, plan, machine on record, VM process, workload, outcome.
 
-use crate::cli::RunArgs;
+use std::io::{self, Write};
+
+use kvm_ioctls::Kvm;
+
+use super::progress::ImportProgress;
+use crate::cli::{FileOrStdin, RunArgs, RunImage, TimingsFormat};
 use crate::dirs::Directories;
-use crate::outcome::ExitCode;
+use crate::guest::GuestDirectory;
+use crate::image::{ImageSource, ImportOptions, Store, StoredImage};
+use crate::limits::CpuQuota;
+use crate::machine::host::{ProbeError, Quirks};
+use crate::monitor::{MonitorError, RawTerminal, Signals, Supervised, client_streams, window_size};
+use crate::outcome::{ExitCode, Outcome};
+use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
+use crate::state::{
+    Detached, ImageLabel, MachineId, NewMachine, OwnedMachine, Registry, StartReporter, detach,
+};
+use crate::timings::Timings;
+use crate::vm_process::{SpawnError, VmProcess};
+use crate::workload::environment::{OwnEnvironment, read_file};
+use crate::workload::{Choices, CpuTime, Limits, Terminal, Workload};
 
 /// Runs a workload and returns its exit code.
 ///
 /// # Errors
 ///
-/// [`RunError`], as a report.
-pub fn run(arguments: &RunArgs, directories: &Directories) -> Result<ExitCode, Report> {
-    let _ = (arguments, directories);
-    Err(RunError::NoMachine)?
+/// Whatever kept the workload from being run, as a report.
+pub fn run(
+    arguments: &RunArgs,
+    directories: &Directories,
+    verbosity: u8,
+) -> Result<ExitCode, Report> {
+    if !arguments.detach {
+        return run_here(arguments, directories, verbosity, &mut None);
+    }
+    match detach()? {
+        Detached::Client(waiter) => {
+            let id = waiter.wait()?;
+            writeln!(io::stdout(), "{id}").map_err(Report::of_output)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Detached::Monitor(reporter) => {
+            let mut reporter = Some(reporter);
+            let result = run_here(arguments, directories, verbosity, &mut reporter);
+            match (result, reporter) {
+                (Err(report), Some(reporter)) => {
+                    reporter.failed(&report);
+                    Err(Report::printed(report.exit_code()))
+                }
+                (result, _) => result,
+            }
+        }
+    }
 }
 
-/// Why a workload could not be run.
+/// Runs the workload with this process as its monitor. `reporter` is taken once a waiting client knows that the workload runs.
+fn run_here(
+    arguments: &RunArgs,
+    directories: &Directories,
+    verbosity: u8,
+    reporter: &mut Option<StartReporter>,
+) -> Result<ExitCode, Report> {
+    let mut timings = Timings::start();
+    let kvm = Kvm::new().map_err(|error| ProbeError::Open(error))?;
+    let quirks = Quirks::of_host(&directories.cache().join("host.json"))?;
+    let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
+    timings.end_of("host");
+
+    let (image, reference, command) = image(arguments, directories)?;
+    timings.end_of("image");
+
+    let id = MachineId::random().map_err(MonitorError::Watch)?;
+    let workload = Workload::new(&image.config, &choices(arguments, command, &id)?, &OwnEnvironment)?;
+    let new = NewMachine {
+        id,
+        name: arguments.name.clone(),
+        image: ImageLabel { reference, id: image.id.to_string() },
+        command: workload.arguments().to_vec(),
+        ephemeral: arguments.rm || !arguments.detach,
+    };
+    let is_attached = reporter.is_none();
+    let streams = client_streams(is_attached, arguments.interactive, arguments.tty);
+    let machine_choices = MachineChoices {
+        cpus: arguments.cpus,
+        memory: arguments.memory,
+        kernel: arguments.kernel.clone(),
+        verbose_kernel: verbosity > 1,
+    };
+    let mut plan = RunPlan::decide(image, guest, workload, &machine_choices, quirks, streams.declared())?;
+    let (mut machine, control) = Registry::open(directories.machines())?.create(new)?;
+    let console_log = machine.create_console_log()?;
+    plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
+    timings.end_of("plan");
+
+    let signals = Signals::take()?;
+    let vm = VmProcess::spawn(&kvm, &plan.machine)?;
+    let supervised = Supervised { vm: &vm, console_log: &console_log, control, signals, has_terminal: arguments.tty };
+    let terminal = arguments.tty.then(RawTerminal::enter).transpose().map_err(MonitorError::Watch)?;
+    let mut failure = None;
+    let result = {
+        let timings = std::cell::RefCell::new(&mut timings);
+        let mut on_ready = || timings.borrow_mut().end_of("boot");
+        let mut on_started = || {
+            timings.borrow_mut().end_of("start");
+            if let Err(report) = tell_started(&mut machine, reporter) {
+                failure = Some(report);
+                vm.kill();
+            }
+        };
+        supervised.run(plan.create, streams, &mut on_ready, &mut on_started)
+    };
+    drop(terminal);
+    timings.end_of("workload");
+    vm.kill();
+    if let Some(report) = failure {
+        return Err(report);
+    }
+
+    let (outcome, control) = result?;
+    let ended = machine.finish(&outcome)?;
+    control.finish(&ended);
+    timings.end_of("end");
+    print_timings(arguments.timings, &timings);
+    report_outcome(&outcome)
+}
+
+/// The image, what it was called, and the words that were typed behind it.
+fn image<'a>(
+    arguments: &'a RunArgs,
+    directories: &Directories,
+) -> Result<(StoredImage, String, &'a [String]), Report> {
+    let store = Store::open(directories.store())?;
+    let (image, command) = arguments.image_and_command();
+    match image {
+        RunImage::Name(name) => Ok((store.find(name)?, name.to_owned(), command)),
+        RunImage::File { source, select } => {
+            let source = match source {
+                FileOrStdin::File(path) => ImageSource::Path(path.clone()),
+                FileOrStdin::Stdin => ImageSource::from_argument("-".into()),
+            };
+            let name = source.name();
+            let options = ImportOptions { select: select.map(str::to_owned), ..ImportOptions::default() };
+            let image = store.import(source, &options, &ImportProgress::new())?;
+            Ok((image, name, command))
+        }
+    }
+}
+
+/// What was typed about the workload.
+fn choices(arguments: &RunArgs, command: &[String], id: &MachineId) -> Result<Choices, Report> {
+    let mut environment = Vec::new();
+    for path in &arguments.env_file {
+        environment.extend(read_file(path, &OwnEnvironment)?);
+    }
+    environment.extend(arguments.env.iter().cloned());
+    let cpus = arguments.cpus;
+    Ok(Choices {
+        command: command.to_vec(),
+        entrypoint: arguments.entrypoint.clone(),
+        environment,
+        working_directory: arguments.workdir.clone(),
+        user: arguments.user.clone(),
+        hostname: arguments.hostname.clone().unwrap_or_else(|| id.short().to_owned()),
+        read_only: arguments.read_only,
+        terminal: arguments.tty.then(|| Terminal { size: window_size(rustix::stdio::stdin()) }),
+        limits: Limits {
+            memory_bytes: Some(arguments.memory.bytes()),
+            cpu: (!cpus.is_whole()).then(|| CpuTime { quota_us: cpus.quota_us(), period_us: CpuQuota::PERIOD_US }),
+            pids: None,
+        },
+    })
+}
+
+/// Writes down that the workload runs, and lets a waiting client go.
+fn tell_started(
+    machine: &mut OwnedMachine,
+    reporter: &mut Option<StartReporter>,
+) -> Result<(), Report> {
+    machine.set_running()?;
+    if let Some(reporter) = reporter.take() {
+        reporter.started(machine.id())?;
+    }
+    Ok(())
+}
+
+fn print_timings(format: Option<TimingsFormat>, timings: &Timings) {
+    let text = match format {
+        None => return,
+        Some(TimingsFormat::Text) => timings.as_text(),
+        Some(TimingsFormat::Json) => timings.as_json() + "\n",
+    };
+    // Nobody is left to tell if standard error is gone.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// A workload that ran is not an error of ours, whatever its code; one that did not is.
+fn report_outcome(outcome: &Outcome) -> Result<ExitCode, Report> {
+    let code = outcome.exit_code();
+    match outcome {
+        Outcome::NotStarted { message, .. } => {
+            Err(Report::new(RunError::NotStarted(message.clone())).with_exit_code(code))
+        }
+        Outcome::GuestDied { message, last_log_lines } => {
+            let mut stderr = io::stderr().lock();
+            for line in last_log_lines {
+                // Nobody is left to tell if standard error is gone.
+                let _ = writeln!(stderr, "guest: {line}");
+            }
+            Err(Report::new(RunError::GuestDied(message.clone())).with_exit_code(code))
+        }
+        Outcome::Exited(_) | Outcome::Signalled { .. } | Outcome::Killed | Outcome::Detached => Ok(code),
+    }
+}
+
+/// Why a workload said nothing itself.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// There is no machine yet.
-    #[error("this build cannot start machines")]
-    NoMachine,
+    /// It never ran.
+    #[error("the workload did not start: {0}")]
+    NotStarted(String),
+    /// The guest's kernel ended first.
+    #[error("the guest died: {0}")]
+    GuestDied(String),
 }
 
 impl Help for RunError {}
+
+impl Help for ProbeError {
+    fn help(&self) -> Option<String> {
+        match self {
+            Self::Open(error) if error.errno() == libc::EACCES => {
+                Some("become a member of the group that owns /dev/kvm (often kvm)".to_owned())
+            }
+            Self::Open(error) if error.errno() == libc::ENOENT => {
+                Some("load the kernel's kvm module, or turn virtualisation on in the firmware; vmm doctor says more".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Help for SpawnError {}

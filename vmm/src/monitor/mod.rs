@@ -395,15 +395,12 @@ impl Control for Requests<'_> {
     }
 }
 
-/// The standard streams of this process that the workload gets.
+/// The standard streams of this process that the workload gets. A machine without a client has none.
 #[must_use]
-pub fn client_streams(interactive: bool, terminal: bool) -> ClientStreams<'static> {
-    fn stream(wanted: bool, descriptor: BorrowedFd<'static>) -> Option<BorrowedFd<'static>> {
-        wanted.then_some(descriptor)
-    }
+pub fn client_streams(is_attached: bool, interactive: bool, terminal: bool) -> ClientStreams<'static> {
     ClientStreams {
-        stdin: stream(interactive, rustix::stdio::stdin()),
-        stdout: stream(true, rustix::stdio::stdout()),
-        stderr: stream(!terminal, rustix::stdio::stderr()),
+        stdin: (is_attached && interactive).then(rustix::stdio::stdin),
+        stdout: is_attached.then(rustix::stdio::stdout),
+        stderr: (is_attached && !terminal).then(rustix::stdio::stderr),
     }
 }

@@ -1,0 +1,149 @@
+//! The plan of a run: everything decided and opened, before a process or a machine is made.
+//!
+//! What was typed may leave things open; nothing behind this room does.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use protocol::{
+    ContainerId, Create, DeclaredStreams, Filesystem, Process, ProcessId, RootSource, Upper,
+};
+use thiserror::Error;
+
+use crate::guest::GuestImage;
+use crate::image::{RootTree, StoredImage};
+use crate::limits::{CpuQuota, MemoryLimit};
+use crate::machine::host::Quirks;
+use crate::machine::{MachineConfig, Part, RamSize, Root, ShapeError, VcpuCount, Window, WindowClass};
+use crate::report::Help;
+use crate::workload::{Workload, WorkloadError};
+
+/// A run that cannot be planned.
+#[derive(Debug, Error)]
+pub enum PlanError {
+    /// The machine would be too large.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// The workload cannot be written down.
+    #[error(transparent)]
+    Workload(#[from] WorkloadError),
+    /// A file of the plan cannot be used.
+    #[error("cannot use {what}")]
+    File {
+        /// Which.
+        what: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Help for PlanError {
+    fn help(&self) -> Option<String> {
+        match self {
+            Self::Shape(ShapeError::TooMuchRam { .. }) => Some("ask for less with --memory".to_owned()),
+            Self::Workload(error) => error.help(),
+            Self::Shape(_) | Self::File { .. } => None,
+        }
+    }
+}
+
+/// What the person decided about the machine.
+#[derive(Debug, Clone)]
+pub struct MachineChoices {
+    /// Processor time.
+    pub cpus: CpuQuota,
+    /// Memory of the workload.
+    pub memory: MemoryLimit,
+    /// A kernel in place of the guest image's.
+    pub kernel: Option<PathBuf>,
+    /// Whether the guest's kernel says what it does.
+    pub verbose_kernel: bool,
+}
+
+/// A run in which nothing is open.
+#[derive(Debug)]
+pub struct RunPlan {
+    /// The machine, but for its log.
+    pub machine: MachineConfig,
+    /// What its agent is asked for.
+    pub create: Create,
+    // Held so that neither is removed while the machine runs.
+    _image: StoredImage,
+    _guest: GuestImage,
+}
+
+/// The one container of a machine that `vmm run` makes, and its first process.
+const FIRST: Process = Process { container: ContainerId(0), process: ProcessId(0) };
+
+impl RunPlan {
+    /// Decides the machine's shape and puts the parts together.
+    ///
+    /// # Errors
+    ///
+    /// When no machine is large enough, or a file cannot be used.
+    pub fn decide(
+        mut image: StoredImage,
+        guest: GuestImage,
+        workload: Workload,
+        choices: &MachineChoices,
+        quirks: Quirks,
+        streams: DeclaredStreams,
+    ) -> Result<Self, PlanError> {
+        let tree = std::mem::replace(&mut image.root, RootTree { parts: Vec::new(), size_bytes: 0 });
+        let (root, source, filesystem) = root(tree);
+        let window_bytes = match &root {
+            Root::Window(window) => window.class.bytes(),
+            Root::Disk { .. } => 0,
+        };
+        let kernel = match &choices.kernel {
+            Some(path) => File::open(path).map_err(failed(path))?,
+            None => guest.kernel.try_clone().map_err(failed(&guest.directory))?,
+        };
+        let machine = MachineConfig {
+            vcpus: VcpuCount::new(u32::from(choices.cpus.vcpus()))?,
+            ram: RamSize::holding(choices.memory.bytes(), window_bytes)?,
+            kernel,
+            agent: agent_window(&guest)?,
+            root,
+            kernel_log: None,
+            verbose_kernel: choices.verbose_kernel,
+            quirks,
+        };
+        let upper = Upper::Tmpfs { size_bytes: choices.memory.bytes() };
+        let root = RootSource { source: source.to_owned(), filesystem, upper };
+        let create = workload.create(FIRST, root, streams)?;
+        Ok(Self { machine, create, _image: image, _guest: guest })
+    }
+}
+
+/// The image as a window of the smallest class that holds it, or as a disk; with its name in the guest.
+fn root(tree: RootTree) -> (Root, &'static str, Filesystem) {
+    let parts = tree
+        .parts
+        .into_iter()
+        .map(|part| Part {
+            file: part.file,
+            file_offset_bytes: 0,
+            offset_bytes: part.window_offset_bytes,
+            length_bytes: part.length_bytes,
+        })
+        .collect();
+    match WindowClass::holding(tree.size_bytes) {
+        Some(class) => (Root::Window(Window { class, parts }), "/dev/pmem1", Filesystem::ErofsDax),
+        None => (Root::Disk { size_bytes: tree.size_bytes, parts }, "/dev/vda", Filesystem::Erofs),
+    }
+}
+
+fn agent_window(guest: &GuestImage) -> Result<Window, PlanError> {
+    let file = guest.agent.try_clone().map_err(failed(&guest.directory))?;
+    let length_bytes = file.metadata().map_err(failed(&guest.directory))?.len();
+    let part = Part { file, file_offset_bytes: 0, offset_bytes: 0, length_bytes };
+    Ok(Window { class: WindowClass::exact(length_bytes), parts: vec![part] })
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> PlanError {
+    let what = path.display().to_string();
+    move |source| PlanError::File { what, source }
+}
