@@ -95,6 +95,12 @@ impl ExitCode {
         Self(128u8.saturating_add(signal))
     }
 
+    /// Passes on the code of another process of ours.
+    #[must_use]
+    pub fn of_process(code: u8) -> Self {
+        Self(code)
+    }
+
     /// Returns the number.
     #[must_use]
     pub fn number(self) -> u8 {

@@ -31,6 +31,8 @@ pub struct Report {
 enum Ending {
     /// Print the sentence and the help line.
     Print,
+    /// Print the error's text, which has all of that.
+    PrintAsIs,
     /// Everything has been said.
     Printed,
     /// Standard output has no reader.
@@ -69,6 +71,16 @@ impl Report {
             exit_code,
             ending: Ending::Printed,
             ..Self::new(AlreadyPrinted)
+        }
+    }
+
+    /// Makes a report of one that another process of ours has put into words.
+    #[must_use]
+    pub fn of_text(text: String, exit_code: u8) -> Self {
+        Self {
+            exit_code: ExitCode::of_process(exit_code),
+            ending: Ending::PrintAsIs,
+            ..Self::new(Relayed(text))
         }
     }
 
@@ -118,6 +130,9 @@ impl<E: Help + Send + Sync + 'static> From<E> for Report {
 /// The error and each of its sources in one sentence, then the help line.
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.ending == Ending::PrintAsIs {
+            return self.error.fmt(formatter);
+        }
         write!(formatter, "vmm: {}", chain(self.error.as_ref()))?;
         if let Some(help) = &self.help {
             write!(formatter, "\nhelp: {help}")?;
@@ -138,6 +153,11 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     }
     sentence
 }
+
+/// What another process of ours has to say.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Relayed(String);
 
 /// Stands for what has been printed.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,22 @@
-//! Records of machines, without a daemon.
+//! Machines on record: their directories, names, locks and control sockets, without a daemon.
+//!
+//! The monitor of a machine creates it in the [`Registry`] and holds it as an [`OwnedMachine`] for
+//! as long as it lives; every other command reads the record, looks at the lock and talks to the
+//! monitor by the control socket.
 
+mod control;
+mod detach;
+mod id;
 mod name;
+mod record;
+mod registry;
 mod signal;
+mod words;
 
+pub use control::{Control, ControlClient, ControlError, ControlServer};
+pub use detach::{DetachError, StartReporter, StartWaiter, detach};
+pub use id::{IdError, MachineId};
 pub use name::{MachineName, NameError};
+pub use record::{Ended, ImageLabel, Record, Status, Timestamp};
+pub use registry::{Condition, Machine, NewMachine, OwnedMachine, Registry, StateError};
 pub use signal::{Signal, SignalError};

@@ -1,0 +1,675 @@
+//! The control socket: how other commands talk to the monitor of a machine.
+//!
+//! One JSON object a line, both ways, each line bounded. The client opens with its version, the
+//! monitor answers with its own; from then on each request gets one reply.
+//!
+//! ```text
+//! client                              monitor
+//!   {"hello":{"version":1}}      ->
+//!                                <-   {"hello":{"version":1}}
+//!   {"kill":{"signal":15}}       ->
+//!                                <-   "done"  or  {"failed":{"message":"…"}}
+//!   "status"                     ->
+//!                                <-   {"status":{…}}
+//!   "wait"                       ->
+//!                                <-   {"ended":{…}}          when the machine has ended
+//! ```
+//!
+//! The monitor has one poll loop and no thread for this: [`ControlServer`] is one descriptor that
+//! becomes readable, and a method that does what there is to do without ever waiting.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::record::{Ended, Status};
+use super::signal::Signal;
+use crate::report::Help;
+
+/// Version of the conversation. The two sides talk only if it is the same.
+const VERSION: u32 = 1;
+/// The socket's file in the machine's directory.
+const SOCKET: &str = "control.sock";
+/// A request is some dozens of bytes.
+const MAX_REQUEST_BYTES: usize = 4096;
+/// A reply holds at most a sentence or two.
+const MAX_REPLY_BYTES: u64 = 64 << 10;
+/// Clients beyond this many wait in the socket's backlog, or are refused.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a client waits for the answer of a monitor that may be busy booting.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+/// The listener's place among the epoll's tokens; connections count up from the next.
+const LISTENER: u64 = 0;
+
+/// What a client says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Request {
+    /// The first line.
+    Hello {
+        /// The client's [`VERSION`].
+        version: u32,
+    },
+    /// Asks for a signal to the workload.
+    Kill {
+        /// Which.
+        signal: Signal,
+    },
+    /// Asks how far the machine is.
+    Status,
+    /// Asks to be told when the machine has ended.
+    Wait,
+}
+
+/// What the monitor says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Reply {
+    /// The answer to the first line.
+    Hello {
+        /// The monitor's [`VERSION`].
+        version: u32,
+    },
+    /// It was done.
+    Done,
+    /// It was not done.
+    Failed {
+        /// Why, in one sentence.
+        message: String,
+    },
+    /// How far the machine is.
+    Status(Status),
+    /// How the machine ended.
+    Ended(Ended),
+}
+
+/// What the monitor does when it is asked to.
+///
+/// Called by [`ControlServer::handle`] on the monitor's thread; must not wait.
+pub trait Control {
+    /// Sends a signal to the workload, or ends the machine if there is no workload to receive it.
+    ///
+    /// # Errors
+    ///
+    /// One sentence for the client.
+    fn kill(&mut self, signal: Signal) -> Result<(), String>;
+
+    /// Says how far the machine is.
+    fn status(&self) -> Status;
+}
+
+/// The monitor's end of the control socket.
+///
+/// Its descriptor is readable when there is something to [`handle`](Self::handle). Dropped, it hangs
+/// up on all clients.
+#[derive(Debug)]
+pub struct ControlServer {
+    epoll: OwnedFd,
+    listener: UnixListener,
+    connections: BTreeMap<u64, Connection>,
+    next_token: u64,
+    is_accepting: bool,
+}
+
+/// One client.
+#[derive(Debug)]
+struct Connection {
+    stream: UnixStream,
+    received: Vec<u8>,
+    state: ConnectionState,
+}
+
+/// How far the conversation with a client is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ConnectionState {
+    /// It has not said its version.
+    New,
+    /// It may ask.
+    Greeted,
+    /// It waits for the machine's end.
+    Waiting,
+}
+
+/// The conversation with a client is over.
+struct HangUp;
+
+impl ControlServer {
+    /// Creates the socket in a machine's directory.
+    pub(super) fn bind(directory: &Path) -> io::Result<Self> {
+        let listener = with_short_path(directory, UnixListener::bind)?;
+        fs::set_permissions(directory.join(SOCKET), fs::Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        watch(&epoll, &listener, LISTENER)?;
+        Ok(Self {
+            epoll,
+            listener,
+            connections: BTreeMap::new(),
+            next_token: LISTENER + 1,
+            is_accepting: true,
+        })
+    }
+
+    /// Accepts clients and answers their requests, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// Only if the kernel refuses to say what is ready. What a client does wrong ends the
+    /// conversation with that client.
+    pub fn handle(&mut self, control: &mut dyn Control) -> io::Result<()> {
+        let mut events: Vec<epoll::Event> = Vec::with_capacity(16);
+        let no_wait = rustix::event::Timespec::default();
+        match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&no_wait)) {
+            Err(rustix::io::Errno::INTR) => return Ok(()),
+            other => other?,
+        };
+        for event in events {
+            let token = event.data.u64();
+            if token == LISTENER {
+                self.accept()?;
+            } else {
+                self.converse(token, control);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells those who wait how the machine ended, and hangs up on everybody.
+    pub fn finish(mut self, ended: &Ended) {
+        for connection in self.connections.values_mut() {
+            if connection.state == ConnectionState::Waiting {
+                let _ = connection.reply(&Reply::Ended(ended.clone()));
+            }
+        }
+    }
+
+    fn accept(&mut self) -> io::Result<()> {
+        while self.connections.len() < MAX_CONNECTIONS {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => {
+                    // A client that went away before, or too many open files: neither is the machine's end.
+                    tracing::debug!(%error, "cannot accept a control connection");
+                    return Ok(());
+                }
+            };
+            stream.set_nonblocking(true)?;
+            let token = self.next_token;
+            self.next_token += 1;
+            watch(&self.epoll, &stream, token)?;
+            let connection = Connection {
+                stream,
+                received: Vec::new(),
+                state: ConnectionState::New,
+            };
+            self.connections.insert(token, connection);
+        }
+        // Full: the listener stays readable, so it must not be watched.
+        epoll::delete(&self.epoll, &self.listener)?;
+        self.is_accepting = false;
+        Ok(())
+    }
+
+    fn converse(&mut self, token: u64, control: &mut dyn Control) {
+        let Some(connection) = self.connections.get_mut(&token) else {
+            return;
+        };
+        if connection.converse(control).is_ok() {
+            return;
+        }
+        // Closing the stream takes it out of the epoll.
+        self.connections.remove(&token);
+        if !self.is_accepting && watch(&self.epoll, &self.listener, LISTENER).is_ok() {
+            self.is_accepting = true;
+        }
+    }
+}
+
+impl AsFd for ControlServer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+impl Connection {
+    /// Reads what has come and answers every whole line of it.
+    fn converse(&mut self, control: &mut dyn Control) -> Result<(), HangUp> {
+        let mut chunk = [0; 1024];
+        loop {
+            let count = match self.stream.read(&mut chunk) {
+                Ok(0) => return Err(HangUp),
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => return Err(HangUp),
+            };
+            self.received.extend_from_slice(&chunk[..count]);
+            while let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.received.drain(..=end).collect();
+                self.answer(&line, control)?;
+            }
+            if self.received.len() > MAX_REQUEST_BYTES {
+                return Err(HangUp);
+            }
+        }
+    }
+
+    fn answer(&mut self, line: &[u8], control: &mut dyn Control) -> Result<(), HangUp> {
+        let Ok(request) = serde_json::from_slice(line) else {
+            self.fail(format!(
+                "the request is not known to this monitor, which speaks version {VERSION}"
+            ))?;
+            return Err(HangUp);
+        };
+        match (self.state, request) {
+            (ConnectionState::New, Request::Hello { version }) => {
+                self.reply(&Reply::Hello { version: VERSION })?;
+                if version != VERSION {
+                    return Err(HangUp);
+                }
+                self.state = ConnectionState::Greeted;
+                Ok(())
+            }
+            (ConnectionState::Greeted, Request::Kill { signal }) => match control.kill(signal) {
+                Ok(()) => self.reply(&Reply::Done),
+                Err(message) => self.fail(message),
+            },
+            (ConnectionState::Greeted, Request::Status) => {
+                self.reply(&Reply::Status(control.status()))
+            }
+            (ConnectionState::Greeted, Request::Wait) => {
+                self.state = ConnectionState::Waiting;
+                Ok(())
+            }
+            (
+                ConnectionState::New | ConnectionState::Greeted | ConnectionState::Waiting,
+                Request::Hello { .. } | Request::Kill { .. } | Request::Status | Request::Wait,
+            ) => Err(HangUp),
+        }
+    }
+
+    fn fail(&mut self, message: String) -> Result<(), HangUp> {
+        self.reply(&Reply::Failed { message })
+    }
+
+    /// Writes a reply; a client that does not read its replies is hung up on.
+    fn reply(&mut self, reply: &Reply) -> Result<(), HangUp> {
+        let mut line = serde_json::to_vec(reply).map_err(|_| HangUp)?;
+        line.push(b'\n');
+        self.stream.write_all(&line).map_err(|_| HangUp)
+    }
+}
+
+/// A client's end of the control socket.
+#[derive(Debug)]
+pub struct ControlClient {
+    stream: BufReader<UnixStream>,
+    directory: PathBuf,
+}
+
+impl ControlClient {
+    /// Connects to the monitor of the machine in `directory`.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::NotRunning`] if nobody listens, [`ControlError::OtherVersion`] if the monitor
+    /// is of another version of `vmm`.
+    pub fn connect(directory: &Path) -> Result<Self, ControlError> {
+        let stream = match with_short_path(directory, UnixStream::connect) {
+            Ok(stream) => stream,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::ConnectionRefused
+                ) =>
+            {
+                return Err(ControlError::NotRunning(directory.to_owned()));
+            }
+            Err(error) => return Err(ControlError::io(directory, error)),
+        };
+        stream
+            .set_read_timeout(Some(REPLY_TIMEOUT))
+            .and_then(|()| stream.set_write_timeout(Some(REPLY_TIMEOUT)))
+            .map_err(|error| ControlError::io(directory, error))?;
+        let mut client = Self {
+            stream: BufReader::new(stream),
+            directory: directory.to_owned(),
+        };
+        match client.ask(&Request::Hello { version: VERSION })? {
+            Reply::Hello { version: VERSION } => Ok(client),
+            Reply::Hello { version } => Err(ControlError::OtherVersion {
+                directory: directory.to_owned(),
+                version,
+            }),
+            _ => Err(ControlError::Unexpected(directory.to_owned())),
+        }
+    }
+
+    /// Asks for a signal to the workload.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Refused`] with the monitor's reason.
+    pub fn kill(&mut self, signal: Signal) -> Result<(), ControlError> {
+        match self.ask(&Request::Kill { signal })? {
+            Reply::Done => Ok(()),
+            Reply::Failed { message } => Err(ControlError::Refused(message)),
+            _ => Err(ControlError::Unexpected(self.directory.clone())),
+        }
+    }
+
+    /// Asks how far the machine is.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Io`] if the monitor does not answer.
+    pub fn status(&mut self) -> Result<Status, ControlError> {
+        match self.ask(&Request::Status)? {
+            Reply::Status(status) => Ok(status),
+            _ => Err(ControlError::Unexpected(self.directory.clone())),
+        }
+    }
+
+    /// Waits until the machine has ended, at most for `limit` if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Io`] if the monitor goes without a word, or the time is over.
+    pub fn wait(mut self, limit: Option<Duration>) -> Result<Ended, ControlError> {
+        self.stream
+            .get_ref()
+            .set_read_timeout(limit)
+            .map_err(|error| ControlError::io(&self.directory, error))?;
+        match self.ask(&Request::Wait)? {
+            Reply::Ended(ended) => Ok(ended),
+            _ => Err(ControlError::Unexpected(self.directory.clone())),
+        }
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<Reply, ControlError> {
+        let failed = |error| ControlError::io(&self.directory, error);
+        let mut line = serde_json::to_vec(request).map_err(|error| failed(error.into()))?;
+        line.push(b'\n');
+        self.stream.get_mut().write_all(&line).map_err(failed)?;
+        let mut reply = Vec::new();
+        (&mut self.stream)
+            .take(MAX_REPLY_BYTES)
+            .read_until(b'\n', &mut reply)
+            .map_err(failed)?;
+        if reply.last() != Some(&b'\n') {
+            return Err(failed(ErrorKind::UnexpectedEof.into()));
+        }
+        serde_json::from_slice(&reply).map_err(|error| failed(error.into()))
+    }
+}
+
+/// Lets `act` name a machine's socket by a path that fits: socket addresses hold 107 bytes (`unix(7)`),
+/// and a machine's directory alone may be longer.
+fn with_short_path<T>(
+    directory: &Path,
+    act: impl FnOnce(PathBuf) -> io::Result<T>,
+) -> io::Result<T> {
+    let opened = File::open(directory)?;
+    act(PathBuf::from(format!(
+        "/proc/self/fd/{}/{SOCKET}",
+        opened.as_raw_fd()
+    )))
+}
+
+/// Adds a descriptor to those that make the epoll readable.
+fn watch(epoll: &OwnedFd, descriptor: &impl AsFd, token: u64) -> io::Result<()> {
+    let data = epoll::EventData::new_u64(token);
+    epoll::add(epoll, descriptor, data, epoll::EventFlags::IN)?;
+    Ok(())
+}
+
+/// Why a monitor could not be asked.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// Nobody listens.
+    #[error("the machine in {path} does not run", path = .0.display())]
+    NotRunning(PathBuf),
+    /// The conversation broke off.
+    #[error("cannot talk to the monitor of the machine in {directory}", directory = directory.display())]
+    Io {
+        /// The machine's directory.
+        directory: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The monitor is of another version.
+    #[error("the monitor of the machine in {directory} speaks version {version}, this vmm speaks {VERSION}", directory = directory.display())]
+    OtherVersion {
+        /// The machine's directory.
+        directory: PathBuf,
+        /// The monitor's version.
+        version: u32,
+    },
+    /// The monitor answered something else.
+    #[error("the monitor of the machine in {path} gave an answer to another question", path = .0.display())]
+    Unexpected(PathBuf),
+    /// The monitor could not do it.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl ControlError {
+    fn io(directory: &Path, source: io::Error) -> Self {
+        Self::Io {
+            directory: directory.to_owned(),
+            source,
+        }
+    }
+}
+
+impl Help for ControlError {
+    fn help(&self) -> Option<String> {
+        match self {
+            Self::NotRunning(_) => Some("see what runs with `vmm ps`".to_owned()),
+            Self::OtherVersion { .. } => {
+                Some("use the vmm that started the machine, or end its process".to_owned())
+            }
+            Self::Io { .. } | Self::Unexpected(_) | Self::Refused(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    use super::super::record::Timestamp;
+    use super::*;
+
+    /// A monitor that notes what it was asked for.
+    struct Monitor {
+        killed: Vec<Signal>,
+        refuse: bool,
+    }
+
+    impl Control for Monitor {
+        fn kill(&mut self, signal: Signal) -> Result<(), String> {
+            if self.refuse {
+                return Err("the workload has not started".to_owned());
+            }
+            self.killed.push(signal);
+            Ok(())
+        }
+
+        fn status(&self) -> Status {
+            Status::Running {
+                started: Timestamp(7),
+            }
+        }
+    }
+
+    fn ended() -> Ended {
+        Ended {
+            exit_code: 42,
+            signal: None,
+            out_of_memory: false,
+            message: None,
+            finished: Timestamp(9),
+        }
+    }
+
+    /// Runs a monitor's loop for as long as `client` takes, ends the machine, and returns the monitor.
+    fn with_monitor(refuse: bool, client: impl FnOnce(&Path) + Send) -> Monitor {
+        let base = tempfile::tempdir().unwrap();
+        // Longer than a socket's address.
+        let directory = base.path().join("a".repeat(150));
+        fs::create_dir(&directory).unwrap();
+        let mut server = ControlServer::bind(&directory).unwrap();
+        let mut monitor = Monitor {
+            killed: Vec::new(),
+            refuse,
+        };
+        let (done, is_done) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                client(&directory);
+                drop(done);
+            });
+            while is_done.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                let tick = Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 5_000_000,
+                };
+                let mut fds = [PollFd::new(&server, PollFlags::IN)];
+                poll(&mut fds, Some(&tick)).unwrap();
+                server.handle(&mut monitor).unwrap();
+            }
+        });
+        server.finish(&ended());
+        monitor
+    }
+
+    #[test]
+    fn a_signal_reaches_the_monitor() {
+        let monitor = with_monitor(false, |directory| {
+            let mut client = ControlClient::connect(directory).unwrap();
+            client.kill(Signal::TERM).unwrap();
+            client.kill(Signal::KILL).unwrap();
+        });
+
+        assert_eq!(monitor.killed, [Signal::TERM, Signal::KILL]);
+    }
+
+    #[test]
+    fn the_monitors_reason_reaches_the_client() {
+        with_monitor(true, |directory| {
+            let mut client = ControlClient::connect(directory).unwrap();
+            let error = client.kill(Signal::TERM).unwrap_err();
+            assert_eq!(error.to_string(), "the workload has not started");
+        });
+    }
+
+    #[test]
+    fn the_status_is_told() {
+        with_monitor(false, |directory| {
+            let mut client = ControlClient::connect(directory).unwrap();
+            let status = client.status().unwrap();
+            assert_eq!(
+                status,
+                Status::Running {
+                    started: Timestamp(7)
+                }
+            );
+        });
+    }
+
+    #[test]
+    fn who_waits_is_told_the_end() {
+        let (result, waited) = mpsc::channel();
+
+        with_monitor(false, |directory| {
+            let client = ControlClient::connect(directory).unwrap();
+            std::thread::spawn(move || {
+                result
+                    .send(client.wait(Some(Duration::from_secs(20))))
+                    .unwrap();
+            });
+            std::thread::sleep(Duration::from_millis(100));
+        });
+
+        let told = waited.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!(told.unwrap(), ended());
+    }
+
+    #[test]
+    fn a_client_of_another_version_is_told_and_hung_up_on() {
+        with_monitor(false, |directory| {
+            let mut stream = with_short_path(directory, UnixStream::connect).unwrap();
+            stream.write_all(b"{\"hello\":{\"version\":99}}\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert_eq!(answer, "{\"hello\":{\"version\":1}}\n");
+        });
+    }
+
+    #[test]
+    fn nothing_is_done_before_the_versions_are_known() {
+        let monitor = with_monitor(false, |directory| {
+            let mut stream = with_short_path(directory, UnixStream::connect).unwrap();
+            stream.write_all(b"{\"kill\":{\"signal\":9}}\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert_eq!(answer, "");
+        });
+
+        assert!(monitor.killed.is_empty());
+    }
+
+    #[test]
+    fn an_endless_request_is_cut_off() {
+        with_monitor(false, |directory| {
+            let mut stream = with_short_path(directory, UnixStream::connect).unwrap();
+            let flood = vec![b'x'; 1 << 20];
+            // The monitor hangs up in the midst of it.
+            let _ = stream.write_all(&flood);
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer);
+            assert!(answer.is_empty());
+        });
+    }
+
+    #[test]
+    fn more_clients_than_the_limit_wait_their_turn() {
+        with_monitor(false, |directory| {
+            let crowd: Vec<_> = (0..MAX_CONNECTIONS)
+                .map(|_| ControlClient::connect(directory).unwrap())
+                .collect();
+            let late = std::thread::scope(|scope| {
+                let late = scope.spawn(|| ControlClient::connect(directory).map(drop));
+                std::thread::sleep(Duration::from_millis(50));
+                drop(crowd);
+                late.join().unwrap()
+            });
+            late.unwrap();
+        });
+    }
+
+    #[test]
+    fn without_a_monitor_the_machine_does_not_run() {
+        let base = tempfile::tempdir().unwrap();
+        drop(ControlServer::bind(base.path()).unwrap());
+
+        let error = ControlClient::connect(base.path()).unwrap_err();
+
+        assert!(matches!(error, ControlError::NotRunning(_)));
+    }
+}

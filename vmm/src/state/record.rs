@@ -1,0 +1,178 @@
+//! What is written down about a machine.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::{MachineId, MachineName, Signal};
+use crate::outcome::Outcome;
+
+/// The record's format that this program reads and writes.
+pub(super) const FORMAT: u32 = 1;
+/// The record's file.
+pub(super) const RECORD: &str = "record.json";
+/// The next record while it is written.
+const NEXT_RECORD: &str = "record.json.next";
+/// A record is a few kilobytes, or as long as its command; more than this is something else.
+const MAX_RECORD_BYTES: u64 = 4 << 20;
+
+/// A machine as it is written down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The id.
+    pub id: MachineId,
+    /// The name.
+    pub name: MachineName,
+    /// The image.
+    pub image: ImageLabel,
+    /// What runs: entrypoint and command together.
+    pub command: Vec<String>,
+    /// When the machine was created.
+    pub created: Timestamp,
+    /// Whether nothing stays when the machine has ended.
+    pub ephemeral: bool,
+    /// How far the machine is.
+    pub status: Status,
+}
+
+/// The image of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageLabel {
+    /// What the person called it: a name, an id or a path.
+    pub reference: String,
+    /// The image's id, `sha256:…`.
+    pub id: String,
+}
+
+/// How far a machine is. Who reads `Created` or `Running` looks at the lock, too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum Status {
+    /// The machine is being built and booted.
+    Created,
+    /// The workload runs.
+    Running {
+        /// Since when.
+        started: Timestamp,
+    },
+    /// The machine has ended.
+    Exited(Ended),
+}
+
+/// How and when a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// The code that `vmm run` ends with.
+    pub exit_code: u8,
+    /// The signal that ended the workload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<Signal>,
+    /// Whether the workload was killed for want of memory.
+    #[serde(default)]
+    pub out_of_memory: bool,
+    /// One sentence, if the workload did not end by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// When.
+    pub finished: Timestamp,
+}
+
+impl Ended {
+    /// Notes how a run ended, now.
+    #[must_use]
+    pub fn of(outcome: &Outcome) -> Self {
+        let (signal, out_of_memory, message) = match outcome {
+            Outcome::Signalled {
+                signal,
+                out_of_memory,
+            } => (Signal::try_from(*signal).ok(), *out_of_memory, None),
+            Outcome::NotStarted { message, .. } | Outcome::GuestDied { message, .. } => {
+                (None, false, Some(message.clone()))
+            }
+            Outcome::Killed => (Some(Signal::KILL), false, None),
+            Outcome::Exited(_) | Outcome::Detached => (None, false, None),
+        };
+        Self {
+            exit_code: outcome.exit_code().number(),
+            signal,
+            out_of_memory,
+            message,
+            finished: Timestamp::now(),
+        }
+    }
+}
+
+/// Seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// Reads the clock.
+    #[must_use]
+    pub fn now() -> Self {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self(since_1970.map_or(0, |duration| duration.as_secs()))
+    }
+
+    /// Returns how many seconds ago this was; none if it is to come.
+    #[must_use]
+    pub fn age_seconds(self) -> u64 {
+        Self::now().0.saturating_sub(self.0)
+    }
+}
+
+impl Record {
+    /// Reads the record in a machine's directory.
+    ///
+    /// `None` if there is none, or an empty one: that machine was never finished.
+    pub(super) fn read(directory: &Path) -> io::Result<Option<Self>> {
+        use std::io::Read;
+
+        let mut text = Vec::new();
+        match File::open(directory.join(RECORD)) {
+            Ok(file) => file.take(MAX_RECORD_BYTES).read_to_end(&mut text)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let record: Self = serde_json::from_slice(&text)?;
+        if record.format == FORMAT {
+            Ok(Some(record))
+        } else {
+            let message = format!("format {} is not known, only {FORMAT}", record.format);
+            Err(io::Error::new(io::ErrorKind::InvalidData, message))
+        }
+    }
+
+    /// Replaces the record in a machine's directory, so that every reader sees the old or the new one.
+    ///
+    /// A record that must outlive a power failure is synced; that of an ephemeral machine need not.
+    pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
+        let next = directory.join(NEXT_RECORD);
+        let mut text = serde_json::to_vec(self)?;
+        text.push(b'\n');
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&next)?;
+        file.write_all(&text)?;
+        if !self.ephemeral {
+            file.sync_all()?;
+        }
+        fs::rename(&next, directory.join(RECORD))?;
+        if !self.ephemeral {
+            File::open(directory)?.sync_all()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,948 @@
+//! The directory of machines: who is there, who is alive, who is called what.
+//!
+//! ```text
+//! machines/
+//!   <64 digits>/          one machine
+//!     record.json         what is written down about it, replaced whole
+//!     lock                flock held by the monitor for as long as it lives
+//!     control.sock        the monitor's control socket
+//!     console.log         the guest kernel's log
+//!   names/<name>          symlink to ../<64 digits>: making it is what makes a name unique
+//!   .creating-… .removing-…   what is not yet or no longer a machine
+//! ```
+//!
+//! There is no daemon. A machine is alive if its lock is held: a pid says nothing after a crash.
+//! The directory itself is locked, too: shared by who creates or looks, exclusively by who removes.
+//! So nobody takes a machine that is half created for one that was left behind, and nobody who
+//! only looks at a lock is taken for a monitor.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::control::ControlServer;
+use super::record::{Ended, FORMAT, ImageLabel, Record, Status, Timestamp};
+use super::words::made_up_name;
+use super::{MachineId, MachineName};
+use crate::dirs::{DirectoriesError, create_private};
+use crate::outcome::Outcome;
+use crate::report::Help;
+
+/// The lock of a machine.
+const LOCK: &str = "lock";
+/// The guest kernel's log.
+const CONSOLE_LOG: &str = "console.log";
+/// The directory of names.
+const NAMES: &str = "names";
+/// Begins the name of a directory that is no machine yet.
+const CREATING: &str = ".creating-";
+/// Begins the name of a directory that is no machine any more.
+const REMOVING: &str = ".removing-";
+/// How often a name is made up before the registry is taken for broken.
+const MAX_NAME_ATTEMPTS: u32 = 64;
+
+/// All machines of one user, or of one `--root`.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    path: PathBuf,
+}
+
+/// What a machine is created from.
+#[derive(Clone, Debug)]
+pub struct NewMachine {
+    /// The name that was asked for; one is made up otherwise.
+    pub name: Option<MachineName>,
+    /// The image.
+    pub image: ImageLabel,
+    /// What runs: entrypoint and command together.
+    pub command: Vec<String>,
+    /// Whether nothing stays when the machine has ended.
+    pub ephemeral: bool,
+}
+
+/// A machine as others see it.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// What is written down.
+    pub record: Record,
+    /// Whether its monitor lives.
+    pub alive: bool,
+    /// Its directory.
+    pub directory: PathBuf,
+}
+
+/// How far a machine is, as seen from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It is being built and booted.
+    Created,
+    /// Its workload runs.
+    Running {
+        /// Since when.
+        started: Timestamp,
+    },
+    /// It has ended.
+    Exited(Ended),
+    /// Its monitor is gone without a word: killed, or the host went down.
+    Dead,
+}
+
+impl Machine {
+    /// Says how far the machine is, from its record and its lock.
+    #[must_use]
+    pub fn condition(&self) -> Condition {
+        match &self.record.status {
+            Status::Exited(ended) => Condition::Exited(ended.clone()),
+            Status::Created if self.alive => Condition::Created,
+            Status::Running { started } if self.alive => Condition::Running { started: *started },
+            Status::Created | Status::Running { .. } => Condition::Dead,
+        }
+    }
+
+    /// Tells whether the next command removes it.
+    #[must_use]
+    fn is_leftover(&self) -> bool {
+        self.record.ephemeral && !self.alive
+    }
+}
+
+impl Registry {
+    /// Opens the directory of machines and creates it if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Directories`] if it cannot be created.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        create_private(&path.join(NAMES))?;
+        Ok(Self {
+            path: path.to_owned(),
+        })
+    }
+
+    /// Creates a machine: its directory, its lock, its control socket, its name and its record.
+    ///
+    /// The caller becomes its monitor.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::NameTaken`], or what failed. Nothing stays behind then.
+    pub fn create(&self, new: NewMachine) -> Result<(OwnedMachine, ControlServer), StateError> {
+        let lock = self.lock_shared()?;
+        let id = MachineId::random().map_err(StateError::Random)?;
+        let creating = self.path.join(format!("{CREATING}{id}"));
+        let directory = self.path.join(id.as_str());
+        let mut guard = RemoveOnDrop::new(&creating);
+        let failed = |source| StateError::file("create", &creating, source);
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&creating)
+            .map_err(failed)?;
+        let lock_file = private_file(&creating.join(LOCK)).map_err(failed)?;
+        lock_file.lock().map_err(failed)?;
+        let control = ControlServer::bind(&creating).map_err(failed)?;
+        let mut record = Record {
+            format: FORMAT,
+            // Replaced below if nobody asked for a name; the name needs a machine to point at.
+            name: match &new.name {
+                Some(name) => name.clone(),
+                None => made_up_name(0).map_err(StateError::Random)?,
+            },
+            id,
+            image: new.image,
+            command: new.command,
+            created: Timestamp::now(),
+            ephemeral: new.ephemeral,
+            status: Status::Created,
+        };
+        record.write(&creating).map_err(failed)?;
+        fs::rename(&creating, &directory).map_err(failed)?;
+        guard.path.clone_from(&directory);
+        drop(lock);
+        match new.name {
+            Some(name) => self.take_name(&name, &record.id)?,
+            None => self.take_made_up_name(&mut record, &directory)?,
+        }
+        guard.disarm();
+        let machine = OwnedMachine {
+            registry: self.clone(),
+            record,
+            directory,
+            owner: std::process::id(),
+            _lock: lock_file,
+        };
+        Ok((machine, control))
+    }
+
+    /// Makes `name` point at a machine.
+    fn take_name(&self, name: &MachineName, id: &MachineId) -> Result<(), StateError> {
+        let link = self.path.join(NAMES).join(name.as_str());
+        let target = Path::new("..").join(id.as_str());
+        let failed = |source| StateError::file("create", &link, source);
+        match symlink(&target, &link) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => return other.map_err(failed),
+        }
+        // Somebody has it, or had it and is gone. Under the exclusive lock the two can be told apart.
+        let _lock = self.lock_exclusive()?;
+        if let Some(holder) = self.holder_of(name)? {
+            if !holder.is_leftover() {
+                return Err(StateError::NameTaken {
+                    name: name.clone(),
+                    id: holder.record.id,
+                });
+            }
+            self.remove_directory(&holder.record.id)?;
+        }
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        match symlink(&target, &link) {
+            // Who creates a name holds no lock: another one came between. It is alive.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                match self.holder_of(name)? {
+                    Some(holder) => Err(StateError::NameTaken {
+                        name: name.clone(),
+                        id: holder.record.id,
+                    }),
+                    None => Err(failed(error)),
+                }
+            }
+            other => other.map_err(failed),
+        }
+    }
+
+    /// Makes names up until one is free and writes it into the record.
+    fn take_made_up_name(&self, record: &mut Record, directory: &Path) -> Result<(), StateError> {
+        let mut attempt = 0;
+        loop {
+            match self.take_name(&record.name, &record.id) {
+                Err(StateError::NameTaken { .. }) if attempt < MAX_NAME_ATTEMPTS => attempt += 1,
+                Ok(()) if attempt > 0 => {
+                    return record
+                        .write(directory)
+                        .map_err(|source| StateError::file("write to", directory, source));
+                }
+                other => return other,
+            }
+            record.name = made_up_name(attempt).map_err(StateError::Random)?;
+        }
+    }
+
+    /// Returns the machine that a name points at.
+    fn holder_of(&self, name: &MachineName) -> Result<Option<Machine>, StateError> {
+        let link = self.path.join(NAMES).join(name.as_str());
+        let target = match fs::read_link(&link) {
+            Ok(target) => target,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StateError::file("read", &link, error)),
+        };
+        let id = target
+            .file_name()
+            .and_then(|id| id.to_str())
+            .and_then(|id| id.parse().ok());
+        match id {
+            Some(id) => self.read(&id),
+            None => Ok(None),
+        }
+    }
+
+    /// Lists all machines, the newest first. Leftovers are not among them.
+    ///
+    /// Machines whose record cannot be read are named by a warning, not an error: one of them must
+    /// not hide the others.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::File`] if the directory cannot be read.
+    pub fn list(&self) -> Result<Vec<Machine>, StateError> {
+        let _lock = self.lock_shared()?;
+        let mut machines = Vec::new();
+        for id in self.ids()? {
+            match self.read(&id) {
+                Ok(Some(machine)) if !machine.is_leftover() => machines.push(machine),
+                Ok(_) => {}
+                Err(error) => tracing::warn!("{}", crate::report::chain(&error)),
+            }
+        }
+        machines.sort_by(|one, other| {
+            let key = |machine: &Machine| (machine.record.created, machine.record.id.clone());
+            key(other).cmp(&key(one))
+        });
+        Ok(machines)
+    }
+
+    /// Finds a machine by its name, its id or the beginning of its id.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unknown`] or [`StateError::Ambiguous`].
+    pub fn find(&self, reference: &str) -> Result<Machine, StateError> {
+        let _lock = self.lock_shared()?;
+        if let Ok(name) = reference.parse()
+            && let Some(machine) = self.holder_of(&name)?
+            && !machine.is_leftover()
+        {
+            return Ok(machine);
+        }
+        let mut found = Vec::new();
+        if !reference.is_empty() {
+            for id in self.ids()? {
+                if id.as_str().starts_with(reference)
+                    && let Some(machine) = self.read(&id)?
+                    && !machine.is_leftover()
+                {
+                    found.push(machine);
+                }
+            }
+        }
+        match (found.pop(), found.pop()) {
+            (Some(machine), None) => Ok(machine),
+            (Some(_), Some(_)) => Err(StateError::Ambiguous(reference.to_owned())),
+            (None, _) => Err(StateError::Unknown(reference.to_owned())),
+        }
+    }
+
+    /// Removes a machine that has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Alive`] if it has not.
+    pub fn remove(&self, id: &MachineId) -> Result<(), StateError> {
+        let _lock = self.lock_exclusive()?;
+        if self.is_alive(id)? {
+            return Err(StateError::Alive(id.clone()));
+        }
+        self.remove_directory(id)
+    }
+
+    /// Removes what killed monitors left behind, and returns how many machines that were.
+    ///
+    /// Looks at every machine: for a moment when nobody waits.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::File`] for the first thing that cannot be removed.
+    pub fn clean(&self) -> Result<usize, StateError> {
+        let _lock = self.lock_exclusive()?;
+        let mut removed = 0;
+        for id in self.ids()? {
+            let is_leftover = match self.read(&id) {
+                Ok(Some(machine)) => machine.is_leftover(),
+                // Created without its record having reached the disk before the host went down.
+                Ok(None) => true,
+                // Not understood, so not ours to remove unasked.
+                Err(_) => false,
+            };
+            if is_leftover && !self.is_alive(&id)? {
+                self.remove_directory(&id)?;
+                removed += 1;
+            }
+        }
+        for entry in self.entries()? {
+            if entry.starts_with(CREATING) || entry.starts_with(REMOVING) {
+                remove_tree(&self.path.join(entry))?;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Reads a machine's record and looks at its lock; `None` if there is no record.
+    fn read(&self, id: &MachineId) -> Result<Option<Machine>, StateError> {
+        let directory = self.path.join(id.as_str());
+        // The lock first: a monitor writes how the machine ended before it lets go of the lock.
+        let alive = self.is_alive(id)?;
+        let record = Record::read(&directory)
+            .map_err(|source| StateError::file("read the record in", &directory, source))?;
+        Ok(record.map(|record| Machine {
+            record,
+            alive,
+            directory,
+        }))
+    }
+
+    /// Tells whether somebody holds a machine's lock.
+    fn is_alive(&self, id: &MachineId) -> Result<bool, StateError> {
+        let path = self.path.join(id.as_str()).join(LOCK);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(StateError::file("open", &path, error)),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(StateError::file("lock", &path, error)),
+        }
+    }
+
+    /// Removes a machine's name and directory. The caller holds the exclusive lock or is its monitor.
+    fn remove_directory(&self, id: &MachineId) -> Result<(), StateError> {
+        let directory = self.path.join(id.as_str());
+        if let Ok(Some(record)) = Record::read(&directory) {
+            let link = self.path.join(NAMES).join(record.name.as_str());
+            let is_ours =
+                fs::read_link(&link).is_ok_and(|it| it.file_name() == Some(id.as_str().as_ref()));
+            if is_ours {
+                fs::remove_file(&link)
+                    .map_err(|source| StateError::file("remove", &link, source))?;
+            }
+        }
+        let removing = self.path.join(format!("{REMOVING}{id}"));
+        match fs::rename(&directory, &removing) {
+            Ok(()) => remove_tree(&removing),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(StateError::file("remove", &directory, error)),
+        }
+    }
+
+    /// Returns the ids of all directories that are machines.
+    fn ids(&self) -> Result<Vec<MachineId>, StateError> {
+        let entries = self.entries()?;
+        Ok(entries.iter().filter_map(|it| it.parse().ok()).collect())
+    }
+
+    fn entries(&self) -> Result<Vec<String>, StateError> {
+        let failed = |source| StateError::file("list", &self.path, source);
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(failed)? {
+            if let Ok(name) = entry.map_err(failed)?.file_name().into_string() {
+                entries.push(name);
+            }
+        }
+        Ok(entries)
+    }
+
+    fn lock_shared(&self) -> Result<File, StateError> {
+        let failed = |source| StateError::file("lock", &self.path, source);
+        let directory = File::open(&self.path).map_err(failed)?;
+        directory.lock_shared().map_err(failed)?;
+        Ok(directory)
+    }
+
+    fn lock_exclusive(&self) -> Result<File, StateError> {
+        let failed = |source| StateError::file("lock", &self.path, source);
+        let directory = File::open(&self.path).map_err(failed)?;
+        directory.lock().map_err(failed)?;
+        Ok(directory)
+    }
+}
+
+/// A machine in the hands of its monitor.
+///
+/// When it is dropped, the lock is free: the machine has ended for everybody. An ephemeral machine
+/// is removed then, but only by the process that created it: a forked child that drops its copy
+/// changes nothing but keeps the lock held until then.
+#[derive(Debug)]
+pub struct OwnedMachine {
+    registry: Registry,
+    record: Record,
+    directory: PathBuf,
+    owner: u32,
+    _lock: File,
+}
+
+impl OwnedMachine {
+    /// Returns the machine's id.
+    #[must_use]
+    pub fn id(&self) -> &MachineId {
+        &self.record.id
+    }
+
+    /// Returns what is written down about the machine.
+    #[must_use]
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Returns the machine's directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Creates the file for the guest kernel's log.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::File`].
+    pub fn create_console_log(&self) -> Result<File, StateError> {
+        let path = self.directory.join(CONSOLE_LOG);
+        private_file(&path).map_err(|source| StateError::file("create", &path, source))
+    }
+
+    /// Writes down that the workload runs, since now.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::File`].
+    pub fn set_running(&mut self) -> Result<(), StateError> {
+        let started = Timestamp::now();
+        self.set_status(Status::Running { started })
+    }
+
+    /// Writes down how the machine ended, and removes it if it is ephemeral.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::File`].
+    pub fn finish(mut self, outcome: &Outcome) -> Result<Ended, StateError> {
+        let ended = Ended::of(outcome);
+        if self.record.ephemeral {
+            self.remove()?;
+        } else {
+            self.set_status(Status::Exited(ended.clone()))?;
+        }
+        Ok(ended)
+    }
+
+    fn set_status(&mut self, status: Status) -> Result<(), StateError> {
+        self.record.status = status;
+        self.record
+            .write(&self.directory)
+            .map_err(|source| StateError::file("write to", &self.directory, source))
+    }
+
+    /// Removes the machine's name and directory.
+    fn remove(&self) -> Result<(), StateError> {
+        self.registry.remove_directory(&self.record.id)
+    }
+}
+
+impl Drop for OwnedMachine {
+    fn drop(&mut self) {
+        if self.record.ephemeral
+            && self.owner == std::process::id()
+            && self.directory.exists()
+            && let Err(error) = self.remove()
+        {
+            tracing::warn!("{}", crate::report::chain(&error));
+        }
+    }
+}
+
+/// Removes a directory unless told otherwise.
+struct RemoveOnDrop {
+    path: PathBuf,
+    armed: bool,
+}
+
+impl RemoveOnDrop {
+    fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            armed: true,
+        }
+    }
+
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for RemoveOnDrop {
+    fn drop(&mut self) {
+        if self.armed {
+            // The next command cleans what stays.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// Creates or opens a file for reading and writing that is private to the user.
+fn private_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+}
+
+/// Removes a directory with all that is in it, if it is there.
+fn remove_tree(path: &Path) -> Result<(), StateError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(StateError::file("remove", path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What can be wrong with the records of machines.
+#[derive(Debug, Error)]
+pub enum StateError {
+    /// The directory of machines cannot be had.
+    #[error(transparent)]
+    Directories(#[from] DirectoriesError),
+    /// A file could not be read, written, locked…
+    #[error("cannot {action} {path}", path = path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel gave no random bytes.
+    #[error("cannot make up an id or a name")]
+    Random(#[source] io::Error),
+    /// Another machine has the name.
+    #[error("the name '{name}' is taken by machine {id}", id = id.short())]
+    NameTaken {
+        /// The name.
+        name: MachineName,
+        /// Who has it.
+        id: MachineId,
+    },
+    /// No machine has this name or id.
+    #[error("there is no machine '{0}'")]
+    Unknown(String),
+    /// Several ids begin like this.
+    #[error("'{0}' begins the ids of several machines")]
+    Ambiguous(String),
+    /// The machine has not ended.
+    #[error("machine {id} runs", id = .0.short())]
+    Alive(MachineId),
+}
+
+impl StateError {
+    fn file(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::File {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+impl Help for StateError {
+    fn help(&self) -> Option<String> {
+        let help = match self {
+            Self::Directories(error) => return error.help(),
+            Self::NameTaken { id, .. } => {
+                return Some(format!(
+                    "choose another --name, or remove that machine with `vmm rm -f {}`",
+                    id.short()
+                ));
+            }
+            Self::Unknown(_) => "see all machines with `vmm ps -a`",
+            Self::Ambiguous(_) => "type more of the id",
+            Self::Alive(_) => "end it with `vmm kill`, or remove it with `vmm rm -f`",
+            Self::File { .. } | Self::Random(_) => return None,
+        };
+        Some(help.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fixture {
+        _base: tempfile::TempDir,
+        registry: Registry,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let base = tempfile::tempdir().unwrap();
+            let registry = Registry::open(&base.path().join("machines")).unwrap();
+            Self {
+                _base: base,
+                registry,
+            }
+        }
+
+        fn create(&self, name: &str) -> Result<OwnedMachine, StateError> {
+            self.create_with(Some(name), true)
+        }
+
+        fn create_kept(&self, name: &str) -> OwnedMachine {
+            self.create_with(Some(name), false).unwrap()
+        }
+
+        fn create_with(
+            &self,
+            name: Option<&str>,
+            ephemeral: bool,
+        ) -> Result<OwnedMachine, StateError> {
+            let new = NewMachine {
+                name: name.map(|name| name.parse().unwrap()),
+                image: ImageLabel {
+                    reference: "app".into(),
+                    id: "sha256:0".into(),
+                },
+                command: vec!["sh".into()],
+                ephemeral,
+            };
+            self.registry.create(new).map(|(machine, _control)| machine)
+        }
+
+        /// Lets a monitor go as `kill -9` does: its lock is free, nothing else was done.
+        fn kill_monitor(mut machine: OwnedMachine) {
+            machine.owner = 0;
+        }
+
+        fn names(&self) -> Vec<String> {
+            let machines = self.registry.list().unwrap();
+            machines
+                .iter()
+                .map(|machine| machine.record.name.to_string())
+                .collect()
+        }
+
+        fn entries(&self) -> Vec<String> {
+            let mut entries = self.registry.entries().unwrap();
+            entries.extend(
+                fs::read_dir(self.registry.path.join(NAMES))
+                    .unwrap()
+                    .map(|entry| entry.unwrap().file_name().into_string().unwrap()),
+            );
+            entries
+        }
+    }
+
+    #[test]
+    fn a_machine_is_listed_and_found_while_it_lives() {
+        let fixture = Fixture::new();
+        let mut machine = fixture.create("web").unwrap();
+        machine.set_running().unwrap();
+
+        let id = machine.id().as_str();
+        let by_name = fixture.registry.find("web").unwrap();
+        let by_id = fixture.registry.find(id).unwrap();
+        let by_beginning = fixture.registry.find(&id[..8]).unwrap();
+
+        assert_eq!(fixture.names(), ["web"]);
+        assert_eq!(by_name.record, *machine.record());
+        assert_eq!(by_id.record, by_name.record);
+        assert_eq!(by_beginning.record, by_name.record);
+        assert!(matches!(by_name.condition(), Condition::Running { .. }));
+    }
+
+    #[test]
+    fn an_ephemeral_machine_leaves_nothing() {
+        let fixture = Fixture::new();
+        let finished = fixture.create("one").unwrap();
+        let dropped = fixture.create("two").unwrap();
+
+        finished.finish(&Outcome::Exited(0)).unwrap();
+        drop(dropped);
+
+        assert_eq!(fixture.entries(), [NAMES]);
+    }
+
+    #[test]
+    fn a_machine_that_is_kept_says_how_it_ended() {
+        let fixture = Fixture::new();
+        let machine = fixture.create_kept("job");
+
+        machine.finish(&Outcome::Exited(42)).unwrap();
+
+        let found = fixture.registry.find("job").unwrap();
+        assert!(!found.alive);
+        assert!(matches!(found.condition(), Condition::Exited(ended) if ended.exit_code == 42));
+    }
+
+    #[test]
+    fn a_killed_monitor_leaves_a_dead_machine_if_it_is_kept() {
+        let fixture = Fixture::new();
+        let mut machine = fixture.create_kept("job");
+        machine.set_running().unwrap();
+
+        Fixture::kill_monitor(machine);
+
+        let found = fixture.registry.find("job").unwrap();
+        assert_eq!(found.condition(), Condition::Dead);
+        assert_eq!(fixture.registry.clean().unwrap(), 0);
+        fixture.registry.remove(&found.record.id).unwrap();
+        assert_eq!(fixture.entries(), [NAMES]);
+    }
+
+    #[test]
+    fn what_a_killed_foreground_monitor_left_is_hidden_and_then_cleaned() {
+        let fixture = Fixture::new();
+        let machine = fixture.create("web").unwrap();
+        let id = machine.id().clone();
+        let alive = fixture.create("other").unwrap();
+
+        Fixture::kill_monitor(machine);
+
+        assert_eq!(fixture.names(), ["other"]);
+        assert!(fixture.registry.find(id.as_str()).is_err());
+        assert_eq!(fixture.registry.clean().unwrap(), 1);
+        assert!(!fixture.registry.path.join(id.as_str()).exists());
+        assert!(alive.directory().exists());
+    }
+
+    #[test]
+    fn a_half_created_machine_is_cleaned() {
+        let fixture = Fixture::new();
+        let id = MachineId::random().unwrap();
+        fs::create_dir(fixture.registry.path.join(format!("{CREATING}{id}"))).unwrap();
+        fs::create_dir(fixture.registry.path.join(format!("{REMOVING}{id}"))).unwrap();
+        fs::create_dir(fixture.registry.path.join(id.as_str())).unwrap();
+
+        fixture.registry.clean().unwrap();
+
+        assert_eq!(fixture.entries(), [NAMES]);
+    }
+
+    #[test]
+    fn a_record_of_the_future_is_neither_listed_nor_removed() {
+        let fixture = Fixture::new();
+        let machine = fixture.create_kept("job");
+        let record = machine.directory().join("record.json");
+        let text = fs::read_to_string(&record).unwrap();
+        fs::write(&record, text.replace("\"format\":1", "\"format\":2")).unwrap();
+        let directory = machine.directory().to_owned();
+        drop(machine);
+
+        assert!(fixture.names().is_empty());
+        assert_eq!(fixture.registry.clean().unwrap(), 0);
+        assert!(directory.exists());
+    }
+
+    #[test]
+    fn a_name_is_taken_while_its_machine_is_there() {
+        let fixture = Fixture::new();
+        let first = fixture.create("web").unwrap();
+
+        let error = fixture.create("web").unwrap_err();
+
+        assert!(matches!(&error, StateError::NameTaken { id, .. } if id == first.id()));
+        assert!(error.help().unwrap().contains(first.id().short()));
+        assert_eq!(fixture.names(), ["web"]);
+        drop(first);
+        assert!(fixture.create("web").is_ok());
+    }
+
+    #[test]
+    fn the_name_of_a_leftover_is_free() {
+        let fixture = Fixture::new();
+        Fixture::kill_monitor(fixture.create("web").unwrap());
+
+        let machine = fixture.create("web").unwrap();
+
+        assert_eq!(
+            fixture.registry.find("web").unwrap().record.id,
+            *machine.id()
+        );
+    }
+
+    #[test]
+    fn of_many_who_race_for_a_name_one_gets_it() {
+        let fixture = Fixture::new();
+
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let racers: Vec<_> = (0..16)
+                .map(|_| scope.spawn(|| fixture.create("web")))
+                .collect();
+            racers.into_iter().map(|it| it.join().unwrap()).collect()
+        });
+
+        let winners = results.iter().filter(|it| it.is_ok()).count();
+        let losers = results
+            .iter()
+            .filter(|it| matches!(it, Err(StateError::NameTaken { .. })))
+            .count();
+        assert_eq!((winners, losers), (1, 15));
+        assert_eq!(fixture.names(), ["web"]);
+    }
+
+    #[test]
+    fn racing_for_the_name_of_a_leftover_has_one_winner() {
+        let fixture = Fixture::new();
+        Fixture::kill_monitor(fixture.create("web").unwrap());
+
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let racers: Vec<_> = (0..16)
+                .map(|_| scope.spawn(|| fixture.create("web")))
+                .collect();
+            racers.into_iter().map(|it| it.join().unwrap()).collect()
+        });
+
+        let winners: Vec<_> = results.iter().flatten().collect();
+        assert_eq!(winners.len(), 1);
+        let holder = fixture.registry.find("web").unwrap();
+        assert_eq!(holder.record.id, *winners[0].id());
+    }
+
+    #[test]
+    fn cleaning_never_takes_a_machine_that_is_being_created() {
+        let fixture = Fixture::new();
+
+        std::thread::scope(|scope| {
+            let cleaning =
+                scope.spawn(|| (0..100).try_for_each(|_| fixture.registry.clean().map(drop)));
+            let creating = scope.spawn(|| {
+                (0..100).try_for_each(|_| {
+                    let machine = fixture.create_with(None, true)?;
+                    fixture.registry.find(machine.id().as_str()).map(drop)
+                })
+            });
+            cleaning.join().unwrap().unwrap();
+            creating.join().unwrap().unwrap();
+        });
+
+        assert_eq!(fixture.entries(), [NAMES]);
+    }
+
+    #[test]
+    fn made_up_names_are_found_again() {
+        let fixture = Fixture::new();
+        let machine = fixture.create_with(None, true).unwrap();
+
+        let name = machine.record().name.to_string();
+
+        assert_eq!(
+            fixture.registry.find(&name).unwrap().record.id,
+            *machine.id()
+        );
+    }
+
+    #[test]
+    fn a_machine_that_lives_is_not_removed() {
+        let fixture = Fixture::new();
+        let machine = fixture.create_kept("job");
+
+        let error = fixture.registry.remove(machine.id()).unwrap_err();
+
+        assert!(matches!(error, StateError::Alive(_)));
+        assert!(machine.directory().exists());
+    }
+
+    #[test]
+    fn an_unknown_machine_is_named_with_help() {
+        let fixture = Fixture::new();
+
+        let error = fixture.registry.find("nobody").unwrap_err();
+
+        assert_eq!(error.to_string(), "there is no machine 'nobody'");
+        assert!(error.help().unwrap().contains("vmm ps -a"));
+        assert!(fixture.registry.find("").is_err());
+    }
+
+    #[test]
+    fn the_beginning_of_an_id_must_be_unique() {
+        let fixture = Fixture::new();
+        let machines: Vec<_> = (0..17)
+            .map(|_| fixture.create_with(None, true).unwrap())
+            .collect();
+
+        // Of 17 ids two begin with the same of 16 digits.
+        let ambiguous = machines.iter().any(|machine| {
+            let digit = &machine.id().as_str()[..1];
+            matches!(fixture.registry.find(digit), Err(StateError::Ambiguous(_)))
+        });
+
+        assert!(ambiguous);
+    }
+}
