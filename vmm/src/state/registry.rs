@@ -607,6 +607,9 @@ pub enum StateError {
     /// Several ids begin like this.
     #[error("'{0}' begins the ids of several machines")]
     Ambiguous(String),
+    /// The machine has ended.
+    #[error("machine '{0}' does not run")]
+    NotAlive(MachineName),
     /// The machine has not ended.
     #[error("machine {id} runs", id = .0.short())]
     Alive(MachineId),
@@ -633,6 +636,7 @@ impl Help for StateError {
                 ));
             }
             Self::Unknown(_) => "see all machines with `vmm ps -a`",
+            Self::NotAlive(_) => "see what runs with `vmm ps`",
             Self::Ambiguous(_) => "type more of the id",
             Self::Alive(_) => "end it with `vmm kill`, or remove it with `vmm rm -f`",
             Self::File { .. } | Self::Random(_) => return None,
