@@ -4,6 +4,7 @@
 //! the exit code; a failure becomes a [`Report`] on the way out and is printed by `main`.
 
 mod completion;
+mod doctor;
 mod guest;
 mod kill;
 mod output;
@@ -30,6 +31,7 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
         Command::Kill(arguments) => kill::kill(arguments, &directories),
         Command::Rm(arguments) => kill::rm(arguments, &directories),
         Command::Guest(command) => guest::run(command, &directories),
+        Command::Doctor(arguments) => doctor::run(arguments, &directories),
         Command::Completion(arguments) => completion::completion(arguments),
         Command::Man(arguments) => completion::man(arguments),
         _ => Ok(ExitCode::SUCCESS),
