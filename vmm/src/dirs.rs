@@ -129,6 +129,12 @@ impl Directories {
         &self.cache
     }
 
+    /// Returns the file that remembers what the host's KVM can do.
+    #[must_use]
+    pub fn host_cache(&self) -> PathBuf {
+        self.cache.join("host.json")
+    }
+
     /// Returns where guest images may be installed, best first.
     #[must_use]
     pub fn guest_candidates(&self) -> &[PathBuf] {

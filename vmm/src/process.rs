@@ -1,51 +1,37 @@
-//! What a process does to itself: fork, end, close descriptors, die as a plain program dies.
+//! What a process does to itself and how it makes another: forks, descriptors, signal dispositions.
 //!
-//! The roles of one machine (client, monitor, VM process) are one program: a forked child continues,
-//! without `exec`, with everything that its parent has opened and decided, and gives up from there
-//! what it does not need.
+//! The roles of one machine (client, monitor, VM process) are one program: a child continues, without `exec`, with everything that
+//! its parent has opened and decided, and gives up from there what it does not need.
 //!
-//! The only file of the command layer with `unsafe`: these calls have no safe wrapper in the
-//! libraries that we use.
+//! The calls here have no safe wrapper in the libraries that we use; the `unsafe` of the command layer is in this file alone.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 
 use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
-use thiserror::Error;
 
-/// Which of the two processes this is after [`fork`].
-#[derive(Debug)]
-pub enum Fork {
-    /// The one that was there before.
-    Parent(Child),
-    /// The new one.
-    Child,
-}
-
-/// A child process that was forked.
+/// A child that has not been waited for.
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
 }
 
 impl Child {
-    /// Returns the process id.
+    /// Its process id.
     #[must_use]
     pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Waits until the child has ended.
+    /// Waits for its end.
     ///
     /// # Errors
-    ///
-    /// What `waitpid(2)` says, except for an interruption.
-    pub fn wait(&self) -> io::Result<WaitStatus> {
+    /// As waitpid(2) says.
+    pub fn wait(self) -> io::Result<ChildStatus> {
         loop {
             match waitpid(Some(self.pid), WaitOptions::empty()) {
-                Ok(Some((_, status))) => return Ok(status),
+                Ok(Some((_, status))) => return Ok(ChildStatus(status)),
                 Ok(None) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -53,75 +39,47 @@ impl Child {
     }
 }
 
-/// Forks a process that has no threads but this one.
-///
-/// # Errors
-///
-/// [`ForkError::Threads`] if it has: the child would find their locks held for ever.
-pub fn fork() -> Result<Fork, ForkError> {
-    let threads = fs::read_dir("/proc/self/task")
-        .map_err(ForkError::Unknown)?
-        .count();
-    if threads != 1 {
-        return Err(ForkError::Threads);
-    }
-    fork_unchecked()
-}
+/// How a child ended.
+#[derive(Debug, Clone, Copy)]
+pub struct ChildStatus(WaitStatus);
 
-/// Forks in a test, whose harness has threads; the child must end by [`exit_now`] soon.
-#[cfg(test)]
-pub(crate) fn fork_in_test() -> Result<Fork, ForkError> {
-    fork_unchecked()
-}
-
-fn fork_unchecked() -> Result<Fork, ForkError> {
-    // SAFETY: without other threads the child may do whatever its parent could: no lock is held by
-    // somebody who is not there. `fork` above saw to that.
-    let pid = unsafe { libc::fork() };
-    if pid < 0 {
-        return Err(ForkError::Refused(io::Error::last_os_error()));
-    }
-    Ok(match Pid::from_raw(pid) {
-        Some(pid) => Fork::Parent(Child { pid }),
-        None => Fork::Child,
-    })
-}
-
-/// Forks a child that runs `body` and ends with its result, without ever returning to the code of its
-/// parent.
-///
-/// # Errors
-///
-/// As [`fork`].
-pub fn spawn(body: impl FnOnce() -> u8) -> Result<Child, ForkError> {
-    #[cfg(not(test))]
-    let fork = fork;
-    #[cfg(test)]
-    let fork = fork_in_test;
-    match fork()? {
-        Fork::Parent(child) => Ok(child),
-        Fork::Child => {
-            const PANICKED: u8 = 101;
-            let body = std::panic::AssertUnwindSafe(body);
-            exit_now(std::panic::catch_unwind(body).unwrap_or(PANICKED))
+impl std::fmt::Display for ChildStatus {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.0.exit_status(), self.0.terminating_signal()) {
+            (Some(code), _) => write!(formatter, "exit status {code}"),
+            (None, Some(signal)) => write!(formatter, "signal {signal}"),
+            (None, None) => formatter.write_str("an unknown status"),
         }
     }
 }
 
-/// Says how a child ended, for people.
-#[must_use]
-pub fn describe(status: WaitStatus) -> String {
-    match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => format!("signal {signal}"),
-        (None, None) => "an unknown status".to_owned(),
+/// Forks; the child runs `body` and ends with its result, without unwinding into the caller's code and without running the
+/// caller's destructors or exit handlers.
+///
+/// Call it before the process has a second thread: a lock that another thread holds at that moment stays locked in the child.
+///
+/// # Errors
+/// As fork(2) says.
+pub fn fork(body: impl FnOnce() -> i32) -> io::Result<Child> {
+    // SAFETY: the child goes on with a copy of this thread only. It touches what `body` touches; the callers fork before they
+    // make threads, so no lock is held by a thread that the child does not have.
+    let pid = unsafe { libc::fork() };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(101);
+            exit_now(code)
+        }
+        pid => Pid::from_raw(pid)
+            .map(|pid| Child { pid })
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData)),
     }
 }
 
-/// Ends a forked child at once: no destructor and no buffer of the parent's is run or written twice.
-pub fn exit_now(status: u8) -> ! {
-    // SAFETY: `_exit` has no preconditions and does not return.
-    unsafe { libc::_exit(i32::from(status)) }
+/// Ends the process at once: no exit handlers, no destructors.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit(2) has no preconditions.
+    unsafe { libc::_exit(code) }
 }
 
 /// Borrows the descriptor of a type that only tells its number.
@@ -241,8 +199,8 @@ pub fn next_signal(descriptor: &OwnedFd) -> io::Result<Option<u8>> {
 
 /// Ends the process as a plain program ends whose reader went away: by SIGPIPE, without a word.
 ///
-/// Rust programs start with SIGPIPE ignored, so a write reports `BrokenPipe` instead. Returns the
-/// code that a shell would show if the signal is blocked and does not come.
+/// Rust programs start with SIGPIPE ignored, so a write reports `BrokenPipe` instead. Returns the code that a shell would show if
+/// the signal is blocked and does not come.
 #[must_use]
 pub fn die_of_closed_output() -> ExitCode {
     // SAFETY: SIG_DFL is a valid disposition for SIGPIPE; no Rust state refers to the old one.
@@ -252,27 +210,13 @@ pub fn die_of_closed_output() -> ExitCode {
     crate::outcome::ExitCode::of_signal(13).into()
 }
 
-/// Why there is no second process.
-#[derive(Debug, Error)]
-pub enum ForkError {
-    /// The process has threads.
-    #[error("the process has started threads")]
-    Threads,
-    /// It is not known how many threads the process has.
-    #[error("cannot count the threads in /proc/self/task")]
-    Unknown(#[source] io::Error),
-    /// The kernel refused.
-    #[error("the kernel refuses another process")]
-    Refused(#[source] io::Error),
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_child_ends_with_the_result_of_its_body() {
-        let status = spawn(|| 7).unwrap().wait().unwrap();
-        assert_eq!(describe(status), "exit status 7");
+        let status = fork(|| 7).unwrap().wait().unwrap();
+        assert_eq!(status.to_string(), "exit status 7");
     }
 }

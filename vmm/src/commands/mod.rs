@@ -4,6 +4,7 @@
 //! the exit code; a failure becomes a [`Report`] on the way out and is printed by `main`.
 
 mod completion;
+mod doctor;
 mod guest;
 mod kill;
 mod output;
@@ -25,11 +26,12 @@ use crate::report::Report;
 pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
     let directories = Directories::find(&Environment::of_process(cli.global.root.clone()))?;
     match &cli.command {
-        Command::Run(arguments) => run::run(arguments, &directories),
+        Command::Run(arguments) => run::run(arguments, &directories, cli.global.verbose),
         Command::Ps(arguments) => ps::run(arguments, &directories),
         Command::Kill(arguments) => kill::kill(arguments, &directories),
         Command::Rm(arguments) => kill::rm(arguments, &directories),
         Command::Guest(command) => guest::run(command, &directories),
+        Command::Doctor(arguments) => doctor::run(arguments, &directories),
         Command::Completion(arguments) => completion::completion(arguments),
         Command::Man(arguments) => completion::man(arguments),
         _ => Ok(ExitCode::SUCCESS),

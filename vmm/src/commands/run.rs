@@ -18,7 +18,7 @@ use crate::outcome::{ExitCode, Outcome};
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
 use crate::state::{
-    Detached, ImageLabel, MachineId, NewMachine, OwnedMachine, Registry, StartReporter, detach,
+    ImageLabel, MachineId, NewMachine, OwnedMachine, Registry, StartReporter, detach,
 };
 use crate::timings::Timings;
 use crate::vm_process::{SpawnError, VmProcess};
@@ -38,24 +38,17 @@ pub fn run(
     if !arguments.detach {
         return run_here(arguments, directories, verbosity, &mut None);
     }
-    match detach()? {
-        Detached::Client(waiter) => {
-            let id = waiter.wait()?;
-            writeln!(io::stdout(), "{id}").map_err(Report::of_output)?;
-            Ok(ExitCode::SUCCESS)
+    let waiter = detach(|reporter| {
+        let mut reporter = Some(reporter);
+        let result = run_here(arguments, directories, verbosity, &mut reporter);
+        if let (Err(report), Some(reporter)) = (&result, reporter) {
+            reporter.failed(report);
         }
-        Detached::Monitor(reporter) => {
-            let mut reporter = Some(reporter);
-            let result = run_here(arguments, directories, verbosity, &mut reporter);
-            match (result, reporter) {
-                (Err(report), Some(reporter)) => {
-                    reporter.failed(&report);
-                    Err(Report::printed(report.exit_code()))
-                }
-                (result, _) => result,
-            }
-        }
-    }
+        i32::from(result.is_err())
+    })?;
+    let id = waiter.wait()?;
+    writeln!(io::stdout(), "{id}").map_err(Report::of_output)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs the workload with this process as its monitor. `reporter` is taken once a waiting client knows that the workload runs.

@@ -133,12 +133,12 @@ mod tests {
     use crate::process;
 
     /// Runs `body` in a child that has entered the jail of `role`; what became of the child.
-    fn jailed(role: ThreadRole, body: impl FnOnce() -> u8) -> String {
-        let child = process::spawn(|| match super::super::enter_thread(role) {
+    fn jailed(role: ThreadRole, body: impl FnOnce() -> i32) -> String {
+        let child = process::fork(|| match super::super::enter_thread(role) {
             Ok(()) => body(),
             Err(_) => 99,
         });
-        process::describe(child.unwrap().wait().unwrap())
+        child.unwrap().wait().unwrap().to_string()
     }
 
     #[test]
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn opening_a_file_ends_the_process() {
-        let open = || u8::from(std::fs::File::open("/etc/passwd").is_ok());
+        let open = || i32::from(std::fs::File::open("/etc/passwd").is_ok());
         assert_eq!(
             jailed(ThreadRole::EventLoop, open),
             format!("signal {}", libc::SIGSYS)
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn a_vcpu_thread_cannot_make_a_vm() {
         let kvm = kvm_ioctls::Kvm::new().unwrap();
-        let create = || u8::from(kvm.create_vm().is_ok());
+        let create = || i32::from(kvm.create_vm().is_ok());
         assert_eq!(
             jailed(ThreadRole::Vcpu, create),
             format!("signal {}", libc::SIGSYS)

@@ -9,28 +9,17 @@
 //!   prints the id                          goes on
 //! ```
 
-use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 
-use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::MachineId;
-use crate::process::{self, Fork, ForkError};
+use crate::process;
 use crate::report::{Help, Report};
 
 /// More than any report needs.
 const MAX_MESSAGE_BYTES: u64 = 1 << 20;
-
-/// Which of the two processes this is.
-#[derive(Debug)]
-pub enum Detached {
-    /// The process that was started, which ends as soon as it knows how it went.
-    Client(StartWaiter),
-    /// The process that stays: in a session of its own, with nobody to wait for it.
-    Monitor(StartReporter),
-}
 
 /// What the monitor tells the client.
 #[derive(Debug, Serialize, Deserialize)]
@@ -47,43 +36,36 @@ enum Message {
     },
 }
 
-/// Splits the process into a client that waits and a monitor that stays.
+/// Runs `monitor` in a process of its own: in a session of its own, with nobody to wait for it. Its
+/// result is that process's exit status, which nobody sees.
 ///
 /// To be called before any thread was started and before the machine is created: the machine's lock
 /// belongs to the monitor.
 ///
 /// # Errors
 ///
-/// [`DetachError::Fork`] if there are threads already or the kernel refuses.
-pub fn detach() -> Result<Detached, DetachError> {
-    detach_with(process::fork)
-}
-
-fn detach_with(fork: impl Fn() -> Result<Fork, ForkError>) -> Result<Detached, DetachError> {
+/// [`DetachError::Start`] if the kernel refuses.
+pub fn detach(monitor: impl FnOnce(StartReporter) -> i32) -> Result<StartWaiter, DetachError> {
     let (reader, writer) = io::pipe().map_err(DetachError::Pipe)?;
-    match fork()? {
-        Fork::Parent(child) => {
-            drop(writer);
-            // The child between ends at once.
-            child.wait().map_err(DetachError::Wait)?;
-            Ok(Detached::Client(StartWaiter { reader }))
+    let mut reader = Some(reader);
+    let between = process::fork(|| {
+        // The child's copy: with it open, the monitor would never learn that the client is gone.
+        drop(reader.take());
+        // Fails only for the leader of a process group, which a new child is not.
+        let _ = rustix::process::setsid();
+        let reporter = StartReporter { writer };
+        // The second fork: who leads no session can get no terminal by opening one.
+        match process::fork(|| monitor(reporter)) {
+            Ok(_) => 0,
+            Err(_) => 1,
         }
-        Fork::Child => {
-            drop(reader);
-            // Fails only for the leader of a process group, which a new child is not.
-            let _ = rustix::process::setsid();
-            // The second fork: who leads no session can get no terminal by opening one.
-            match fork() {
-                Ok(Fork::Child) => Ok(Detached::Monitor(StartReporter { writer })),
-                Ok(Fork::Parent(_)) => process::exit_now(0),
-                Err(error) => {
-                    let reporter = StartReporter { writer };
-                    reporter.failed(&Report::from(DetachError::Fork(error)));
-                    process::exit_now(0)
-                }
-            }
-        }
-    }
+    })
+    .map_err(DetachError::Start)?;
+    // The writer went with the closure, so the pipe ends when the monitor does.
+    between.wait().map_err(DetachError::Wait)?;
+    reader
+        .map(|reader| StartWaiter { reader })
+        .ok_or(DetachError::Silent)
 }
 
 /// The client's end.
@@ -130,14 +112,7 @@ impl StartReporter {
     pub fn started(self, id: &MachineId) -> Result<(), DetachError> {
         self.send(&Message::Started(id.clone()))
             .map_err(DetachError::Client)?;
-        let null = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/null")
-            .map_err(DetachError::Null)?;
-        dup2_stdin(&null).map_err(|error| DetachError::Null(error.into()))?;
-        dup2_stdout(&null).map_err(|error| DetachError::Null(error.into()))?;
-        dup2_stderr(&null).map_err(|error| DetachError::Null(error.into()))?;
+        process::standard_streams_to_null().map_err(DetachError::Null)?;
         // A directory that cannot be left stays busy, no more.
         let _ = std::env::set_current_dir("/");
         Ok(())
@@ -167,7 +142,7 @@ pub enum DetachError {
     Pipe(#[source] io::Error),
     /// There can be no other process.
     #[error("cannot start the machine's monitor")]
-    Fork(#[from] ForkError),
+    Start(#[source] io::Error),
     /// The process between could not be waited for.
     #[error("cannot wait for the process that starts the machine's monitor")]
     Wait(#[source] io::Error),
@@ -196,22 +171,11 @@ mod tests {
     use super::*;
     use crate::outcome::ExitCode;
 
-    /// Forks in a test's process, which has threads; what the children do here takes no lock of theirs.
-    fn detach_in_test() -> Detached {
-        detach_with(process::fork_in_test).unwrap()
-    }
-
     #[test]
     fn the_client_learns_the_id_of_a_machine_that_started() {
         let id = MachineId::random().unwrap();
 
-        let client = match detach_in_test() {
-            Detached::Client(client) => client,
-            Detached::Monitor(monitor) => {
-                let _ = monitor.started(&id);
-                process::exit_now(0)
-            }
-        };
+        let client = detach(|reporter| i32::from(reporter.started(&id).is_err())).unwrap();
 
         assert_eq!(client.wait().unwrap(), id);
     }
@@ -220,13 +184,11 @@ mod tests {
     fn the_client_prints_the_monitors_report() {
         let report = Report::from(DetachError::Silent).with_exit_code(ExitCode::NOT_FOUND);
 
-        let client = match detach_in_test() {
-            Detached::Client(client) => client,
-            Detached::Monitor(monitor) => {
-                monitor.failed(&report);
-                process::exit_now(0)
-            }
-        };
+        let client = detach(|reporter| {
+            reporter.failed(&report);
+            0
+        })
+        .unwrap();
 
         let told = client.wait().unwrap_err();
         assert_eq!(told.to_string(), report.to_string());
@@ -235,29 +197,26 @@ mod tests {
 
     #[test]
     fn a_monitor_that_goes_without_a_word_is_an_error() {
-        let client = match detach_in_test() {
-            Detached::Client(client) => client,
-            Detached::Monitor(_) => process::exit_now(0),
-        };
+        let client = detach(|_| 0).unwrap();
 
         let told = client.wait().unwrap_err();
         assert!(told.to_string().contains("without saying why"));
     }
 
     #[test]
-    fn the_monitor_leads_no_session_and_is_nobodys_child() {
-        let session = rustix::process::getsid(None).unwrap();
+    fn a_monitor_learns_that_its_client_is_gone() {
+        let id = MachineId::random().unwrap();
         let (mut reader, mut writer) = io::pipe().unwrap();
+        let (mut gate, open_gate) = io::pipe().unwrap();
 
-        match detach_in_test() {
-            Detached::Client(_) => drop(writer),
-            Detached::Monitor(_) => {
-                let own = rustix::process::getsid(None).unwrap();
-                let is_detached = own != session && own != rustix::process::getpid();
-                let _ = writer.write_all(&[u8::from(is_detached)]);
-                process::exit_now(0)
-            }
-        }
+        let client = detach(|reporter| {
+            let _ = gate.read(&mut [0]);
+            let is_told = reporter.started(&id).is_err();
+            i32::from(writer.write_all(&[u8::from(is_told)]).is_err())
+        })
+        .unwrap();
+        drop(client);
+        (&open_gate).write_all(&[1]).unwrap();
 
         let mut told = [0];
         reader.read_exact(&mut told).unwrap();
@@ -265,9 +224,19 @@ mod tests {
     }
 
     #[test]
-    fn a_process_with_threads_is_not_forked() {
-        let error = detach().unwrap_err();
+    fn the_monitor_lives_in_a_session_that_it_does_not_lead() {
+        let session = rustix::process::getsid(None).unwrap();
+        let (mut reader, mut writer) = io::pipe().unwrap();
 
-        assert!(matches!(error, DetachError::Fork(ForkError::Threads)));
+        detach(|_| {
+            let own = rustix::process::getsid(None).unwrap();
+            let is_detached = own != session && own != rustix::process::getpid();
+            i32::from(writer.write_all(&[u8::from(is_detached)]).is_err())
+        })
+        .unwrap();
+
+        let mut told = [0];
+        reader.read_exact(&mut told).unwrap();
+        assert_eq!(told, [1]);
     }
 }

@@ -14,7 +14,7 @@ mod signal;
 mod words;
 
 pub use control::{Control, ControlClient, ControlError, ControlServer};
-pub use detach::{DetachError, Detached, StartReporter, StartWaiter, detach};
+pub use detach::{DetachError, StartReporter, StartWaiter, detach};
 pub use id::{IdError, MachineId};
 pub use name::{MachineName, NameError};
 pub use record::{Ended, ImageLabel, Record, Status, Timestamp};

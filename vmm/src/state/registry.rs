@@ -680,6 +680,7 @@ mod tests {
             ephemeral: bool,
         ) -> Result<OwnedMachine, StateError> {
             let new = NewMachine {
+                id: MachineId::random().unwrap(),
                 name: name.map(|name| name.parse().unwrap()),
                 image: ImageLabel {
                     reference: "app".into(),

@@ -22,7 +22,7 @@ use thiserror::Error;
 use self::channel::{Channel, Command};
 pub use self::channel::{ChannelError, End, Report};
 use crate::machine::{Machine, MachineConfig, MachineEnd, Root, RunError};
-use crate::process::{self, ForkError};
+use crate::process;
 use crate::report::chain;
 use crate::sandbox;
 
@@ -40,10 +40,10 @@ impl VmProcess {
     /// When the host gives no socket or no process.
     pub fn spawn(kvm: &Kvm, config: &MachineConfig) -> Result<Self, SpawnError> {
         let (ours, theirs) = Channel::pair().map_err(SpawnError::Channel)?;
-        let child = process::spawn(|| {
+        let child = process::fork(|| {
             live(kvm, config, theirs);
             0
-        })?;
+        }).map_err(SpawnError::Fork)?;
         Ok(Self {
             channel: ours,
             child,
@@ -99,7 +99,7 @@ pub enum SpawnError {
     Channel(#[source] io::Error),
     /// The host gives no process.
     #[error("cannot start the VM process")]
-    Fork(#[from] ForkError),
+    Fork(#[source] io::Error),
 }
 
 /// The life of the VM process.

@@ -41,7 +41,7 @@ pub enum ProbeError {
     Memory,
     /// The process that asks could not be made.
     #[error("cannot start the KVM probe")]
-    Start(#[source] process::ForkError),
+    Start(#[source] std::io::Error),
     /// The process that asks cannot be talked to.
     #[error("cannot listen to the KVM probe")]
     Listen(#[source] std::io::Error),
@@ -118,7 +118,7 @@ pub(super) fn probe() -> Result<BTreeSet<Quirk>, ProbeError> {
     drop(Kvm::new().map_err(ProbeError::Open)?);
     let (answer, question) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| ProbeError::Listen(error.into()))?;
-    let child = process::spawn(|| {
+    let child = process::fork(|| {
         answer_through(&question);
         0
     })
@@ -139,10 +139,7 @@ pub(super) fn probe() -> Result<BTreeSet<Quirk>, ProbeError> {
     {
         Some(Ok(quirks)) => Ok(quirks),
         Some(Err(reason)) => Err(ProbeError::NoAnswer(reason)),
-        None => Err(ProbeError::NoAnswer(format!(
-            "the probe ended with {}",
-            process::describe(status)
-        ))),
+        None => Err(ProbeError::NoAnswer(format!("the probe ended with {status}"))),
     }
 }
 
