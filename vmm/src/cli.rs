@@ -14,6 +14,7 @@ use crate::limits::{ByteSize, CpuQuota, LimitError, MemoryLimit};
 use crate::outcome::ExitCode;
 use crate::report::{Help, Report, chain};
 use crate::state::MachineName;
+use crate::workload::environment::Variable;
 
 /// Runs OCI images, each in a microVM of its own.
 ///
@@ -289,23 +290,6 @@ impl RunArgs {
     pub fn is_ephemeral(&self) -> bool {
         self.rm || !self.detach
     }
-}
-
-/// A variable of the environment as typed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Variable {
-    /// `NAME=VALUE`.
-    Set {
-        /// The part before the first `=`.
-        name: String,
-        /// The rest.
-        value: String,
-    },
-    /// `NAME`: the value that `vmm` itself has; without one, the image's variable is removed.
-    Inherit {
-        /// The variable.
-        name: String,
-    },
 }
 
 /// A place to read an archive from.

@@ -18,3 +18,4 @@ pub mod sandbox;
 pub mod state;
 pub mod timings;
 pub mod vm_process;
+pub mod workload;

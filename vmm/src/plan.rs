@@ -15,7 +15,9 @@ use crate::guest::GuestImage;
 use crate::image::{RootTree, StoredImage};
 use crate::limits::{CpuQuota, MemoryLimit};
 use crate::machine::host::Quirks;
-use crate::machine::{MachineConfig, Part, RamSize, Root, ShapeError, VcpuCount, Window, WindowClass};
+use crate::machine::{
+    MachineConfig, Part, RamSize, Root, ShapeError, VcpuCount, Window, WindowClass,
+};
 use crate::report::Help;
 use crate::workload::{Workload, WorkloadError};
 
@@ -42,7 +44,9 @@ pub enum PlanError {
 impl Help for PlanError {
     fn help(&self) -> Option<String> {
         match self {
-            Self::Shape(ShapeError::TooMuchRam { .. }) => Some("ask for less with --memory".to_owned()),
+            Self::Shape(ShapeError::TooMuchRam { .. }) => {
+                Some("ask for less with --memory".to_owned())
+            }
             Self::Workload(error) => error.help(),
             Self::Shape(_) | Self::File { .. } => None,
         }
@@ -75,7 +79,10 @@ pub struct RunPlan {
 }
 
 /// The one container of a machine that `vmm run` makes, and its first process.
-const FIRST: Process = Process { container: ContainerId(0), process: ProcessId(0) };
+const FIRST: Process = Process {
+    container: ContainerId(0),
+    process: ProcessId(0),
+};
 
 impl RunPlan {
     /// Decides the machine's shape and puts the parts together.
@@ -91,7 +98,13 @@ impl RunPlan {
         quirks: Quirks,
         streams: DeclaredStreams,
     ) -> Result<Self, PlanError> {
-        let tree = std::mem::replace(&mut image.root, RootTree { parts: Vec::new(), size_bytes: 0 });
+        let tree = std::mem::replace(
+            &mut image.root,
+            RootTree {
+                parts: Vec::new(),
+                size_bytes: 0,
+            },
+        );
         let (root, source, filesystem) = root(tree);
         let window_bytes = match &root {
             Root::Window(window) => window.class.bytes(),
@@ -111,10 +124,21 @@ impl RunPlan {
             verbose_kernel: choices.verbose_kernel,
             quirks,
         };
-        let upper = Upper::Tmpfs { size_bytes: choices.memory.bytes() };
-        let root = RootSource { source: source.to_owned(), filesystem, upper };
+        let upper = Upper::Tmpfs {
+            size_bytes: choices.memory.bytes(),
+        };
+        let root = RootSource {
+            source: source.to_owned(),
+            filesystem,
+            upper,
+        };
         let create = workload.create(FIRST, root, streams)?;
-        Ok(Self { machine, create, _image: image, _guest: guest })
+        Ok(Self {
+            machine,
+            create,
+            _image: image,
+            _guest: guest,
+        })
     }
 }
 
@@ -131,16 +155,35 @@ fn root(tree: RootTree) -> (Root, &'static str, Filesystem) {
         })
         .collect();
     match WindowClass::holding(tree.size_bytes) {
-        Some(class) => (Root::Window(Window { class, parts }), "/dev/pmem1", Filesystem::ErofsDax),
-        None => (Root::Disk { size_bytes: tree.size_bytes, parts }, "/dev/vda", Filesystem::Erofs),
+        Some(class) => (
+            Root::Window(Window { class, parts }),
+            "/dev/pmem1",
+            Filesystem::ErofsDax,
+        ),
+        None => (
+            Root::Disk {
+                size_bytes: tree.size_bytes,
+                parts,
+            },
+            "/dev/vda",
+            Filesystem::Erofs,
+        ),
     }
 }
 
 fn agent_window(guest: &GuestImage) -> Result<Window, PlanError> {
     let file = guest.agent.try_clone().map_err(failed(&guest.directory))?;
     let length_bytes = file.metadata().map_err(failed(&guest.directory))?.len();
-    let part = Part { file, file_offset_bytes: 0, offset_bytes: 0, length_bytes };
-    Ok(Window { class: WindowClass::exact(length_bytes), parts: vec![part] })
+    let part = Part {
+        file,
+        file_offset_bytes: 0,
+        offset_bytes: 0,
+        length_bytes,
+    };
+    Ok(Window {
+        class: WindowClass::exact(length_bytes),
+        parts: vec![part],
+    })
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> PlanError {

@@ -62,7 +62,11 @@ impl Timings {
 fn line(text: &mut String, name: &str, microseconds: u128) {
     let duration = Duration::from_micros(u64::try_from(microseconds).unwrap_or(u64::MAX));
     // Writing to a string cannot fail.
-    let _ = writeln!(text, "{name:<10} {:>12.3} ms", duration.as_secs_f64() * 1000.0);
+    let _ = writeln!(
+        text,
+        "{name:<10} {:>12.3} ms",
+        duration.as_secs_f64() * 1000.0
+    );
 }
 
 #[cfg(test)]
@@ -76,7 +80,10 @@ mod tests {
         timings.end_of("boot");
         let json: serde_json::Value = serde_json::from_str(&timings.as_json()).unwrap();
         let steps = json["steps"].as_array().unwrap();
-        let sum: u64 = steps.iter().map(|step| step["microseconds"].as_u64().unwrap()).sum();
+        let sum: u64 = steps
+            .iter()
+            .map(|step| step["microseconds"].as_u64().unwrap())
+            .sum();
         assert_eq!(json["total_microseconds"].as_u64(), Some(sum));
         assert_eq!(timings.as_text().lines().count(), 3);
     }

@@ -8,6 +8,7 @@ mod doctor;
 mod guest;
 mod kill;
 mod output;
+mod progress;
 mod ps;
 pub mod run;
 

@@ -10,7 +10,9 @@ use super::progress::ImportProgress;
 use crate::cli::{FileOrStdin, RunArgs, RunImage, TimingsFormat};
 use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
-use crate::image::{ImageSource, ImportOptions, Store, StoredImage};
+use crate::image::{
+    FindError, ImageSource, ImportError, ImportOptions, Store, StoreError, StoredImage,
+};
 use crate::limits::CpuQuota;
 use crate::machine::host::{ProbeError, Quirks};
 use crate::monitor::{MonitorError, RawTerminal, Signals, Supervised, client_streams, window_size};
@@ -68,12 +70,19 @@ fn run_here(
     timings.end_of("image");
 
     let id = MachineId::random().map_err(MonitorError::Watch)?;
-    let workload = Workload::new(&image.config, &choices(arguments, command, &id)?, &OwnEnvironment)?;
+    let workload = Workload::new(
+        &image.config,
+        &choices(arguments, command, &id)?,
+        &OwnEnvironment,
+    )?;
     let new = NewMachine {
         id,
         name: arguments.name.clone(),
-        image: ImageLabel { reference, id: image.id.to_string() },
-        command: workload.arguments().to_vec(),
+        image: ImageLabel {
+            reference,
+            id: image.id.to_string(),
+        },
+        command: workload.command(),
         ephemeral: arguments.rm || !arguments.detach,
     };
     let is_attached = reporter.is_none();
@@ -84,7 +93,14 @@ fn run_here(
         kernel: arguments.kernel.clone(),
         verbose_kernel: verbosity > 1,
     };
-    let mut plan = RunPlan::decide(image, guest, workload, &machine_choices, quirks, streams.declared())?;
+    let mut plan = RunPlan::decide(
+        image,
+        guest,
+        workload,
+        &machine_choices,
+        quirks,
+        streams.declared(),
+    )?;
     let (mut machine, control) = Registry::open(directories.machines())?.create(new)?;
     let console_log = machine.create_console_log()?;
     plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
@@ -92,8 +108,18 @@ fn run_here(
 
     let signals = Signals::take()?;
     let vm = VmProcess::spawn(&kvm, &plan.machine)?;
-    let supervised = Supervised { vm: &vm, console_log: &console_log, control, signals, has_terminal: arguments.tty };
-    let terminal = arguments.tty.then(RawTerminal::enter).transpose().map_err(MonitorError::Watch)?;
+    let supervised = Supervised {
+        vm: &vm,
+        console_log: &console_log,
+        control,
+        signals,
+        has_terminal: arguments.tty,
+    };
+    let terminal = arguments
+        .tty
+        .then(RawTerminal::enter)
+        .transpose()
+        .map_err(MonitorError::Watch)?;
     let mut failure = None;
     let result = {
         let timings = std::cell::RefCell::new(&mut timings);
@@ -137,7 +163,10 @@ fn image<'a>(
                 FileOrStdin::Stdin => ImageSource::from_argument("-".into()),
             };
             let name = source.name();
-            let options = ImportOptions { select: select.map(str::to_owned), ..ImportOptions::default() };
+            let options = ImportOptions {
+                select: select.map(str::to_owned),
+                ..ImportOptions::default()
+            };
             let image = store.import(source, &options, &ImportProgress::new())?;
             Ok((image, name, command))
         }
@@ -158,12 +187,20 @@ fn choices(arguments: &RunArgs, command: &[String], id: &MachineId) -> Result<Ch
         environment,
         working_directory: arguments.workdir.clone(),
         user: arguments.user.clone(),
-        hostname: arguments.hostname.clone().unwrap_or_else(|| id.short().to_owned()),
+        hostname: arguments
+            .hostname
+            .clone()
+            .unwrap_or_else(|| id.short().to_owned()),
         read_only: arguments.read_only,
-        terminal: arguments.tty.then(|| Terminal { size: window_size(rustix::stdio::stdin()) }),
+        terminal: arguments.tty.then(|| Terminal {
+            size: window_size(rustix::stdio::stdin()),
+        }),
         limits: Limits {
             memory_bytes: Some(arguments.memory.bytes()),
-            cpu: (!cpus.is_whole()).then(|| CpuTime { quota_us: cpus.quota_us(), period_us: CpuQuota::PERIOD_US }),
+            cpu: (!cpus.is_whole()).then(|| CpuTime {
+                quota_us: cpus.quota_us(),
+                period_us: CpuQuota::PERIOD_US,
+            }),
             pids: None,
         },
     })
@@ -198,7 +235,10 @@ fn report_outcome(outcome: &Outcome) -> Result<ExitCode, Report> {
         Outcome::NotStarted { message, .. } => {
             Err(Report::new(RunError::NotStarted(message.clone())).with_exit_code(code))
         }
-        Outcome::GuestDied { message, last_log_lines } => {
+        Outcome::GuestDied {
+            message,
+            last_log_lines,
+        } => {
             let mut stderr = io::stderr().lock();
             for line in last_log_lines {
                 // Nobody is left to tell if standard error is gone.
@@ -206,7 +246,9 @@ fn report_outcome(outcome: &Outcome) -> Result<ExitCode, Report> {
             }
             Err(Report::new(RunError::GuestDied(message.clone())).with_exit_code(code))
         }
-        Outcome::Exited(_) | Outcome::Signalled { .. } | Outcome::Killed | Outcome::Detached => Ok(code),
+        Outcome::Exited(_) | Outcome::Signalled { .. } | Outcome::Killed | Outcome::Detached => {
+            Ok(code)
+        }
     }
 }
 
@@ -238,3 +280,21 @@ impl Help for ProbeError {
 }
 
 impl Help for SpawnError {}
+
+impl Help for StoreError {
+    fn help(&self) -> Option<String> {
+        self.help().map(str::to_owned)
+    }
+}
+
+impl Help for FindError {
+    fn help(&self) -> Option<String> {
+        self.help().map(str::to_owned)
+    }
+}
+
+impl Help for ImportError {
+    fn help(&self) -> Option<String> {
+        self.help().map(str::to_owned)
+    }
+}

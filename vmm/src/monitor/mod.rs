@@ -397,7 +397,11 @@ impl Control for Requests<'_> {
 
 /// The standard streams of this process that the workload gets. A machine without a client has none.
 #[must_use]
-pub fn client_streams(is_attached: bool, interactive: bool, terminal: bool) -> ClientStreams<'static> {
+pub fn client_streams(
+    is_attached: bool,
+    interactive: bool,
+    terminal: bool,
+) -> ClientStreams<'static> {
     ClientStreams {
         stdin: (is_attached && interactive).then(rustix::stdio::stdin),
         stdout: is_attached.then(rustix::stdio::stdout),

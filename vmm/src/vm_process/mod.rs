@@ -43,7 +43,8 @@ impl VmProcess {
         let child = process::fork(|| {
             live(kvm, config, theirs);
             0
-        }).map_err(SpawnError::Fork)?;
+        })
+        .map_err(SpawnError::Fork)?;
         Ok(Self {
             channel: ours,
             child,

@@ -139,7 +139,9 @@ pub(super) fn probe() -> Result<BTreeSet<Quirk>, ProbeError> {
     {
         Some(Ok(quirks)) => Ok(quirks),
         Some(Err(reason)) => Err(ProbeError::NoAnswer(reason)),
-        None => Err(ProbeError::NoAnswer(format!("the probe ended with {status}"))),
+        None => Err(ProbeError::NoAnswer(format!(
+            "the probe ended with {status}"
+        ))),
     }
 }
 
