@@ -15,3 +15,4 @@ pub mod report;
 pub mod sandbox;
 pub mod state;
 pub mod vm_process;
+pub mod workload;
