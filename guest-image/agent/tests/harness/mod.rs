@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus as ExitStatusOfProcess, Stdio};
 use std::time::{Duration, Instant};
 
 use protocol::{
@@ -30,7 +30,10 @@ pub(crate) type Failure = Box<dyn std::error::Error>;
 pub(crate) fn can_make_containers() -> bool {
     let can = rustix::process::geteuid().is_root() && Path::new(BUSYBOX).exists();
     if !can {
-        println!("skipped: needs root and a static busybox at {BUSYBOX}");
+        let _ = writeln!(
+            std::io::stderr(),
+            "skipped: needs root and a static busybox at {BUSYBOX}"
+        );
     }
     can
 }
@@ -86,6 +89,40 @@ impl Agent {
         Ok(stream)
     }
 
+    /// Opens a control connection as another version would, and reads nothing from it.
+    pub(crate) fn control_of_version(&self, version: u16) -> Result<Control, Failure> {
+        let mut stream = UnixStream::connect(self.directory.path().join("agent"))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut hello = Vec::new();
+        protocol::encode(
+            &Hello {
+                version,
+                ..Hello::new(Role::Control)
+            },
+            MAX_HELLO_BYTES,
+            &mut hello,
+        )?;
+        stream.write_all(&hello)?;
+        Ok(Control {
+            stream,
+            reports: FrameBuffer::new(MAX_REPORT_BYTES),
+        })
+    }
+
+    /// Waits for the agent's end.
+    pub(crate) fn ended(&mut self) -> Result<ExitStatusOfProcess, Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.process.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                return Err("the agent did not end".into());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub(crate) fn control(&self) -> Result<Control, Failure> {
         let stream = self.connect(Role::Control)?;
         let mut control = Control {
@@ -136,9 +173,10 @@ impl Agent {
         }
         let readers = [Some(stdout), stderr]
             .map(|stream| stream.map(|stream| std::thread::spawn(|| read_all(stream))));
-        stdin.write_all(&workload.stdin)?;
+        // A process that does not read its input ends the writing early.
+        let _ = stdin.write_all(&workload.stdin);
         if !workload.terminal {
-            stdin.shutdown(Shutdown::Write)?;
+            let _ = stdin.shutdown(Shutdown::Write);
         }
         let end = control.report()?;
         let [stdout, stderr] = readers.map(|reader| match reader {
@@ -194,7 +232,7 @@ impl Control {
 }
 
 /// How a run ended.
-#[derive(Debug)]
+#[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Run {
     NotStarted(protocol::StartFailure),
     Exited {
@@ -205,6 +243,15 @@ pub(crate) enum Run {
 }
 
 impl Run {
+    pub(crate) fn exited(code: u8, stdout: &str, stderr: &str) -> Self {
+        let status = ExitStatus::Code(code);
+        Self::Exited {
+            status,
+            stdout: stdout.as_bytes().to_vec(),
+            stderr: stderr.as_bytes().to_vec(),
+        }
+    }
+
     /// The standard output of a process that exited with 0.
     pub(crate) fn output(self) -> Result<String, Failure> {
         match self {
