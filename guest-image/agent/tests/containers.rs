@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
-use harness::{Agent, Failure, Run, Workload, can_make_containers};
+use harness::{Agent, CONTAINERS, Failure, Run, Workload, can_make_containers, cgroup_name};
 use protocol::{
     DeclaredStreams, Exit, ExitStatus, FailureKind, Report, Request, Role, StreamKind, WindowSize,
 };
@@ -799,10 +799,10 @@ fn two_containers_run_at_a_time() -> Test {
     let agent = Agent::start()?;
     let mut first = Workload::new(&["cat"]);
     let mut second = Workload::script("hostname");
-    (first.container, second.container) = (1, 2);
+    (first.container, second.container) = CONTAINERS.into();
     second = second
         .with("/hostname", json!("second"))
-        .with("/linux/cgroupsPath", json!("agent-test-second"));
+        .with("/linux/cgroupsPath", json!(cgroup_name(2)));
     let (one, two) = (first.process(), second.process());
     let mut control = agent.control()?;
     let mut stdin = agent.connect(Role::Stream {

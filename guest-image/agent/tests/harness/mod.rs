@@ -23,6 +23,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
+/// The containers that tests make.
+pub(crate) const CONTAINERS: [u32; 2] = [1, 2];
+
+/// The host's hierarchy is everybody's, so a name says whose it is.
+pub(crate) fn cgroup_name(container: u32) -> String {
+    format!("agent-test-{}-{container}", std::process::id())
+}
+
 /// An error that a test shows and ends with.
 pub(crate) type Failure = Box<dyn std::error::Error>;
 
@@ -201,6 +209,12 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        // One that was killed before it could tidy up leaves empty cgroups behind.
+        for hierarchy in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+            for container in CONTAINERS {
+                let _ = fs::remove_dir(Path::new(hierarchy).join(cgroup_name(container)));
+            }
+        }
     }
 }
 
@@ -291,8 +305,8 @@ pub(crate) struct Workload {
 impl Workload {
     /// The program with docker's usual surroundings.
     pub(crate) fn new(arguments: &[&str]) -> Self {
-        let container = 1;
-        let cgroup = format!("agent-test-{}-{container}", std::process::id());
+        let [container, _] = CONTAINERS;
+        let cgroup = cgroup_name(container);
         let plain = ["nosuid", "noexec", "nodev"];
         let config = json!({
             "ociVersion": "1.2.0",
