@@ -212,9 +212,20 @@ impl Drop for Agent {
         // One that was killed before it could tidy up leaves empty cgroups behind.
         for hierarchy in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
             for container in CONTAINERS {
-                let _ = fs::remove_dir(Path::new(hierarchy).join(cgroup_name(container)));
+                remove_cgroup(&Path::new(hierarchy).join(cgroup_name(container)));
             }
         }
+    }
+}
+
+/// Removes a cgroup, whose last processes may take a moment to die.
+fn remove_cgroup(path: &Path) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = fs::remove_dir(path) {
+        if error.kind() != std::io::ErrorKind::ResourceBusy || Instant::now() > deadline {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
