@@ -45,8 +45,8 @@ enum State {
     Running { pid: Pid },
     /// Was reaped; output may be under way.
     Ended { status: ExitStatus },
-    /// All was said.
-    Reported,
+    /// All was said. A child that did not become the program may still be on its way out.
+    Reported { child: Option<Pid> },
 }
 
 /// The connections of streams, until a pump takes them over.
@@ -246,7 +246,13 @@ impl Process {
 
     /// Ends the process before it began. Its child, if there is one, has said so and exits by itself.
     fn fail(&mut self, failure: StartFailure) -> Report {
-        self.state = State::Reported;
+        let child = match self.state {
+            State::Launching {
+                pid, ended: None, ..
+            } => Some(pid),
+            _ => None,
+        };
+        self.state = State::Reported { child };
         self.stdin = None;
         self.stdout = None;
         self.stderr = None;
@@ -285,7 +291,7 @@ impl Process {
         if !is_sent(&self.stdout) || !is_sent(&self.stderr) {
             return None;
         }
-        self.state = State::Reported;
+        self.state = State::Reported { child: None };
         self.stdin = None;
         let oom_killed = self.cgroup.as_ref().is_some_and(Cgroup::was_oom_killed);
         Some(Report::Exited {
@@ -294,9 +300,9 @@ impl Process {
         })
     }
 
-    /// Whether nothing more will be said about it.
-    pub(crate) fn is_reported(&self) -> bool {
-        matches!(self.state, State::Reported)
+    /// Whether it was reported and has left.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.state, State::Reported { child: None })
     }
 
     /// Lets go of what the container leaves behind.

@@ -377,7 +377,7 @@ impl Server {
         }
         for (_, process) in self
             .processes
-            .extract_if(.., |_, process| process.is_reported())
+            .extract_if(.., |_, process| process.is_over())
         {
             process.clean_up();
         }

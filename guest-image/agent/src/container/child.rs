@@ -47,9 +47,8 @@ fn prepare(
     if plan.namespaces.cgroup {
         sys::unshare_cgroup().step(|| "making a cgroup namespace".to_owned())?;
     }
-    if plan.namespaces.at_clone & libc::CLONE_NEWNET != 0 {
-        loopback::set_up()?;
-    }
+    // Of a network namespace of its own, or of the machine's.
+    loopback::set_up()?;
     rootfs::mount(&plan.root)?;
     let ready_mounts = plan
         .mounts

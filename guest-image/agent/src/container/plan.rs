@@ -97,8 +97,8 @@ impl Plan {
         Ok(Self {
             root: create.root,
             root_is_read_only: root.unwrap_or_default().readonly,
-            hostname,
-            domainname,
+            hostname: hostname.filter(|name| !name.is_empty()),
+            domainname: domainname.filter(|name| !name.is_empty()),
             mounts: mounts.iter().map(Mount::new).collect::<Result<_, _>>()?,
             devices: linux
                 .devices

@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus as ExitStatusOfProcess, Stdio};
 use std::time::{Duration, Instant};
 
 use protocol::{
@@ -23,6 +23,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
+/// The containers that tests make.
+pub(crate) const CONTAINERS: [u32; 2] = [1, 2];
+
+/// The host's hierarchy is everybody's, so a name says whose it is.
+pub(crate) fn cgroup_name(container: u32) -> String {
+    format!("agent-test-{}-{container}", std::process::id())
+}
+
 /// An error that a test shows and ends with.
 pub(crate) type Failure = Box<dyn std::error::Error>;
 
@@ -30,7 +38,10 @@ pub(crate) type Failure = Box<dyn std::error::Error>;
 pub(crate) fn can_make_containers() -> bool {
     let can = rustix::process::geteuid().is_root() && Path::new(BUSYBOX).exists();
     if !can {
-        println!("skipped: needs root and a static busybox at {BUSYBOX}");
+        let _ = writeln!(
+            std::io::stderr(),
+            "skipped: needs root and a static busybox at {BUSYBOX}"
+        );
     }
     can
 }
@@ -86,6 +97,40 @@ impl Agent {
         Ok(stream)
     }
 
+    /// Opens a control connection as another version would, and reads nothing from it.
+    pub(crate) fn control_of_version(&self, version: u16) -> Result<Control, Failure> {
+        let mut stream = UnixStream::connect(self.directory.path().join("agent"))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut hello = Vec::new();
+        protocol::encode(
+            &Hello {
+                version,
+                ..Hello::new(Role::Control)
+            },
+            MAX_HELLO_BYTES,
+            &mut hello,
+        )?;
+        stream.write_all(&hello)?;
+        Ok(Control {
+            stream,
+            reports: FrameBuffer::new(MAX_REPORT_BYTES),
+        })
+    }
+
+    /// Waits for the agent's end.
+    pub(crate) fn ended(&mut self) -> Result<ExitStatusOfProcess, Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.process.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                return Err("the agent did not end".into());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub(crate) fn control(&self) -> Result<Control, Failure> {
         let stream = self.connect(Role::Control)?;
         let mut control = Control {
@@ -136,9 +181,10 @@ impl Agent {
         }
         let readers = [Some(stdout), stderr]
             .map(|stream| stream.map(|stream| std::thread::spawn(|| read_all(stream))));
-        stdin.write_all(&workload.stdin)?;
+        // A process that does not read its input ends the writing early.
+        let _ = stdin.write_all(&workload.stdin);
         if !workload.terminal {
-            stdin.shutdown(Shutdown::Write)?;
+            let _ = stdin.shutdown(Shutdown::Write);
         }
         let end = control.report()?;
         let [stdout, stderr] = readers.map(|reader| match reader {
@@ -163,6 +209,23 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        // One that was killed before it could tidy up leaves empty cgroups behind.
+        for hierarchy in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+            for container in CONTAINERS {
+                remove_cgroup(&Path::new(hierarchy).join(cgroup_name(container)));
+            }
+        }
+    }
+}
+
+/// Removes a cgroup, whose last processes may take a moment to die.
+fn remove_cgroup(path: &Path) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = fs::remove_dir(path) {
+        if error.kind() != std::io::ErrorKind::ResourceBusy || Instant::now() > deadline {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -194,7 +257,7 @@ impl Control {
 }
 
 /// How a run ended.
-#[derive(Debug)]
+#[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Run {
     NotStarted(protocol::StartFailure),
     Exited {
@@ -205,6 +268,15 @@ pub(crate) enum Run {
 }
 
 impl Run {
+    pub(crate) fn exited(code: u8, stdout: &str, stderr: &str) -> Self {
+        let status = ExitStatus::Code(code);
+        Self::Exited {
+            status,
+            stdout: stdout.as_bytes().to_vec(),
+            stderr: stderr.as_bytes().to_vec(),
+        }
+    }
+
     /// The standard output of a process that exited with 0.
     pub(crate) fn output(self) -> Result<String, Failure> {
         match self {
@@ -244,8 +316,8 @@ pub(crate) struct Workload {
 impl Workload {
     /// The program with docker's usual surroundings.
     pub(crate) fn new(arguments: &[&str]) -> Self {
-        let container = 1;
-        let cgroup = format!("agent-test-{}-{container}", std::process::id());
+        let [container, _] = CONTAINERS;
+        let cgroup = cgroup_name(container);
         let plain = ["nosuid", "noexec", "nodev"];
         let config = json!({
             "ociVersion": "1.2.0",

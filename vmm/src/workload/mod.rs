@@ -1,0 +1,296 @@
+//! What the guest will execute: an OCI runtime-spec `config.json`, made from an image's configuration and the user's choices.
+//!
+//! It stands apart from the command line, the store and the machine, because an orchestrator may hand in a `config.json` of
+//! its own. The rules are docker's, where the specifications leave a choice; the fixed part is in [`profile`].
+
+pub mod environment;
+mod profile;
+
+use oci_spec::OciSpecError;
+use oci_spec::image::{Config, ImageConfiguration};
+use oci_spec::runtime::{
+    BoxBuilder, LinuxBuilder, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder,
+    LinuxResources, LinuxResourcesBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+    UserBuilder,
+};
+use protocol::{Create, DeclaredStreams, Process, RootSource, WindowSize};
+use thiserror::Error;
+
+use self::environment::{HostEnvironment, Variable};
+use crate::report::Help;
+
+/// The version of the runtime-spec that the `config.json` is written for.
+const OCI_VERSION: &str = "1.2.0";
+
+/// What the user chose for a workload. [`Choices::default`] takes everything from the image.
+#[derive(Clone, Debug, Default)]
+pub struct Choices {
+    /// The command's words; empty takes the image's.
+    pub command: Vec<String>,
+    /// The program in place of the image's entrypoint, and of its command; empty for none.
+    pub entrypoint: Option<String>,
+    /// Changes to the image's environment, in order: those of files first, then those typed.
+    pub environment: Vec<Variable>,
+    /// The directory to start in.
+    pub working_directory: Option<String>,
+    /// The user, docker's syntax.
+    pub user: Option<String>,
+    /// The host name inside.
+    pub hostname: String,
+    /// Whether nothing may write to the root.
+    pub read_only: bool,
+    /// The terminal that the process gets.
+    pub terminal: Option<Terminal>,
+    /// What the workload may use.
+    pub limits: Limits,
+}
+
+/// A terminal for the process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Terminal {
+    /// Its window's size at first, if it is known.
+    pub size: Option<WindowSize>,
+}
+
+/// What the workload may use; what is `None` is as large as the machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// Memory.
+    pub memory_bytes: Option<u64>,
+    /// Processor time.
+    pub cpu: Option<CpuTime>,
+    /// Processes and threads.
+    pub pids: Option<u32>,
+}
+
+/// Processor time in each period.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuTime {
+    /// Microseconds of processor time, of all processors together.
+    pub quota_us: u64,
+    /// Microseconds of time.
+    pub period_us: u64,
+}
+
+/// What the guest will execute.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    spec: Spec,
+    user: String,
+}
+
+/// Why an image and choices do not make a workload.
+#[derive(Debug, Error)]
+pub enum WorkloadError {
+    /// Neither the image nor the user names a program.
+    #[error("the image has no command, and none was given")]
+    NoCommand,
+    /// A number does not fit the specification's types.
+    #[error("the limit of {0} is too large")]
+    LimitTooLarge(&'static str),
+    /// The specification's types refuse a value.
+    #[error("the container's configuration cannot be made")]
+    Spec(#[source] OciSpecError),
+    /// The configuration cannot be written as JSON.
+    #[error("the container's configuration cannot be written")]
+    Json(#[source] serde_json::Error),
+}
+
+impl Help for WorkloadError {
+    fn help(&self) -> Option<String> {
+        match self {
+            Self::NoCommand => {
+                Some("name a command after the image, as in: vmm run IMAGE sh".to_owned())
+            }
+            Self::LimitTooLarge(_) | Self::Spec(_) | Self::Json(_) => None,
+        }
+    }
+}
+
+impl Workload {
+    /// Decides what an image's configuration and the user's choices come to. `host` is the environment that variables
+    /// without a value are taken from.
+    ///
+    /// # Errors
+    ///
+    /// If there is no command, or a limit is too large for the specification.
+    pub fn new(
+        image: &ImageConfiguration,
+        choices: &Choices,
+        host: &dyn HostEnvironment,
+    ) -> Result<Self, WorkloadError> {
+        let none = Config::default();
+        let image = image.config().as_ref().unwrap_or(&none);
+        let arguments = arguments(image, choices)?;
+        let environment = environment::compose(
+            image.env().as_deref().unwrap_or_default(),
+            &choices.environment,
+            &choices.hostname,
+            choices.terminal.is_some(),
+            host,
+        );
+        let user = choices
+            .user
+            .as_ref()
+            .or(image.user().as_ref())
+            .cloned()
+            .unwrap_or_default();
+        let spec = spec(
+            arguments,
+            environment,
+            working_directory(image, choices),
+            choices,
+        )?;
+        Ok(Self { spec, user })
+    }
+
+    /// The runtime-spec configuration.
+    #[must_use]
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// The user, docker's syntax, to be resolved in the guest.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// Makes the message that creates the workload as `process`.
+    ///
+    /// # Errors
+    ///
+    /// If the configuration cannot be written as JSON.
+    pub fn create(
+        self,
+        process: Process,
+        root: RootSource,
+        streams: DeclaredStreams,
+    ) -> Result<Create, WorkloadError> {
+        let config = serde_json::to_vec(&self.spec).map_err(WorkloadError::Json)?;
+        Ok(Create {
+            process,
+            config,
+            root,
+            user: Some(self.user),
+            streams,
+        })
+    }
+}
+
+/// Joins entrypoint and command by docker's rules ("Understand how CMD and ENTRYPOINT interact"): an entrypoint that the
+/// user gives takes the image's command away with the image's entrypoint.
+fn arguments(image: &Config, choices: &Choices) -> Result<Vec<String>, WorkloadError> {
+    let image_entrypoint = image.entrypoint().as_deref().unwrap_or_default();
+    let image_command = image.cmd().as_deref().unwrap_or_default();
+    let (entrypoint, default_command): (&[String], &[String]) = match &choices.entrypoint {
+        None => (image_entrypoint, image_command),
+        Some(entrypoint) if entrypoint.is_empty() => (&[], &[]),
+        Some(entrypoint) => (std::slice::from_ref(entrypoint), &[]),
+    };
+    let command = if choices.command.is_empty() {
+        default_command
+    } else {
+        &choices.command
+    };
+    let arguments = [entrypoint, command].concat();
+    match arguments.first() {
+        Some(program) if !program.is_empty() => Ok(arguments),
+        _ => Err(WorkloadError::NoCommand),
+    }
+}
+
+/// An image may have a relative directory; it is below the root, as in docker.
+fn working_directory(image: &Config, choices: &Choices) -> String {
+    let directory = choices
+        .working_directory
+        .as_ref()
+        .or(image.working_dir().as_ref());
+    match directory.map(String::as_str) {
+        None | Some("") => "/".to_owned(),
+        Some(absolute) if absolute.starts_with('/') => absolute.to_owned(),
+        Some(relative) => format!("/{relative}"),
+    }
+}
+
+fn spec(
+    arguments: Vec<String>,
+    environment: Vec<String>,
+    working_directory: String,
+    choices: &Choices,
+) -> Result<Spec, WorkloadError> {
+    let mut process = ProcessBuilder::default()
+        .terminal(choices.terminal.is_some())
+        .user(
+            UserBuilder::default()
+                .uid(0_u32)
+                .gid(0_u32)
+                .build()
+                .map_err(WorkloadError::Spec)?,
+        )
+        .args(arguments)
+        .env(environment)
+        .cwd(working_directory)
+        .capabilities(profile::capabilities().map_err(WorkloadError::Spec)?)
+        .rlimits(Vec::new())
+        .no_new_privileges(false);
+    if let Some(size) = choices.terminal.and_then(|terminal| terminal.size) {
+        let size = BoxBuilder::default()
+            .height(u64::from(size.rows))
+            .width(u64::from(size.columns))
+            .build();
+        process = process.console_size(size.map_err(WorkloadError::Spec)?);
+    }
+    let linux = LinuxBuilder::default()
+        .namespaces(profile::namespaces().map_err(WorkloadError::Spec)?)
+        .resources(resources(choices.limits)?)
+        .masked_paths(profile::masked_paths())
+        .readonly_paths(profile::readonly_paths());
+    let root = RootBuilder::default()
+        .path("rootfs")
+        .readonly(choices.read_only);
+    SpecBuilder::default()
+        .version(OCI_VERSION)
+        .process(process.build().map_err(WorkloadError::Spec)?)
+        .root(root.build().map_err(WorkloadError::Spec)?)
+        .hostname(choices.hostname.clone())
+        .mounts(profile::mounts().map_err(WorkloadError::Spec)?)
+        .linux(linux.build().map_err(WorkloadError::Spec)?)
+        .annotations(std::collections::HashMap::new())
+        .build()
+        .map_err(WorkloadError::Spec)
+}
+
+fn resources(limits: Limits) -> Result<LinuxResources, WorkloadError> {
+    let mut resources = LinuxResourcesBuilder::default();
+    if let Some(bytes) = limits.memory_bytes {
+        let bytes = i64::try_from(bytes).map_err(|_| WorkloadError::LimitTooLarge("memory"))?;
+        resources = resources.memory(
+            LinuxMemoryBuilder::default()
+                .limit(bytes)
+                .build()
+                .map_err(WorkloadError::Spec)?,
+        );
+    }
+    if let Some(CpuTime {
+        quota_us,
+        period_us,
+    }) = limits.cpu
+    {
+        let quota_us =
+            i64::try_from(quota_us).map_err(|_| WorkloadError::LimitTooLarge("processor time"))?;
+        let cpu = LinuxCpuBuilder::default()
+            .quota(quota_us)
+            .period(period_us)
+            .build();
+        resources = resources.cpu(cpu.map_err(WorkloadError::Spec)?);
+    }
+    if let Some(count) = limits.pids {
+        let pids = LinuxPidsBuilder::default().limit(i64::from(count)).build();
+        resources = resources.pids(pids.map_err(WorkloadError::Spec)?);
+    }
+    resources.build().map_err(WorkloadError::Spec)
+}
+
+#[cfg(test)]
+mod tests;
