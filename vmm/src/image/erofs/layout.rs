@@ -211,8 +211,8 @@ pub(super) fn xattr_bytes(metadata: &Metadata) -> Result<u64, LayoutError> {
         .map(|xattr| (4 + xattr.name.rest().len() + xattr.value.len()).next_multiple_of(4))
         .sum();
     let bytes = entries as u64;
-    let fits = bytes / 4 < u64::from(u16::MAX)
-        && metadata.xattrs.iter().all(|x| x.value.len() <= 0xffff);
+    let fits =
+        bytes / 4 < u64::from(u16::MAX) && metadata.xattrs.iter().all(|x| x.value.len() <= 0xffff);
     if fits {
         Ok(12 + bytes)
     } else {
