@@ -20,6 +20,7 @@ mod writer;
 pub use builder::{BuildError, Builder};
 pub use format::{BLOCK_BYTES, NAME_MAX_BYTES};
 pub use layout::{Layout, LayoutError};
+pub(in crate::image) use tree::chunk_bits_for;
 pub use tree::{
     Contents, DeviceNumber, Directory, Extent, FileData, Metadata, Node, NodeId, Timestamp, Tree,
     Xattr, XattrName,

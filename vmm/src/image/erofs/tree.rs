@@ -11,7 +11,7 @@ use super::format::{BLOCK_BITS, CHUNK_BITS_MAX};
 pub struct NodeId(u32);
 
 impl NodeId {
-    pub(super) fn index(self) -> usize {
+    pub(in crate::image) fn index(self) -> usize {
         self.0 as usize
     }
 }

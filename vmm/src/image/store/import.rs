@@ -1,0 +1,545 @@
+//! Imports images.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, BufWriter, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::super::compression::{Compression, decoder};
+use super::super::digest::{Digest, HashingReader};
+use super::super::erofs::{BLOCK_BYTES, Layout, Tree, WindowMap, WriteError, write_tree};
+use super::super::layer::{self, Converted, DATA, INDEX, LayerError, read_index};
+use super::super::limits::Budget;
+use super::super::merge::{MergeError, Merger};
+use super::super::progress::{Progress, Step};
+use super::super::reference::Reference;
+use super::super::source::{
+    self, FilePart, ImageSource, Layer, OpenedImage, Selection, SourceError,
+};
+use super::super::tar::{Input, TarError};
+use super::access::{CONFIG, ImageRecord, LayerRecord, RECORD, TREE};
+use super::disk::{
+    Hold, WorkDirectory, disk_bytes, lock, make_directory, open_lock_file, write_new,
+};
+use super::publish::Publication;
+use super::sources::Known;
+use super::{ImportError, ImportOptions, Store, StoreError, StoredImage};
+
+/// Bytes read from a blob at a time.
+const READ_BYTES: usize = 256 * 1024;
+
+impl Store {
+    /// Imports an image and leases it.
+    ///
+    /// A file that was imported before and has not changed is not read again. On an error the
+    /// store is as it was.
+    ///
+    /// # Errors
+    /// If the source is no image, is damaged or too large, or the store cannot be written.
+    pub fn import(
+        &self,
+        source: ImageSource,
+        options: &ImportOptions,
+        progress: &dyn Progress,
+    ) -> Result<StoredImage, ImportError> {
+        let name = source.name();
+        let path = match &source {
+            ImageSource::Path(path) => Some(path.clone()),
+            ImageSource::Stream { .. } => None,
+        };
+        let record = path
+            .as_deref()
+            .and_then(|path| self.source_record(path, options));
+        if let (Some(path), Some(record)) = (&path, &record)
+            && let Some(known) = self.known_source(path, record)
+            && let Some(image) = self.import_known(&known, options)?
+        {
+            return Ok(image);
+        }
+        let work = WorkDirectory::new(self)?;
+        let selection = Selection {
+            platform: &options.platform,
+            name: options.select.as_deref(),
+            spool_bytes: options.limits.spool_bytes,
+        };
+        let spool = work.path().join("spool");
+        let opened =
+            source::open(source, &selection, progress, || create(&spool)).map_err(|source| {
+                ImportError::Source {
+                    name: name.clone(),
+                    source,
+                }
+            })?;
+        let _turn = self.wait_for_turn(opened.id)?;
+        let import = Import {
+            store: self,
+            name: &name,
+            options,
+            progress,
+            work: work.path(),
+            opened: &opened,
+        };
+        let image = import.run()?;
+        if let (Some(record), Some(known)) = (
+            record,
+            Known::new(opened.id, import.source_names(), opened.stamps()),
+        ) {
+            // Only the next run's time depends on it.
+            if let Err(error) = self.remember_source(&record, &known) {
+                tracing::debug!(%error, "source not remembered");
+            }
+        }
+        Ok(image)
+    }
+
+    /// Opens what a source that has not changed was imported as; `None` if it was removed since.
+    fn import_known(
+        &self,
+        known: &Known,
+        options: &ImportOptions,
+    ) -> Result<Option<StoredImage>, ImportError> {
+        let names: Vec<Reference> = known.names.iter().chain(&options.name).cloned().collect();
+        let guard = self.lock(Hold::Shared)?;
+        if !self.image_directory(known.id).is_dir() {
+            return Ok(None);
+        }
+        let image = self.open_image(known.id)?;
+        let current = self.names()?;
+        drop(guard);
+        if names
+            .iter()
+            .any(|name| current.names.get(name) != Some(&known.id))
+        {
+            let _guard = self.lock(Hold::Exclusive)?;
+            self.add_names(known.id, &names)?;
+        }
+        Ok(Some(image))
+    }
+
+    /// Waits until no other import of this image is at work.
+    fn wait_for_turn(&self, id: Digest) -> Result<File, StoreError> {
+        let path = self.root.join("imports").join(id.hex());
+        loop {
+            let file = open_lock_file(&path)?;
+            lock(&file, Hold::Exclusive).map_err(StoreError::at("lock", &path))?;
+            // Whoever was before may have removed the file.
+            let same = fs::metadata(&path)
+                .is_ok_and(|named| file.metadata().is_ok_and(|open| open.ino() == named.ino()));
+            if same {
+                return Ok(file);
+            }
+        }
+    }
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// One import at work.
+struct Import<'a> {
+    store: &'a Store,
+    name: &'a str,
+    options: &'a ImportOptions,
+    progress: &'a dyn Progress,
+    work: &'a Path,
+    opened: &'a OpenedImage,
+}
+
+/// A layer that is ready to be used, in the store or in the work directory.
+struct Ready {
+    directory: PathBuf,
+    /// Keeps a layer of the store from being removed.
+    lease: Option<File>,
+}
+
+impl Import<'_> {
+    fn run(&self) -> Result<StoredImage, ImportError> {
+        let mut ready: HashMap<Digest, Ready> = HashMap::new();
+        let mut budget = Budget::new(self.options.limits.clone());
+        let of = self.opened.layers.len();
+        for (index, layer) in self.opened.layers.iter().enumerate() {
+            let blob = self
+                .opened
+                .layer_blob(layer)
+                .map_err(|source| self.source_error(source))?;
+            self.progress.begin(
+                &Step::Layer {
+                    number: index + 1,
+                    of,
+                },
+                Some(blob.len()),
+            );
+            let known = match ready.contains_key(&layer.diff_id) {
+                true => None,
+                false => self.lease_layer(layer.diff_id)?,
+            };
+            if let Some(known) = known {
+                ready.insert(layer.diff_id, known);
+            }
+            if ready.contains_key(&layer.diff_id) {
+                self.verify_only(layer, blob)?;
+            } else {
+                let directory = self.work.join(format!("layer-{index}"));
+                make_directory(&directory)?;
+                self.convert(layer, blob, &directory, &mut budget)?;
+                ready.insert(
+                    layer.diff_id,
+                    Ready {
+                        directory,
+                        lease: None,
+                    },
+                );
+            }
+        }
+        self.progress.begin(&Step::Store, None);
+        let made = self.make_image(&ready)?;
+        self.publish(&ready, &made)
+    }
+
+    /// The names that the source gives the image, those that are none left out.
+    fn source_names(&self) -> Vec<Reference> {
+        // A bare `latest` is a tag without a name.
+        self.opened
+            .names
+            .iter()
+            .filter(|name| *name != "latest")
+            .filter_map(|name| name.parse().ok())
+            .collect()
+    }
+
+    fn source_error(&self, source: SourceError) -> ImportError {
+        ImportError::Source {
+            name: self.name.to_owned(),
+            source,
+        }
+    }
+
+    fn layer_error(&self, layer: &Layer, source: LayerError) -> ImportError {
+        ImportError::Layer {
+            name: self.name.to_owned(),
+            layer: layer.name(),
+            source,
+        }
+    }
+
+    /// A layer that the store has already.
+    fn lease_layer(&self, diff_id: Digest) -> Result<Option<Ready>, StoreError> {
+        let _guard = self.store.lock(Hold::Shared)?;
+        if !self.store.has_layer(diff_id) {
+            return Ok(None);
+        }
+        let directory = self.store.layer_directory(diff_id);
+        let lease = File::open(&directory).map_err(StoreError::at("open", &directory))?;
+        lock(&lease, Hold::Shared).map_err(StoreError::at("lease", &directory))?;
+        Ok(Some(Ready {
+            directory,
+            lease: Some(lease),
+        }))
+    }
+
+    /// Checks the blob of a layer whose contents are there already.
+    fn verify_only(&self, layer: &Layer, blob: FilePart) -> Result<(), ImportError> {
+        let read = |source| {
+            self.source_error(SourceError::Read {
+                name: layer.name(),
+                source,
+            })
+        };
+        let meter = Arc::new(AtomicU64::new(0));
+        let blob = Metered {
+            inner: blob,
+            meter,
+            progress: self.progress,
+        };
+        if layer.blob.is_some() {
+            let mut reader = HashingReader::new(blob);
+            reader.drain().map_err(read)?;
+            return self.check_blob(layer, reader.digest());
+        }
+        let mut buffered = BufReader::with_capacity(READ_BYTES, blob);
+        let compression = Compression::of(buffered.fill_buf().map_err(read)?);
+        let mut stream =
+            HashingReader::new(decoder(compression, Box::new(buffered)).map_err(read)?);
+        stream.drain().map_err(read)?;
+        self.check_diff_id(layer, stream.digest())
+    }
+
+    fn check_blob(&self, layer: &Layer, actual: Option<Digest>) -> Result<(), ImportError> {
+        match (layer.blob, actual) {
+            (Some((expected, _)), Some(actual)) if expected != actual => {
+                Err(self.source_error(SourceError::WrongDigest { expected, actual }))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_diff_id(&self, layer: &Layer, actual: Option<Digest>) -> Result<(), ImportError> {
+        match actual {
+            Some(actual) if actual != layer.diff_id => Err(ImportError::WrongDiffId {
+                name: self.name.to_owned(),
+                layer: layer.name(),
+                expected: layer.diff_id,
+                actual,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Converts a layer and verifies it; what it wrote is on the disk when it returns.
+    fn convert(
+        &self,
+        layer: &Layer,
+        blob: FilePart,
+        directory: &Path,
+        budget: &mut Budget,
+    ) -> Result<(), ImportError> {
+        let mut peek = [0; 4];
+        let start = blob.peek(&mut peek);
+        let start = start.map_err(|source| {
+            self.source_error(SourceError::Read {
+                name: layer.name(),
+                source,
+            })
+        })?;
+        let compression = Compression::of(start);
+        let meter = Arc::new(AtomicU64::new(0));
+        let blob = Metered {
+            inner: blob,
+            meter: Arc::clone(&meter),
+            progress: self.progress,
+        };
+        // A plain layer is its own tar stream: one digest is enough.
+        let mut blob = match compression {
+            Compression::None => HashingReader::idle(blob),
+            _ => HashingReader::new(blob),
+        };
+        let diff_id = match convert_stream(&mut blob, compression, meter, directory, budget) {
+            Ok(diff_id) => diff_id,
+            Err(error) => {
+                // Damage is better named by the digest than by where it was stumbled over.
+                if layer.blob.is_some()
+                    && let Ok(blob) = self.opened.layer_blob(layer)
+                {
+                    self.verify_only(layer, blob)?;
+                }
+                return Err(self.layer_error(layer, error));
+            }
+        };
+        let blob_digest = match compression {
+            Compression::None => diff_id,
+            _ => blob.digest(),
+        };
+        self.check_blob(layer, blob_digest)?;
+        self.check_diff_id(layer, diff_id)
+    }
+
+    /// Writes the image's own directory; returns it.
+    fn make_image(&self, ready: &HashMap<Digest, Ready>) -> Result<PathBuf, ImportError> {
+        let name = || self.name.to_owned();
+        let tree = self.merge(ready)?;
+        let layout = Layout::new(&tree).map_err(|source| ImportError::Layout {
+            name: name(),
+            source,
+        })?;
+        let mut layers = Vec::with_capacity(self.opened.layers.len());
+        for layer in &self.opened.layers {
+            let data = self.directory_of(ready, layer).join(DATA);
+            let data_bytes = fs::metadata(&data)
+                .map_err(StoreError::at("read", &data))?
+                .len();
+            layers.push(LayerRecord {
+                diff_id: layer.diff_id,
+                data_bytes,
+            });
+        }
+        let record = ImageRecord {
+            format: ImageRecord::FORMAT,
+            tree_bytes: layout.metadata_bytes(),
+            layers,
+        };
+        let (offsets, size_bytes) = record.window();
+        let tree_error = |source| ImportError::Tree {
+            name: name(),
+            source,
+        };
+        let blocks = |bytes: u64| {
+            u32::try_from(bytes / BLOCK_BYTES).map_err(|_| tree_error(WriteError::WindowTooLarge))
+        };
+        let map = WindowMap {
+            part_blocks: offsets
+                .iter()
+                .map(|offset| blocks(*offset))
+                .collect::<Result<_, _>>()?,
+            total_blocks: blocks(size_bytes)?,
+        };
+        let directory = self.work.join("image");
+        make_directory(&directory)?;
+        let file =
+            create(&directory.join(TREE)).map_err(|error| tree_error(WriteError::Output(error)))?;
+        let mut output = BufWriter::with_capacity(1 << 20, file);
+        write_tree(&tree, &layout, &map, &mut output).map_err(tree_error)?;
+        let file = output
+            .into_inner()
+            .map_err(|error| tree_error(WriteError::Output(error.into_error())))?;
+        file.sync_all()
+            .map_err(|error| tree_error(WriteError::Output(error)))?;
+        write_new(&directory.join(CONFIG), &self.opened.config_bytes)?;
+        let path = directory.join(RECORD);
+        let bytes = serde_json::to_vec_pretty(&record)
+            .map_err(|error| StoreError::at("write", &path)(error.into()))?;
+        write_new(&path, &bytes)?;
+        Ok(directory)
+    }
+
+    fn directory_of(&self, ready: &HashMap<Digest, Ready>, layer: &Layer) -> PathBuf {
+        ready.get(&layer.diff_id).map_or_else(
+            || self.store.layer_directory(layer.diff_id),
+            |ready| ready.directory.clone(),
+        )
+    }
+
+    fn merge(&self, ready: &HashMap<Digest, Ready>) -> Result<Tree, ImportError> {
+        let mut merger = Merger::new();
+        for (layer, number) in self.opened.layers.iter().zip(1..) {
+            merger.begin_layer(number);
+            let path = self.directory_of(ready, layer).join(INDEX);
+            let file = File::open(&path).map_err(StoreError::at("open", &path))?;
+            read_index(BufReader::with_capacity(READ_BYTES, file), |entry| {
+                merger.apply(entry).map_err(ApplyError::Merge)
+            })
+            .map_err(|error| match error {
+                ApplyError::Merge(source) => ImportError::Merge {
+                    name: self.name.to_owned(),
+                    layer: layer.name(),
+                    source,
+                },
+                ApplyError::Read(source) => StoreError::at("read", &path)(source).into(),
+            })?;
+        }
+        Ok(merger.into_tree())
+    }
+
+    /// Moves everything to its place, names it and opens it.
+    fn publish(
+        &self,
+        ready: &HashMap<Digest, Ready>,
+        made: &Path,
+    ) -> Result<StoredImage, ImportError> {
+        let store = self.store;
+        let _guard = store.lock(Hold::Exclusive)?;
+        if let Some(limit_bytes) = self.options.store_limit_bytes {
+            let needed_bytes =
+                disk_bytes(&store.root).map_err(StoreError::at("measure", &store.root))?;
+            if needed_bytes > limit_bytes {
+                return Err(ImportError::StoreLimit {
+                    name: self.name.to_owned(),
+                    needed_bytes,
+                    limit_bytes,
+                });
+            }
+        }
+        let mut publication = Publication::default();
+        for (diff_id, layer) in ready.iter().filter(|(_, layer)| layer.lease.is_none()) {
+            publication.publish(&layer.directory, &store.layer_directory(*diff_id))?;
+        }
+        publication.publish(made, &store.image_directory(self.opened.id))?;
+        let image = store.open_image(self.opened.id)?;
+        let names: Vec<Reference> = self
+            .source_names()
+            .into_iter()
+            .chain(self.options.name.clone())
+            .collect();
+        store.add_names(self.opened.id, &names)?;
+        publication.keep();
+        Ok(image)
+    }
+}
+
+/// Converts what a blob holds; returns the digest of the tar stream.
+fn convert_stream(
+    blob: &mut HashingReader<impl Read>,
+    compression: Compression,
+    meter: Arc<AtomicU64>,
+    directory: &Path,
+    budget: &mut Budget,
+) -> Result<Option<Digest>, LayerError> {
+    let failed = |source| LayerError::from(TarError::Read { offset: 0, source });
+    let buffered = BufReader::with_capacity(READ_BYTES, &mut *blob);
+    let stream = HashingReader::new(decoder(compression, Box::new(buffered)).map_err(failed)?);
+    let input = LayerInput {
+        stream,
+        meter,
+        budget: budget.clone(),
+    };
+    let Converted { input, files } = layer::convert(input, directory, budget)?;
+    for file in &files {
+        file.sync_all().map_err(LayerError::Write)?;
+    }
+    budget.take_unpacked_from(&input.budget);
+    let diff_id = input.digest();
+    blob.drain().map_err(failed)?;
+    Ok(diff_id)
+}
+
+enum ApplyError {
+    Merge(MergeError),
+    Read(io::Error),
+}
+
+impl From<io::Error> for ApplyError {
+    fn from(error: io::Error) -> Self {
+        Self::Read(error)
+    }
+}
+
+/// Counts what is read of a blob.
+struct Metered<'a, R> {
+    inner: R,
+    meter: Arc<AtomicU64>,
+    progress: &'a dyn Progress,
+}
+
+impl<R: Read> Read for Metered<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.meter.fetch_add(count as u64, Ordering::Relaxed);
+        self.progress.advance(count as u64);
+        Ok(count)
+    }
+}
+
+/// A layer's tar stream: hashed, and watched against the limits.
+struct LayerInput<R> {
+    stream: HashingReader<R>,
+    meter: Arc<AtomicU64>,
+    budget: Budget,
+}
+
+impl<R: Read> Read for LayerInput<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.stream.read(buffer)?;
+        let compressed = self.meter.load(Ordering::Relaxed);
+        self.budget
+            .unpacked(count as u64, self.stream.count(), compressed)
+            .map_err(io::Error::other)?;
+        Ok(count)
+    }
+}
+
+impl<R: Read> Input for LayerInput<R> {}
+
+impl<R: Read> LayerInput<R> {
+    /// The digest of what was read.
+    fn digest(self) -> Option<Digest> {
+        self.stream.digest()
+    }
+}

@@ -1,0 +1,140 @@
+//! The store: converted images of one account, shared by every run.
+//!
+//! ```text
+//! lock              held exclusively while names or objects appear or disappear
+//! names.json        image names and what they mean
+//! images/HEX/       one image by the digest of its configuration:
+//!   image.json        its layers and parts; config.json; tree (EROFS metadata)
+//! layers/HEX/       one layer by its diff id: data, index, frame
+//! sources/          files that were imported before, by identity
+//! imports/HEX       lock of the import of one image: racers wait and find it done
+//! tmp/              one directory for each import at work, locked by it
+//! ```
+//!
+//! An object is made in `tmp`, synced, and renamed to its place whole; its name is its digest, so
+//! it never changes. Locks say who is alive: a directory in `tmp` that nobody has locked is what
+//! a crash left, and the next user removes it. A lease is a shared lock on an image's directory.
+
+mod access;
+mod disk;
+mod error;
+mod import;
+mod names;
+mod publish;
+mod sources;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use oci_spec::image::ImageConfiguration;
+
+use super::digest::Digest;
+use super::limits::Limits;
+use super::platform::Platform;
+use super::reference::Reference;
+pub use error::{FindError, ImportError, StoreError};
+
+/// A directory with converted images.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// How to import.
+#[derive(Debug, Clone)]
+pub struct ImportOptions {
+    /// A name to give the image, beside those that the source gives.
+    pub name: Option<Reference>,
+    /// Which image to take of a source that holds several.
+    pub select: Option<String>,
+    /// The platform to take of an image for several.
+    pub platform: Platform,
+    /// What the image may cost.
+    pub limits: Limits,
+    /// Bytes on disk that the whole store may take.
+    pub store_limit_bytes: Option<u64>,
+}
+
+impl Default for ImportOptions {
+    fn default() -> Self {
+        Self {
+            name: None,
+            select: None,
+            platform: Platform::host(),
+            limits: Limits::default(),
+            store_limit_bytes: None,
+        }
+    }
+}
+
+/// An image in the store, which keeps it from being removed while the value lives.
+#[derive(Debug)]
+pub struct StoredImage {
+    /// The digest of the configuration.
+    pub id: Digest,
+    /// The configuration.
+    pub config: ImageConfiguration,
+    /// The files of its root file system.
+    pub root: RootTree,
+    /// The directory, under a shared lock.
+    lease: File,
+}
+
+impl StoredImage {
+    /// The open directory whose shared lock is the lease; a process that inherits it keeps it.
+    #[must_use]
+    pub fn lease(&self) -> &File {
+        &self.lease
+    }
+}
+
+/// The files that make a root file system when they are mapped into one window.
+#[derive(Debug)]
+pub struct RootTree {
+    /// The parts, in the order of their offsets; the first holds the superblock.
+    pub parts: Vec<RootPart>,
+    /// Length of the window: whole huge pages.
+    pub size_bytes: u64,
+}
+
+/// One file of a root file system.
+#[derive(Debug)]
+pub struct RootPart {
+    /// The file.
+    pub file: File,
+    /// Where its first byte belongs in the window: on a huge page.
+    pub window_offset_bytes: u64,
+    /// Its length: whole pages.
+    pub length_bytes: u64,
+}
+
+impl Store {
+    /// Opens a store; makes its directories if they are missing.
+    ///
+    /// # Errors
+    /// If they cannot be made.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let store = Self {
+            root: root.to_owned(),
+        };
+        for directory in ["images", "layers", "sources", "imports", "tmp"] {
+            disk::make_directory(&store.root.join(directory))?;
+        }
+        store.clean_up_after_crashes()?;
+        Ok(store)
+    }
+
+    /// The directory of the store.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn image_directory(&self, id: Digest) -> PathBuf {
+        self.root.join("images").join(id.hex())
+    }
+
+    fn layer_directory(&self, diff_id: Digest) -> PathBuf {
+        self.root.join("layers").join(diff_id.hex())
+    }
+}
