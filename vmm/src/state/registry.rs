@@ -53,6 +53,8 @@ pub struct Registry {
 /// What a machine is created from.
 #[derive(Clone, Debug)]
 pub struct NewMachine {
+    /// A fresh id, known before so that the machine can be named by it inside.
+    pub id: MachineId,
     /// The name that was asked for; one is made up otherwise.
     pub name: Option<MachineName>,
     /// The image.
@@ -131,7 +133,7 @@ impl Registry {
     /// [`StateError::NameTaken`], or what failed. Nothing stays behind then.
     pub fn create(&self, new: NewMachine) -> Result<(OwnedMachine, ControlServer), StateError> {
         let lock = self.lock_shared()?;
-        let id = MachineId::random().map_err(StateError::Random)?;
+        let id = new.id;
         let creating = self.path.join(format!("{CREATING}{id}"));
         let directory = self.path.join(id.as_str());
         let mut guard = RemoveOnDrop::new(&creating);
@@ -671,6 +673,7 @@ mod tests {
             ephemeral: bool,
         ) -> Result<OwnedMachine, StateError> {
             let new = NewMachine {
+                id: MachineId::random().unwrap(),
                 name: name.map(|name| name.parse().unwrap()),
                 image: ImageLabel {
                     reference: "app".into(),
