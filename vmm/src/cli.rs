@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::limits::{ByteSize, CpuQuota, LimitError, MemoryLimit};
 use crate::outcome::ExitCode;
@@ -25,8 +25,7 @@ use crate::workload::environment::Variable;
     name = "vmm",
     version,
     propagate_version = false,
-    subcommand_required = true,
-    arg_required_else_help = true,
+    arg_required_else_help = false,
     after_help = GENERAL_EXAMPLES
 )]
 pub struct Cli {
@@ -87,13 +86,13 @@ pub enum Command {
     /// Remove what no image name needs
     Prune(PruneArgs),
     /// Manage images
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = false)]
     Image(ImageCommand),
     /// Show what vmm uses of this host
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = false)]
     System(SystemCommand),
     /// Manage guest images (the kernel and the agent of the machines)
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = false)]
     Guest(GuestCommand),
     /// Say what this host can do, and what is missing
     Doctor(DoctorArgs),
@@ -241,11 +240,7 @@ pub struct RunArgs {
     pub help: Option<bool>,
 
     /// The image's name unless --image is given, then the command and its arguments
-    #[arg(
-        value_name = "NAME|COMMAND",
-        trailing_var_arg = true,
-        required_unless_present = "image"
-    )]
+    #[arg(value_name = "NAME|COMMAND", trailing_var_arg = true)]
     pub words: Vec<String>,
 }
 
@@ -275,7 +270,7 @@ impl RunArgs {
         }
         let (name, command) = match self.words.split_first() {
             Some((name, command)) => (name.as_str(), command),
-            // The parser requires a word where there is no --image.
+            // `parse` lets nobody get here.
             None => ("", [].as_slice()),
         };
         let command = match command.split_first() {
@@ -628,7 +623,16 @@ pub struct ManArgs {
 /// A report with exit code 125 for what cannot be understood. Help and version, when asked for,
 /// have been printed then, and the report says nothing more.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Report> {
-    Cli::try_parse_from(arguments).map_err(|error| report_of(&error))
+    let cli = Cli::try_parse_from(arguments).map_err(|error| report_of(&error))?;
+    match &cli.command {
+        Command::Run(arguments) if arguments.image.is_none() && arguments.words.is_empty() => {
+            let error = UsageError("no image was named".to_owned());
+            Err(Report::new(error).with_help(
+                "give a name that `vmm images` lists, or a file: vmm run --image app.oci",
+            ))
+        }
+        _ => Ok(cli),
+    }
 }
 
 /// Says in our way what the parser found.
@@ -640,11 +644,8 @@ fn report_of(error: &clap::Error) -> Report {
                 Err(error) => Report::of_output(error),
             };
         }
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            return match error.print() {
-                Ok(()) => Report::printed(ExitCode::APPLIANCE_FAILED),
-                Err(error) => Report::of_output(error),
-            };
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            return missing_command(error);
         }
         _ => {}
     }
@@ -664,6 +665,33 @@ fn report_of(error: &clap::Error) -> Report {
     };
     let help = help.unwrap_or_else(|| "add --help to see what the command takes".to_owned());
     Report::new(UsageError(sentence)).with_help(help)
+}
+
+/// Says which commands there are.
+fn missing_command(error: &clap::Error) -> Report {
+    let mut sentence = "no command was given".to_owned();
+    if let Some(ContextValue::Strings(known)) = error.get(ContextKind::ValidSubcommand)
+        && let Some(shown) = shown_commands(&Cli::command(), known)
+    {
+        sentence.push_str(": there are ");
+        sentence.push_str(&shown.join(", "));
+    }
+    Report::new(UsageError(sentence)).with_help("add --help to see what they do")
+}
+
+/// Of the commands that the parser knows at some place, aliases among them, finds those that help lists there.
+fn shown_commands(command: &clap::Command, known: &[String]) -> Option<Vec<String>> {
+    let shown: Vec<String> = command
+        .get_subcommands()
+        .filter(|subcommand| !subcommand.is_hide_set())
+        .map(|subcommand| subcommand.get_name().to_owned())
+        .collect();
+    if !shown.is_empty() && shown.iter().all(|name| known.contains(name)) {
+        return Some(shown);
+    }
+    command
+        .get_subcommands()
+        .find_map(|subcommand| shown_commands(subcommand, known))
 }
 
 /// Joins the words of a text that was broken into lines.
@@ -781,8 +809,6 @@ mod tests {
 
     #[test]
     fn the_parser_is_well_formed() {
-        use clap::CommandFactory;
-
         Cli::command().debug_assert();
     }
 
@@ -889,10 +915,15 @@ mod tests {
     #[test]
     fn usage_errors_are_one_sentence_with_help() {
         assert_eq!(
-            refusal(&["run"]),
-            "vmm: the following required arguments were not provided: <NAME|COMMAND>...\n\
+            refusal(&["kill"]),
+            "vmm: the following required arguments were not provided: <MACHINE>...\n\
              help: add --help to see what the command takes"
         );
+        assert!(
+            refusal(&["guest"])
+                .starts_with("vmm: no command was given: there are list, use, rollback\nhelp: ")
+        );
+        assert!(refusal(&["run"]).starts_with("vmm: no image was named\nhelp: "));
         assert!(refusal(&["run", "--imag", "x"]).contains("'--image'"));
         assert!(refusal(&["run", "--workdir", "tmp", "app"]).contains("'tmp' is no absolute path"));
         assert!(refusal(&["run", "--hostname", "-", "app"]).contains("'-' is no host name"));

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Longest name in bytes: what a file name can hold.
-const MAX_BYTES: usize = 255;
+/// Longest name in bytes: what a file name can hold beside the `@` that marks it.
+const MAX_BYTES: usize = 254;
 
 /// A machine's name: a letter or digit, then at least one more letter, digit, `_`, `.` or `-` (docker's rule).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

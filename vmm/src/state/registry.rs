@@ -7,14 +7,14 @@
 //!     lock                flock held by the monitor for as long as it lives
 //!     control.sock        the monitor's control socket
 //!     console.log         the guest kernel's log
-//!   names/<name>          symlink to ../<64 digits>: making it is what makes a name unique
+//!   @<name>               symlink to <64 digits>: making it is what makes a name unique
 //!   .creating-… .removing-…   what is not yet or no longer a machine
 //! ```
 //!
 //! There is no daemon. A machine is alive if its lock is held: a pid says nothing after a crash.
-//! The directory itself is locked, too: shared by who creates or looks, exclusively by who removes.
-//! So nobody takes a machine that is half created for one that was left behind, and nobody who
-//! only looks at a lock is taken for a monitor.
+//! The directory itself is locked, too, for moments: shared by who creates or looks, exclusively by
+//! who removes what others left. So nobody takes a machine that is half created for one that was
+//! left behind, and nobody who only looks at a lock is taken for a monitor.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
@@ -35,8 +35,8 @@ use crate::report::Help;
 const LOCK: &str = "lock";
 /// The guest kernel's log.
 const CONSOLE_LOG: &str = "console.log";
-/// The directory of names.
-const NAMES: &str = "names";
+/// Begins the link of a name.
+const NAME: char = '@';
 /// Begins the name of a directory that is no machine yet.
 const CREATING: &str = ".creating-";
 /// Begins the name of a directory that is no machine any more.
@@ -53,7 +53,7 @@ pub struct Registry {
 /// What a machine is created from.
 #[derive(Clone, Debug)]
 pub struct NewMachine {
-    /// Its id, fresh from [`MachineId::random`].
+    /// A fresh id, known before so that the machine can be named by it inside.
     pub id: MachineId,
     /// The name that was asked for; one is made up otherwise.
     pub name: Option<MachineName>,
@@ -118,7 +118,7 @@ impl Registry {
     ///
     /// [`StateError::Directories`] if it cannot be created.
     pub fn open(path: &Path) -> Result<Self, StateError> {
-        create_private(&path.join(NAMES))?;
+        create_private(path)?;
         Ok(Self {
             path: path.to_owned(),
         })
@@ -180,14 +180,16 @@ impl Registry {
 
     /// Makes `name` point at a machine.
     fn take_name(&self, name: &MachineName, id: &MachineId) -> Result<(), StateError> {
-        let link = self.path.join(NAMES).join(name.as_str());
-        let target = Path::new("..").join(id.as_str());
+        let link = self.name_link(name);
+        let target = id.as_str();
         let failed = |source| StateError::file("create", &link, source);
-        match symlink(&target, &link) {
+        let lock = self.lock_shared()?;
+        match symlink(target, &link) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             other => return other.map_err(failed),
         }
-        // Somebody has it, or had it and is gone. Under the exclusive lock the two can be told apart.
+        drop(lock);
+        // Somebody has it, or had it and is gone. Under the exclusive lock nobody else takes it meanwhile.
         let _lock = self.lock_exclusive()?;
         if let Some(holder) = self.holder_of(name)? {
             if !holder.is_leftover() {
@@ -202,19 +204,7 @@ impl Registry {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
-        match symlink(&target, &link) {
-            // Who creates a name holds no lock: another one came between. It is alive.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                match self.holder_of(name)? {
-                    Some(holder) => Err(StateError::NameTaken {
-                        name: name.clone(),
-                        id: holder.record.id,
-                    }),
-                    None => Err(failed(error)),
-                }
-            }
-            other => other.map_err(failed),
-        }
+        symlink(target, &link).map_err(failed)
     }
 
     /// Makes names up until one is free and writes it into the record.
@@ -234,19 +224,19 @@ impl Registry {
         }
     }
 
+    fn name_link(&self, name: &MachineName) -> PathBuf {
+        self.path.join(format!("{NAME}{name}"))
+    }
+
     /// Returns the machine that a name points at.
     fn holder_of(&self, name: &MachineName) -> Result<Option<Machine>, StateError> {
-        let link = self.path.join(NAMES).join(name.as_str());
+        let link = self.name_link(name);
         let target = match fs::read_link(&link) {
             Ok(target) => target,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StateError::file("read", &link, error)),
         };
-        let id = target
-            .file_name()
-            .and_then(|id| id.to_str())
-            .and_then(|id| id.parse().ok());
-        match id {
+        match target.to_str().and_then(|id| id.parse().ok()) {
             Some(id) => self.read(&id),
             None => Ok(None),
         }
@@ -345,8 +335,12 @@ impl Registry {
             }
         }
         for entry in self.entries()? {
+            let path = self.path.join(&entry);
             if entry.starts_with(CREATING) || entry.starts_with(REMOVING) {
-                remove_tree(&self.path.join(entry))?;
+                remove_tree(&path)?;
+            } else if entry.starts_with(NAME) && !path.exists() {
+                fs::remove_file(&path)
+                    .map_err(|source| StateError::file("remove", &path, source))?;
             }
         }
         Ok(removed)
@@ -385,9 +379,8 @@ impl Registry {
     fn remove_directory(&self, id: &MachineId) -> Result<(), StateError> {
         let directory = self.path.join(id.as_str());
         if let Ok(Some(record)) = Record::read(&directory) {
-            let link = self.path.join(NAMES).join(record.name.as_str());
-            let is_ours =
-                fs::read_link(&link).is_ok_and(|it| it.file_name() == Some(id.as_str().as_ref()));
+            let link = self.name_link(&record.name);
+            let is_ours = fs::read_link(&link).is_ok_and(|it| it == Path::new(id.as_str()));
             if is_ours {
                 fs::remove_file(&link)
                     .map_err(|source| StateError::file("remove", &link, source))?;
@@ -706,13 +699,7 @@ mod tests {
         }
 
         fn entries(&self) -> Vec<String> {
-            let mut entries = self.registry.entries().unwrap();
-            entries.extend(
-                fs::read_dir(self.registry.path.join(NAMES))
-                    .unwrap()
-                    .map(|entry| entry.unwrap().file_name().into_string().unwrap()),
-            );
-            entries
+            self.registry.entries().unwrap()
         }
     }
 
@@ -743,7 +730,7 @@ mod tests {
         finished.finish(&Outcome::Exited(0)).unwrap();
         drop(dropped);
 
-        assert_eq!(fixture.entries(), [NAMES]);
+        assert!(fixture.entries().is_empty());
     }
 
     #[test]
@@ -770,7 +757,7 @@ mod tests {
         assert_eq!(found.condition(), Condition::Dead);
         assert_eq!(fixture.registry.clean().unwrap(), 0);
         fixture.registry.remove(&found.record.id).unwrap();
-        assert_eq!(fixture.entries(), [NAMES]);
+        assert!(fixture.entries().is_empty());
     }
 
     #[test]
@@ -796,10 +783,11 @@ mod tests {
         fs::create_dir(fixture.registry.path.join(format!("{CREATING}{id}"))).unwrap();
         fs::create_dir(fixture.registry.path.join(format!("{REMOVING}{id}"))).unwrap();
         fs::create_dir(fixture.registry.path.join(id.as_str())).unwrap();
+        symlink("nowhere", fixture.registry.path.join("@web")).unwrap();
 
         fixture.registry.clean().unwrap();
 
-        assert_eq!(fixture.entries(), [NAMES]);
+        assert!(fixture.entries().is_empty());
     }
 
     #[test]
@@ -899,7 +887,7 @@ mod tests {
             creating.join().unwrap().unwrap();
         });
 
-        assert_eq!(fixture.entries(), [NAMES]);
+        assert!(fixture.entries().is_empty());
     }
 
     #[test]
