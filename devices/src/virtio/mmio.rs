@@ -328,7 +328,7 @@ impl MmioTransport {
     }
 
     /// The driver may take what was offered, and must take `VIRTIO_F_VERSION_1` (VirtIO 1.2
-    /// section 6.1: a device may refuse to work without it).
+    /// section 6.2: a device may refuse to work without it).
     fn accepts(&self, driver_features: u64) -> bool {
         driver_features & !self.facts.features == 0
             && driver_features & (1 << VIRTIO_F_VERSION_1) != 0

@@ -2,8 +2,8 @@
 //!
 //! Each device is one folder with the same three files: the device (`mod.rs`: configuration space,
 //! wiring), its worker on the event loop (`worker.rs`), and the processing of its queues
-//! (`queue.rs`), which knows neither threads nor descriptors of the host and is tested with a mock
-//! driver. The list of devices stands here, once.
+//! (`queue.rs`), which knows neither threads nor events and is tested with a driver in memory; what
+//! else a device needs stands beside them. The list of devices stands here, once.
 
 pub mod block;
 pub mod mmio;

@@ -120,7 +120,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Makes a connection that is to be requested of the guest; `stream` does not block.
+    /// Makes a connection that is to be requested of the guest.
     pub(super) fn dialled(ports: Ports, stream: UnixStream) -> Self {
         Self {
             ports,
@@ -242,9 +242,10 @@ impl Connection {
 
     /// Writes what is buffered to the stream, as far as it takes it.
     fn flush(&mut self) {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         while !self.host_done_receiving && !self.buffer.is_empty() {
             let (first, _) = self.buffer.as_slices();
-            match rustix::net::send(&self.stream, first, SendFlags::NOSIGNAL) {
+            match rustix::net::send(&self.stream, first, flags) {
                 Ok(count) => {
                     self.buffer.drain(..count);
                     self.count_forwarded(count);

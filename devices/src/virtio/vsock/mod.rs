@@ -57,7 +57,7 @@ pub enum DialError {
         /// The port.
         port: u32,
     },
-    /// The stream or the device's event descriptor failed.
+    /// The device's event descriptor failed.
     #[error("the dial of port {port} failed")]
     Descriptor {
         /// The port.
@@ -92,15 +92,15 @@ impl Dialer {
     ///
     /// Returns [`DialError`] if the device does not take the stream.
     pub fn connect(&self, port: u32, stream: UnixStream) -> Result<(), DialError> {
-        let failed = |source| DialError::Descriptor { port, source };
-        stream.set_nonblocking(true).map_err(failed)?;
         self.dials
             .try_send(Dial { port, stream })
             .map_err(|error| match error {
                 TrySendError::Full(_) => DialError::TooMany { port },
                 TrySendError::Disconnected(_) => DialError::Gone { port },
             })?;
-        self.event.write(1).map_err(failed)
+        self.event
+            .write(1)
+            .map_err(|source| DialError::Descriptor { port, source })
     }
 }
 

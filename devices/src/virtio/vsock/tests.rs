@@ -180,7 +180,6 @@ impl Bench {
     /// Dials and returns the host's end and the host port.
     fn dial(&mut self) -> (UnixStream, u32) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        theirs.set_nonblocking(true).unwrap();
         let port = self.connections.dial(PORT, theirs).unwrap().ports().host;
         self.run();
         (ours, port)
