@@ -32,35 +32,35 @@ pub const SLOT_SIZE_BYTES: u64 = 0x1000;
 pub const QUEUE_NOTIFY_OFFSET: u64 = register::QUEUE_NOTIFY;
 
 /// Offsets of the registers (VirtIO 1.2 section 4.2.2, "MMIO Device Register Layout").
-mod register {
-    pub(super) const MAGIC_VALUE: u64 = 0x000;
-    pub(super) const VERSION: u64 = 0x004;
-    pub(super) const DEVICE_ID: u64 = 0x008;
-    pub(super) const VENDOR_ID: u64 = 0x00c;
-    pub(super) const DEVICE_FEATURES: u64 = 0x010;
-    pub(super) const DEVICE_FEATURES_SEL: u64 = 0x014;
-    pub(super) const DRIVER_FEATURES: u64 = 0x020;
-    pub(super) const DRIVER_FEATURES_SEL: u64 = 0x024;
-    pub(super) const QUEUE_SEL: u64 = 0x030;
-    pub(super) const QUEUE_NUM_MAX: u64 = 0x034;
-    pub(super) const QUEUE_NUM: u64 = 0x038;
-    pub(super) const QUEUE_READY: u64 = 0x044;
-    pub(super) const QUEUE_NOTIFY: u64 = 0x050;
-    pub(super) const INTERRUPT_STATUS: u64 = 0x060;
-    pub(super) const INTERRUPT_ACK: u64 = 0x064;
-    pub(super) const STATUS: u64 = 0x070;
-    pub(super) const QUEUE_DESC_LOW: u64 = 0x080;
-    pub(super) const QUEUE_DESC_HIGH: u64 = 0x084;
-    pub(super) const QUEUE_DRIVER_LOW: u64 = 0x090;
-    pub(super) const QUEUE_DRIVER_HIGH: u64 = 0x094;
-    pub(super) const QUEUE_DEVICE_LOW: u64 = 0x0a0;
-    pub(super) const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
-    pub(super) const SHM_LEN_LOW: u64 = 0x0b0;
-    pub(super) const SHM_LEN_HIGH: u64 = 0x0b4;
-    pub(super) const SHM_BASE_LOW: u64 = 0x0b8;
-    pub(super) const SHM_BASE_HIGH: u64 = 0x0bc;
-    pub(super) const CONFIG_GENERATION: u64 = 0x0fc;
-    pub(super) const CONFIG: u64 = 0x100;
+pub(in crate::virtio) mod register {
+    pub(in crate::virtio) const MAGIC_VALUE: u64 = 0x000;
+    pub(in crate::virtio) const VERSION: u64 = 0x004;
+    pub(in crate::virtio) const DEVICE_ID: u64 = 0x008;
+    pub(in crate::virtio) const VENDOR_ID: u64 = 0x00c;
+    pub(in crate::virtio) const DEVICE_FEATURES: u64 = 0x010;
+    pub(in crate::virtio) const DEVICE_FEATURES_SEL: u64 = 0x014;
+    pub(in crate::virtio) const DRIVER_FEATURES: u64 = 0x020;
+    pub(in crate::virtio) const DRIVER_FEATURES_SEL: u64 = 0x024;
+    pub(in crate::virtio) const QUEUE_SEL: u64 = 0x030;
+    pub(in crate::virtio) const QUEUE_NUM_MAX: u64 = 0x034;
+    pub(in crate::virtio) const QUEUE_NUM: u64 = 0x038;
+    pub(in crate::virtio) const QUEUE_READY: u64 = 0x044;
+    pub(in crate::virtio) const QUEUE_NOTIFY: u64 = 0x050;
+    pub(in crate::virtio) const INTERRUPT_STATUS: u64 = 0x060;
+    pub(in crate::virtio) const INTERRUPT_ACK: u64 = 0x064;
+    pub(in crate::virtio) const STATUS: u64 = 0x070;
+    pub(in crate::virtio) const QUEUE_DESC_LOW: u64 = 0x080;
+    pub(in crate::virtio) const QUEUE_DESC_HIGH: u64 = 0x084;
+    pub(in crate::virtio) const QUEUE_DRIVER_LOW: u64 = 0x090;
+    pub(in crate::virtio) const QUEUE_DRIVER_HIGH: u64 = 0x094;
+    pub(in crate::virtio) const QUEUE_DEVICE_LOW: u64 = 0x0a0;
+    pub(in crate::virtio) const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
+    pub(in crate::virtio) const SHM_LEN_LOW: u64 = 0x0b0;
+    pub(in crate::virtio) const SHM_LEN_HIGH: u64 = 0x0b4;
+    pub(in crate::virtio) const SHM_BASE_LOW: u64 = 0x0b8;
+    pub(in crate::virtio) const SHM_BASE_HIGH: u64 = 0x0bc;
+    pub(in crate::virtio) const CONFIG_GENERATION: u64 = 0x0fc;
+    pub(in crate::virtio) const CONFIG: u64 = 0x100;
 }
 
 /// "virt" as a little-endian number (VirtIO 1.2 section 4.2.2, MagicValue).
@@ -71,13 +71,13 @@ const VERSION: u32 = 2;
 const VENDOR: u32 = 0x006d_6d76;
 
 /// The device status bits (VirtIO 1.2 section 2.1).
-mod status {
-    pub(super) const ACKNOWLEDGE: u32 = super::VIRTIO_CONFIG_S_ACKNOWLEDGE;
-    pub(super) const DRIVER: u32 = super::VIRTIO_CONFIG_S_DRIVER;
-    pub(super) const DRIVER_OK: u32 = super::VIRTIO_CONFIG_S_DRIVER_OK;
-    pub(super) const FEATURES_OK: u32 = super::VIRTIO_CONFIG_S_FEATURES_OK;
-    pub(super) const NEEDS_RESET: u32 = super::VIRTIO_CONFIG_S_NEEDS_RESET;
-    pub(super) const FAILED: u32 = super::VIRTIO_CONFIG_S_FAILED;
+pub(in crate::virtio) mod status {
+    pub(in crate::virtio) const ACKNOWLEDGE: u32 = super::VIRTIO_CONFIG_S_ACKNOWLEDGE;
+    pub(in crate::virtio) const DRIVER: u32 = super::VIRTIO_CONFIG_S_DRIVER;
+    pub(in crate::virtio) const DRIVER_OK: u32 = super::VIRTIO_CONFIG_S_DRIVER_OK;
+    pub(in crate::virtio) const FEATURES_OK: u32 = super::VIRTIO_CONFIG_S_FEATURES_OK;
+    pub(in crate::virtio) const NEEDS_RESET: u32 = super::VIRTIO_CONFIG_S_NEEDS_RESET;
+    pub(in crate::virtio) const FAILED: u32 = super::VIRTIO_CONFIG_S_FAILED;
 }
 
 /// The features of the ring and the transport, offered for every device (VirtIO 1.2 section 6).

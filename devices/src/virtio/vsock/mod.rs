@@ -9,6 +9,8 @@ mod queue;
 mod worker;
 
 #[cfg(test)]
+mod loop_tests;
+#[cfg(test)]
 mod tests;
 
 use std::io;
