@@ -25,10 +25,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupt::Interrupt;
 
-/// The guest's RAM as the devices see it.
+/// The guest's memory as the devices see it.
 ///
-/// Every region is readable *and writable* in this process: a device copies to wherever the guest
-/// says. A read-only window (pmem) must not be part of it.
+/// Every region is mapped readable *and writable* in this process, because a device copies to
+/// wherever the guest says. A window that is read-only to the guest may be part of it, since a
+/// driver may send straight out of a file that is mapped there; it must then be a private mapping.
 pub type GuestRam = GuestMemoryMmap<()>;
 
 /// The device types that exist here (VirtIO 1.2 section 5, "Device Types").
@@ -117,7 +118,7 @@ pub trait Worker: MutEventSubscriber + Send {
 /// Everything that a device is handed to run.
 #[derive(Debug)]
 pub struct Activation {
-    /// The guest's RAM.
+    /// The guest's memory.
     pub memory: GuestRam,
     /// The queues, in order, with the descriptor that the guest's notifications arrive on.
     pub queues: Vec<ActiveQueue>,

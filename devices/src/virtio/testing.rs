@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -78,6 +78,7 @@ pub(crate) struct DriverQueue {
     chains: std::collections::HashMap<u16, Vec<u16>>,
     next_avail: u16,
     next_used: u16,
+    notified_at: u16,
 }
 
 impl DriverQueue {
@@ -91,6 +92,7 @@ impl DriverQueue {
             chains: std::collections::HashMap::new(),
             next_avail: 0,
             next_used: 0,
+            notified_at: 0,
         }
     }
 
@@ -125,6 +127,21 @@ impl DriverQueue {
 
     pub(crate) fn free_descriptors(&self) -> usize {
         self.free.len()
+    }
+
+    /// Whether the device wants to hear of what was added since the last call (VirtIO 1.2 section
+    /// 2.7.10, "Available Buffer Notification Suppression").
+    pub(crate) fn should_notify(&mut self, event_idx: bool) -> bool {
+        fence(Ordering::SeqCst);
+        let read = |address| -> u16 { self.memory.read_obj(GuestAddress(address)).unwrap() };
+        let added = self.next_avail.wrapping_sub(self.notified_at);
+        self.notified_at = self.next_avail;
+        if event_idx {
+            let event = read(self.used() + 4 + u64::from(self.size) * 8);
+            self.next_avail.wrapping_sub(event).wrapping_sub(1) < added
+        } else {
+            read(self.used()) & 1 == 0
+        }
     }
 
     /// Returns the head that the next chain will have.

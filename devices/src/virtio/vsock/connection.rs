@@ -443,4 +443,9 @@ impl Connection {
             fwd_cnt: self.fwd_cnt.0,
         }
     }
+
+    #[cfg(test)]
+    pub(super) fn is_within_bounds(&self) -> bool {
+        u32::try_from(self.buffer.len()).is_ok_and(|length| length <= BUFFER_BYTES)
+    }
 }

@@ -24,11 +24,13 @@ fn buffer(base: u64, head: u16) -> u64 {
     base + u64::from(head) * u64::from(BUFFER_BYTES)
 }
 
-/// A guest that accepts every connection and sends back what it gets, to the end.
+/// A guest that accepts every connection and sends back what it gets, to the end; it notifies the
+/// device only when the device asked for it.
 struct EchoGuest<'a> {
     machine: &'a Machine,
     rx: DriverQueue,
     tx: DriverQueue,
+    event_idx: bool,
     /// By host port: how much was sent back.
     echoed: HashMap<u32, u32>,
     /// Host ports of connections that were reset by the device, in order.
@@ -46,6 +48,7 @@ impl<'a> EchoGuest<'a> {
             machine,
             rx,
             tx,
+            event_idx: features != 0,
             echoed: HashMap::new(),
             resets: Vec::new(),
         };
@@ -60,7 +63,9 @@ impl<'a> EchoGuest<'a> {
             .rx
             .add(&[writable(buffer(RX_BASE, head), BUFFER_BYTES)]);
         assert_eq!(posted, head);
-        self.machine.write(register::QUEUE_NOTIFY, 0);
+        if self.rx.should_notify(self.event_idx) {
+            self.machine.write(register::QUEUE_NOTIFY, 0);
+        }
     }
 
     /// Receives one packet and answers it; `false` if there is none.
@@ -110,7 +115,9 @@ impl<'a> EchoGuest<'a> {
             .unwrap();
         let length = u32::try_from(packet.len()).unwrap();
         self.tx.add(&[readable(address, length)]);
-        self.machine.write(register::QUEUE_NOTIFY, 1);
+        if self.tx.should_notify(self.event_idx) {
+            self.machine.write(register::QUEUE_NOTIFY, 1);
+        }
     }
 
     /// Echoes until `done`.
