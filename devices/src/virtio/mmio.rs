@@ -137,6 +137,7 @@ struct Facts {
 /// What the driver changes.
 #[derive(Debug)]
 struct Registers {
+    /// The bits that the driver set; [`MmioTransport::status`] is what it reads.
     status: u32,
     device_features_select: u32,
     driver_features_select: u32,
@@ -235,6 +236,10 @@ impl MmioTransport {
     }
 
     fn read_register(&self, offset: u64) -> u32 {
+        if offset == register::INTERRUPT_STATUS {
+            // Read on every interrupt, without the lock.
+            return self.interrupt.pending();
+        }
         let registers = self.registers();
         match offset {
             register::MAGIC_VALUE => MAGIC,
@@ -250,8 +255,7 @@ impl MmioTransport {
             register::QUEUE_READY => registers
                 .selected_queue()
                 .map_or(0, |queue| u32::from(queue.ready())),
-            register::INTERRUPT_STATUS => self.interrupt.pending(),
-            register::STATUS => registers.status,
+            register::STATUS => self.status(&registers),
             // No device here has shared memory: all ones say so (VirtIO 1.2 section 4.2.2).
             register::SHM_LEN_LOW
             | register::SHM_LEN_HIGH
@@ -260,6 +264,16 @@ impl MmioTransport {
             // Configuration spaces do not change (contract of `VirtioDevice`).
             register::CONFIG_GENERATION => 0,
             _ => 0,
+        }
+    }
+
+    /// What the driver sees: the bits that it set, and whether it has to reset the device.
+    fn status(&self, registers: &Registers) -> u32 {
+        let is_lost = matches!(registers.stage, Stage::Lost);
+        if is_lost || self.interrupt.needs_reset() {
+            registers.status | status::NEEDS_RESET
+        } else {
+            registers.status
         }
     }
 
@@ -302,11 +316,12 @@ impl MmioTransport {
         if value == 0 {
             return self.reset(registers);
         }
-        let added = value & !registers.status;
+        let now = self.status(registers);
+        let added = value & !now;
         if added & status::FAILED != 0 {
             registers.status |= status::FAILED;
         }
-        if registers.status & (status::FAILED | status::NEEDS_RESET) != 0 {
+        if (now | added) & (status::FAILED | status::NEEDS_RESET) != 0 {
             return;
         }
         if added & status::ACKNOWLEDGE != 0 {
@@ -337,9 +352,7 @@ impl MmioTransport {
     fn activate(&self, registers: &mut Registers) {
         if let Err(reason) = self.try_activate(registers) {
             tracing::debug!(device = ?self.facts.device_type, reason, "the device did not start");
-            registers.status |= status::NEEDS_RESET;
-            // VirtIO 1.2 section 2.1.2: after DRIVER_OK the driver must be told.
-            self.interrupt.signal_configuration_change();
+            self.interrupt.signal_needs_reset();
         }
     }
 
@@ -411,11 +424,8 @@ impl MmioTransport {
             // A notification from before the reset means nothing after it.
             let _drained = notifier.read();
         }
-        self.interrupt.acknowledge(u32::MAX);
-        registers.status = match registers.stage {
-            Stage::Lost => status::NEEDS_RESET,
-            Stage::Configuring(_) | Stage::Running(_) => 0,
-        };
+        self.interrupt.clear();
+        registers.status = 0;
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -455,8 +465,8 @@ impl Registers {
 
     /// Queues are set up between `FEATURES_OK` and `DRIVER_OK` (VirtIO 1.2 section 3.1.1).
     fn queue_in_setup(&mut self) -> Option<&mut Queue> {
-        let in_setup = self.has(status::FEATURES_OK)
-            && !self.has(status::DRIVER_OK | status::FAILED | status::NEEDS_RESET);
+        let in_setup =
+            self.has(status::FEATURES_OK) && !self.has(status::DRIVER_OK | status::FAILED);
         let index = usize::try_from(self.queue_select).ok()?;
         self.queues.get_mut(index).filter(|_| in_setup)
     }

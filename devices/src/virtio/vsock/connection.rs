@@ -33,8 +33,9 @@ use crate::guest_io;
 pub(super) const BUFFER_BYTES: u32 = 256 * 1024;
 
 /// How many freed bytes are worth a packet of their own that tells the guest so. The guest never
-/// waits for less: it then still sees three quarters of the buffer as free.
-const CREDIT_UPDATE_BYTES: u32 = BUFFER_BYTES / 4;
+/// waits for less, since it still sees half of the buffer as free; and each packet costs it an
+/// interrupt.
+const CREDIT_UPDATE_BYTES: u32 = BUFFER_BYTES / 2;
 
 /// Longest payload in one packet to the guest (`VIRTIO_VSOCK_MAX_PKT_BUF_SIZE` in Linux'
 /// `include/linux/virtio_vsock.h`); the guest's buffers are usually smaller.
