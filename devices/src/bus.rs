@@ -30,7 +30,7 @@ pub trait BusAddress: Copy + fmt::Debug {
 }
 
 impl BusAddress for MmioAddress {
-    /// Physical addresses have at most 52 bits (Intel SDM volume 3A, section 4.1.4, MAXPHYADDR).
+    /// Physical addresses have at most 52 bits (Intel SDM volume 3A, "Paging", MAXPHYADDR).
     const LIMIT: u64 = 1 << 52;
 
     fn value(self) -> u64 {
@@ -39,7 +39,7 @@ impl BusAddress for MmioAddress {
 }
 
 impl BusAddress for PioAddress {
-    /// The I/O space has 64 Ki ports (Intel SDM volume 1, section 19.3).
+    /// The I/O space has 64 Ki ports (Intel SDM volume 1, "Input/Output").
     const LIMIT: u64 = 1 << 16;
 
     fn value(self) -> u64 {
@@ -223,5 +223,118 @@ impl<A: BusAddress> Bus<A> {
             .checked_sub(1)?;
         let entry = self.entries.get(index)?;
         (last < entry.end).then(|| (entry.device.as_ref(), address - entry.start))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Reads as its offsets, and remembers what is written.
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<(u64, Vec<u8>)>>);
+
+    impl BusDevice for Recorder {
+        fn read(&self, offset: u64, data: &mut [u8]) {
+            data.fill(u8::try_from(offset).unwrap());
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) {
+            self.0.lock().unwrap().push((offset, data.to_vec()));
+        }
+    }
+
+    fn bus_with(ranges: &[(u64, u64)]) -> (MmioBus, Arc<Recorder>) {
+        let recorder = Arc::new(Recorder::default());
+        let mut bus = MmioBus::new();
+        for (start, length) in ranges {
+            bus.insert(
+                MmioAddress(*start),
+                *length,
+                Arc::<Recorder>::clone(&recorder) as _,
+            )
+            .unwrap();
+        }
+        (bus, recorder)
+    }
+
+    #[test]
+    fn an_access_reaches_its_device_at_its_offset() {
+        let (bus, recorder) = bus_with(&[(0x1000, 0x100), (0x2000, 0x100)]);
+        assert!(bus.write(MmioAddress(0x2010), &[1, 2]));
+        assert_eq!(*recorder.0.lock().unwrap(), [(0x10, vec![1, 2])]);
+        let mut data = [0; 4];
+        assert!(bus.read(MmioAddress(0x10fc), &mut data));
+        assert_eq!(data, [0xfc; 4]);
+    }
+
+    #[test]
+    fn an_unclaimed_read_is_all_ones_and_counted() {
+        let (bus, _) = bus_with(&[(0x1000, 0x100)]);
+        let mut data = [0; 4];
+        assert!(!bus.read(MmioAddress(0x1100), &mut data));
+        assert_eq!(data, [0xff; 4]);
+        assert_eq!((bus.unclaimed_reads(), bus.unclaimed_writes()), (1, 0));
+    }
+
+    #[test]
+    fn an_unclaimed_write_is_ignored_and_counted() {
+        let (bus, recorder) = bus_with(&[(0x1000, 0x100)]);
+        assert!(!bus.write(MmioAddress(0xfff), &[1]));
+        assert!(recorder.0.lock().unwrap().is_empty());
+        assert_eq!((bus.unclaimed_reads(), bus.unclaimed_writes()), (0, 1));
+    }
+
+    #[test]
+    fn an_access_over_the_end_of_a_device_is_unclaimed() {
+        let (bus, _) = bus_with(&[(0x1000, 0x100), (0x1100, 0x100)]);
+        assert!(!bus.read(MmioAddress(0x10fe), &mut [0; 4]));
+        assert!(!bus.write(MmioAddress(0x10fe), &[0; 4]));
+    }
+
+    #[test]
+    fn an_access_at_the_end_of_all_addresses_is_unclaimed() {
+        let (bus, _) = bus_with(&[(0x1000, 0x100)]);
+        assert!(!bus.read(MmioAddress(u64::MAX), &mut [0; 8]));
+        assert!(!bus.write(MmioAddress(u64::MAX), &[]));
+    }
+
+    #[test]
+    fn overlapping_devices_are_refused() {
+        let (mut bus, recorder) = bus_with(&[(0x1000, 0x100)]);
+        let refused = |start, length| InsertError::Overlap {
+            start,
+            length,
+            other_start: 0x1000,
+        };
+        let mut insert = |start, length| {
+            bus.insert(
+                MmioAddress(start),
+                length,
+                Arc::<Recorder>::clone(&recorder) as _,
+            )
+        };
+        assert_eq!(insert(0x10ff, 1), Err(refused(0x10ff, 1)));
+        assert_eq!(insert(0xfff, 2), Err(refused(0xfff, 2)));
+        assert_eq!(insert(0x800, 0x1000), Err(refused(0x800, 0x1000)));
+        assert_eq!(insert(0xfff, 1), Ok(()));
+        assert_eq!(insert(0x1100, 1), Ok(()));
+    }
+
+    #[test]
+    fn ranges_that_cannot_be_are_refused() {
+        let mut bus = PioBus::new();
+        let device = Arc::new(Recorder::default());
+        let empty = bus.insert(PioAddress(5), 0, Arc::<Recorder>::clone(&device) as _);
+        assert_eq!(empty, Err(InsertError::Empty { start: 5 }));
+        let beyond = bus.insert(PioAddress(0xffff), 2, Arc::<Recorder>::clone(&device) as _);
+        let expected = InsertError::OutOfSpace {
+            start: 0xffff,
+            length: 2,
+        };
+        assert_eq!(beyond, Err(expected));
+        assert_eq!(bus.insert(PioAddress(0xffff), 1, device), Ok(()));
     }
 }

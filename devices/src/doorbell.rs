@@ -65,3 +65,41 @@ impl BusDevice for Doorbell {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn codes_are_rings() {
+        let (sender, rings) = channel();
+        let doorbell = Doorbell::new(move |ring| sender.send(ring).unwrap());
+        for code in [1_u32, 2, 3] {
+            doorbell.write(0, &code.to_le_bytes());
+        }
+        let heard: Vec<Ring> = rings.try_iter().collect();
+        assert_eq!(
+            heard,
+            [Ring::AgentReady, Ring::MachineEnd, Ring::Unknown(3)]
+        );
+    }
+
+    #[test]
+    fn only_a_word_at_the_start_rings() {
+        let (sender, rings) = channel();
+        let doorbell = Doorbell::new(move |ring| sender.send(ring).unwrap());
+        doorbell.write(0, &[1]);
+        doorbell.write(0, &1_u64.to_le_bytes());
+        doorbell.write(4, &1_u32.to_le_bytes());
+        assert_eq!(rings.try_iter().count(), 0);
+    }
+
+    #[test]
+    fn reads_are_zero() {
+        let mut data = [0xaa; 8];
+        Doorbell::new(|_| {}).read(0, &mut data);
+        assert_eq!(data, [0; 8]);
+    }
+}

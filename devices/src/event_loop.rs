@@ -158,3 +158,80 @@ impl Handle {
             })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    use super::*;
+    use crate::virtio::VirtioDevice;
+
+    /// Something on the loop that counts in an eventfd.
+    struct Echo {
+        input: EventFd,
+        output: EventFd,
+    }
+
+    impl MutEventSubscriber for Echo {
+        fn init(&mut self, ops: &mut EventOps) {
+            let events = Events::new(&self.input, event_manager::EventSet::IN);
+            ops.add(events).unwrap();
+        }
+
+        fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+            self.output.write(self.input.read().unwrap()).unwrap();
+        }
+    }
+
+    impl Worker for Echo {
+        fn stop(self: Box<Self>) -> Box<dyn VirtioDevice> {
+            unreachable!("the tests do not stop it")
+        }
+    }
+
+    fn echo() -> (Echo, EventFd, EventFd) {
+        let input = EventFd::new(EFD_NONBLOCK).unwrap();
+        let output = EventFd::new(EFD_NONBLOCK).unwrap();
+        let subscriber = Echo {
+            input: input.try_clone().unwrap(),
+            output: output.try_clone().unwrap(),
+        };
+        (subscriber, input, output)
+    }
+
+    #[test]
+    fn a_subscriber_hears_its_events() {
+        let (subscriber, input, output) = echo();
+        let mut events = EventLoop::new().unwrap();
+        events.add(Box::new(subscriber));
+        input.write(5).unwrap();
+        assert_eq!(events.run_once(1000).unwrap(), 1);
+        assert_eq!(output.read().unwrap(), 5);
+    }
+
+    #[test]
+    fn a_worker_hears_nothing_after_it_was_stopped() {
+        let (worker, input, output) = echo();
+        let mut events = EventLoop::new().unwrap();
+        let handle = events.handle();
+        std::thread::scope(|scope| {
+            let other = scope.spawn(move || {
+                let id = handle.start(Box::new(worker)).unwrap();
+                handle.stop(id).map(drop).unwrap();
+            });
+            while !other.is_finished() {
+                events.run_once(1).unwrap();
+            }
+        });
+        input.write(5).unwrap();
+        assert_eq!(events.run_once(10).unwrap(), 0);
+        assert!(output.read().is_err());
+    }
+
+    #[test]
+    fn a_loop_that_is_gone_takes_no_worker() {
+        let (worker, _input, _output) = echo();
+        let handle = EventLoop::new().unwrap().handle();
+        assert!(handle.start(Box::new(worker)).is_err());
+    }
+}

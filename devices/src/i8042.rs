@@ -4,10 +4,9 @@
 //! the controller is absent, and reads as zero: no status bit is set, so nobody waits for it.
 
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 use vm_superio::{I8042Device, Trigger};
-
-use std::sync::{Mutex, PoisonError};
 
 use crate::bus::{BusDevice, PioAddress};
 
@@ -65,5 +64,47 @@ impl BusDevice for I8042 {
             // The trigger cannot fail.
             let _ = device.write(offset, *value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn controller() -> (I8042, Arc<AtomicUsize>) {
+        let resets = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&resets);
+        let controller = I8042::new(move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+        });
+        (controller, resets)
+    }
+
+    #[test]
+    fn the_reset_command_resets() {
+        let (controller, resets) = controller();
+        controller.write(4, &[0xfe]);
+        assert_eq!(resets.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn nothing_else_resets() {
+        let (controller, resets) = controller();
+        controller.write(0, &[0xfe]);
+        controller.write(4, &[0xfd]);
+        controller.write(4, &[0xfe, 0xfe]);
+        controller.write(u64::MAX, &[0xfe]);
+        assert_eq!(resets.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn nobody_waits_for_the_controller() {
+        let (controller, _) = controller();
+        let mut status = [0xff];
+        controller.read(4, &mut status);
+        assert_eq!(status, [0]);
     }
 }

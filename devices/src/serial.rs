@@ -183,3 +183,119 @@ impl BusDevice for Serial {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::virtio::testing::CountingLine;
+
+    /// A writer that shares what it got.
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Broken;
+
+    impl Write for Broken {
+        fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn limits(tail_bytes: usize, written_bytes: u64) -> KernelLogLimits {
+        KernelLogLimits {
+            tail_bytes,
+            written_bytes,
+        }
+    }
+
+    fn serial(log: &KernelLog) -> Serial {
+        Serial::new(Arc::new(CountingLine::default()), log.clone())
+    }
+
+    fn print(serial: &Serial, text: &[u8]) {
+        for byte in text {
+            serial.write(0, &[*byte]);
+        }
+    }
+
+    #[test]
+    fn what_the_guest_prints_is_in_the_log() {
+        let log = KernelLog::new(KernelLogLimits::default(), None);
+        print(&serial(&log), b"Kernel panic");
+        assert_eq!(log.tail(), b"Kernel panic");
+    }
+
+    #[test]
+    fn a_full_tail_keeps_the_last_bytes_in_order() {
+        let log = KernelLog::new(limits(4, 0), None);
+        print(&serial(&log), b"0123456789");
+        assert_eq!(log.tail(), b"6789");
+    }
+
+    #[test]
+    fn the_writer_gets_no_more_than_its_limit() {
+        let written = Shared::default();
+        let log = KernelLog::new(limits(100, 7), Some(Box::new(written.clone())));
+        print(&serial(&log), b"0123456789");
+        assert_eq!(*written.0.lock().unwrap(), b"0123456");
+        assert_eq!(log.tail(), b"0123456789");
+    }
+
+    #[test]
+    fn a_writer_that_fails_is_given_up() {
+        let log = KernelLog::new(limits(100, 100), Some(Box::new(Broken)));
+        print(&serial(&log), b"still alive");
+        assert_eq!(log.tail(), b"still alive");
+    }
+
+    #[test]
+    fn the_transmitter_is_always_ready() {
+        let log = KernelLog::new(KernelLogLimits::default(), None);
+        let mut line_status = [0];
+        serial(&log).read(5, &mut line_status);
+        assert_eq!(line_status[0] & 0x20, 0x20);
+    }
+
+    #[test]
+    fn a_wide_read_is_all_ones() {
+        let log = KernelLog::new(KernelLogLimits::default(), None);
+        let mut data = [0; 2];
+        serial(&log).read(0, &mut data);
+        assert_eq!(data, [0xff; 2]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_access_harms_the_port(
+            accesses in proptest::collection::vec((0..8_u64, any::<u8>(), any::<bool>()), 0..500)
+        ) {
+            let log = KernelLog::new(limits(64, 0), None);
+            let serial = serial(&log);
+            for (offset, value, is_write) in accesses {
+                if is_write {
+                    serial.write(offset, &[value]);
+                } else {
+                    serial.read(offset, &mut [value]);
+                }
+            }
+            prop_assert!(log.tail().len() <= 64);
+        }
+    }
+}

@@ -32,35 +32,35 @@ pub const SLOT_SIZE_BYTES: u64 = 0x1000;
 pub const QUEUE_NOTIFY_OFFSET: u64 = register::QUEUE_NOTIFY;
 
 /// Offsets of the registers (VirtIO 1.2 section 4.2.2, "MMIO Device Register Layout").
-mod register {
-    pub(super) const MAGIC_VALUE: u64 = 0x000;
-    pub(super) const VERSION: u64 = 0x004;
-    pub(super) const DEVICE_ID: u64 = 0x008;
-    pub(super) const VENDOR_ID: u64 = 0x00c;
-    pub(super) const DEVICE_FEATURES: u64 = 0x010;
-    pub(super) const DEVICE_FEATURES_SEL: u64 = 0x014;
-    pub(super) const DRIVER_FEATURES: u64 = 0x020;
-    pub(super) const DRIVER_FEATURES_SEL: u64 = 0x024;
-    pub(super) const QUEUE_SEL: u64 = 0x030;
-    pub(super) const QUEUE_NUM_MAX: u64 = 0x034;
-    pub(super) const QUEUE_NUM: u64 = 0x038;
-    pub(super) const QUEUE_READY: u64 = 0x044;
-    pub(super) const QUEUE_NOTIFY: u64 = 0x050;
-    pub(super) const INTERRUPT_STATUS: u64 = 0x060;
-    pub(super) const INTERRUPT_ACK: u64 = 0x064;
-    pub(super) const STATUS: u64 = 0x070;
-    pub(super) const QUEUE_DESC_LOW: u64 = 0x080;
-    pub(super) const QUEUE_DESC_HIGH: u64 = 0x084;
-    pub(super) const QUEUE_DRIVER_LOW: u64 = 0x090;
-    pub(super) const QUEUE_DRIVER_HIGH: u64 = 0x094;
-    pub(super) const QUEUE_DEVICE_LOW: u64 = 0x0a0;
-    pub(super) const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
-    pub(super) const SHM_LEN_LOW: u64 = 0x0b0;
-    pub(super) const SHM_LEN_HIGH: u64 = 0x0b4;
-    pub(super) const SHM_BASE_LOW: u64 = 0x0b8;
-    pub(super) const SHM_BASE_HIGH: u64 = 0x0bc;
-    pub(super) const CONFIG_GENERATION: u64 = 0x0fc;
-    pub(super) const CONFIG: u64 = 0x100;
+pub(in crate::virtio) mod register {
+    pub(in crate::virtio) const MAGIC_VALUE: u64 = 0x000;
+    pub(in crate::virtio) const VERSION: u64 = 0x004;
+    pub(in crate::virtio) const DEVICE_ID: u64 = 0x008;
+    pub(in crate::virtio) const VENDOR_ID: u64 = 0x00c;
+    pub(in crate::virtio) const DEVICE_FEATURES: u64 = 0x010;
+    pub(in crate::virtio) const DEVICE_FEATURES_SEL: u64 = 0x014;
+    pub(in crate::virtio) const DRIVER_FEATURES: u64 = 0x020;
+    pub(in crate::virtio) const DRIVER_FEATURES_SEL: u64 = 0x024;
+    pub(in crate::virtio) const QUEUE_SEL: u64 = 0x030;
+    pub(in crate::virtio) const QUEUE_NUM_MAX: u64 = 0x034;
+    pub(in crate::virtio) const QUEUE_NUM: u64 = 0x038;
+    pub(in crate::virtio) const QUEUE_READY: u64 = 0x044;
+    pub(in crate::virtio) const QUEUE_NOTIFY: u64 = 0x050;
+    pub(in crate::virtio) const INTERRUPT_STATUS: u64 = 0x060;
+    pub(in crate::virtio) const INTERRUPT_ACK: u64 = 0x064;
+    pub(in crate::virtio) const STATUS: u64 = 0x070;
+    pub(in crate::virtio) const QUEUE_DESC_LOW: u64 = 0x080;
+    pub(in crate::virtio) const QUEUE_DESC_HIGH: u64 = 0x084;
+    pub(in crate::virtio) const QUEUE_DRIVER_LOW: u64 = 0x090;
+    pub(in crate::virtio) const QUEUE_DRIVER_HIGH: u64 = 0x094;
+    pub(in crate::virtio) const QUEUE_DEVICE_LOW: u64 = 0x0a0;
+    pub(in crate::virtio) const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
+    pub(in crate::virtio) const SHM_LEN_LOW: u64 = 0x0b0;
+    pub(in crate::virtio) const SHM_LEN_HIGH: u64 = 0x0b4;
+    pub(in crate::virtio) const SHM_BASE_LOW: u64 = 0x0b8;
+    pub(in crate::virtio) const SHM_BASE_HIGH: u64 = 0x0bc;
+    pub(in crate::virtio) const CONFIG_GENERATION: u64 = 0x0fc;
+    pub(in crate::virtio) const CONFIG: u64 = 0x100;
 }
 
 /// "virt" as a little-endian number (VirtIO 1.2 section 4.2.2, MagicValue).
@@ -71,13 +71,13 @@ const VERSION: u32 = 2;
 const VENDOR: u32 = 0x006d_6d76;
 
 /// The device status bits (VirtIO 1.2 section 2.1).
-mod status {
-    pub(super) const ACKNOWLEDGE: u32 = super::VIRTIO_CONFIG_S_ACKNOWLEDGE;
-    pub(super) const DRIVER: u32 = super::VIRTIO_CONFIG_S_DRIVER;
-    pub(super) const DRIVER_OK: u32 = super::VIRTIO_CONFIG_S_DRIVER_OK;
-    pub(super) const FEATURES_OK: u32 = super::VIRTIO_CONFIG_S_FEATURES_OK;
-    pub(super) const NEEDS_RESET: u32 = super::VIRTIO_CONFIG_S_NEEDS_RESET;
-    pub(super) const FAILED: u32 = super::VIRTIO_CONFIG_S_FAILED;
+pub(in crate::virtio) mod status {
+    pub(in crate::virtio) const ACKNOWLEDGE: u32 = super::VIRTIO_CONFIG_S_ACKNOWLEDGE;
+    pub(in crate::virtio) const DRIVER: u32 = super::VIRTIO_CONFIG_S_DRIVER;
+    pub(in crate::virtio) const DRIVER_OK: u32 = super::VIRTIO_CONFIG_S_DRIVER_OK;
+    pub(in crate::virtio) const FEATURES_OK: u32 = super::VIRTIO_CONFIG_S_FEATURES_OK;
+    pub(in crate::virtio) const NEEDS_RESET: u32 = super::VIRTIO_CONFIG_S_NEEDS_RESET;
+    pub(in crate::virtio) const FAILED: u32 = super::VIRTIO_CONFIG_S_FAILED;
 }
 
 /// The features of the ring and the transport, offered for every device (VirtIO 1.2 section 6).
@@ -137,6 +137,7 @@ struct Facts {
 /// What the driver changes.
 #[derive(Debug)]
 struct Registers {
+    /// The bits that the driver set; [`MmioTransport::status`] is what it reads.
     status: u32,
     device_features_select: u32,
     driver_features_select: u32,
@@ -235,6 +236,10 @@ impl MmioTransport {
     }
 
     fn read_register(&self, offset: u64) -> u32 {
+        if offset == register::INTERRUPT_STATUS {
+            // Read on every interrupt, without the lock.
+            return self.interrupt.pending();
+        }
         let registers = self.registers();
         match offset {
             register::MAGIC_VALUE => MAGIC,
@@ -250,8 +255,7 @@ impl MmioTransport {
             register::QUEUE_READY => registers
                 .selected_queue()
                 .map_or(0, |queue| u32::from(queue.ready())),
-            register::INTERRUPT_STATUS => self.interrupt.pending(),
-            register::STATUS => registers.status,
+            register::STATUS => self.status(&registers),
             // No device here has shared memory: all ones say so (VirtIO 1.2 section 4.2.2).
             register::SHM_LEN_LOW
             | register::SHM_LEN_HIGH
@@ -260,6 +264,16 @@ impl MmioTransport {
             // Configuration spaces do not change (contract of `VirtioDevice`).
             register::CONFIG_GENERATION => 0,
             _ => 0,
+        }
+    }
+
+    /// What the driver sees: the bits that it set, and whether it has to reset the device.
+    fn status(&self, registers: &Registers) -> u32 {
+        let is_lost = matches!(registers.stage, Stage::Lost);
+        if is_lost || self.interrupt.needs_reset() {
+            registers.status | status::NEEDS_RESET
+        } else {
+            registers.status
         }
     }
 
@@ -302,11 +316,12 @@ impl MmioTransport {
         if value == 0 {
             return self.reset(registers);
         }
-        let added = value & !registers.status;
+        let now = self.status(registers);
+        let added = value & !now;
         if added & status::FAILED != 0 {
             registers.status |= status::FAILED;
         }
-        if registers.status & (status::FAILED | status::NEEDS_RESET) != 0 {
+        if (now | added) & (status::FAILED | status::NEEDS_RESET) != 0 {
             return;
         }
         if added & status::ACKNOWLEDGE != 0 {
@@ -328,7 +343,7 @@ impl MmioTransport {
     }
 
     /// The driver may take what was offered, and must take `VIRTIO_F_VERSION_1` (VirtIO 1.2
-    /// section 6.1: a device may refuse to work without it).
+    /// section 6.2: a device may refuse to work without it).
     fn accepts(&self, driver_features: u64) -> bool {
         driver_features & !self.facts.features == 0
             && driver_features & (1 << VIRTIO_F_VERSION_1) != 0
@@ -337,9 +352,7 @@ impl MmioTransport {
     fn activate(&self, registers: &mut Registers) {
         if let Err(reason) = self.try_activate(registers) {
             tracing::debug!(device = ?self.facts.device_type, reason, "the device did not start");
-            registers.status |= status::NEEDS_RESET;
-            // VirtIO 1.2 section 2.1.2: after DRIVER_OK the driver must be told.
-            self.interrupt.signal_configuration_change();
+            self.interrupt.signal_needs_reset();
         }
     }
 
@@ -411,11 +424,8 @@ impl MmioTransport {
             // A notification from before the reset means nothing after it.
             let _drained = notifier.read();
         }
-        self.interrupt.acknowledge(u32::MAX);
-        registers.status = match registers.stage {
-            Stage::Lost => status::NEEDS_RESET,
-            Stage::Configuring(_) | Stage::Running(_) => 0,
-        };
+        self.interrupt.clear();
+        registers.status = 0;
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -455,8 +465,8 @@ impl Registers {
 
     /// Queues are set up between `FEATURES_OK` and `DRIVER_OK` (VirtIO 1.2 section 3.1.1).
     fn queue_in_setup(&mut self) -> Option<&mut Queue> {
-        let in_setup = self.has(status::FEATURES_OK)
-            && !self.has(status::DRIVER_OK | status::FAILED | status::NEEDS_RESET);
+        let in_setup =
+            self.has(status::FEATURES_OK) && !self.has(status::DRIVER_OK | status::FAILED);
         let index = usize::try_from(self.queue_select).ok()?;
         self.queues.get_mut(index).filter(|_| in_setup)
     }

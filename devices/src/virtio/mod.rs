@@ -2,8 +2,8 @@
 //!
 //! Each device is one folder with the same three files: the device (`mod.rs`: configuration space,
 //! wiring), its worker on the event loop (`worker.rs`), and the processing of its queues
-//! (`queue.rs`), which knows neither threads nor descriptors of the host and is tested with a mock
-//! driver. The list of devices stands here, once.
+//! (`queue.rs`), which knows neither threads nor events and is tested with a driver in memory; what
+//! else a device needs stands beside them. The list of devices stands here, once.
 
 pub mod block;
 pub mod mmio;
@@ -15,7 +15,7 @@ pub(crate) mod testing;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use event_manager::MutEventSubscriber;
 use thiserror::Error;
@@ -25,10 +25,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupt::Interrupt;
 
-/// The guest's RAM as the devices see it.
+/// The guest's memory as the devices see it.
 ///
-/// Every region is readable *and writable* in this process: a device copies to wherever the guest
-/// says. A read-only window (pmem) must not be part of it.
+/// Every region is mapped readable *and writable* in this process, because a device copies to
+/// wherever the guest says. A window that is read-only to the guest may be part of it, since a
+/// driver may send straight out of a file that is mapped there; it must then be a private mapping.
 pub type GuestRam = GuestMemoryMmap<()>;
 
 /// The device types that exist here (VirtIO 1.2 section 5, "Device Types").
@@ -117,7 +118,7 @@ pub trait Worker: MutEventSubscriber + Send {
 /// Everything that a device is handed to run.
 #[derive(Debug)]
 pub struct Activation {
-    /// The guest's RAM.
+    /// The guest's memory.
     pub memory: GuestRam,
     /// The queues, in order, with the descriptor that the guest's notifications arrive on.
     pub queues: Vec<ActiveQueue>,
@@ -138,7 +139,16 @@ pub struct ActiveQueue {
 
 impl ActiveQueue {
     /// Interrupts the guest if it wants that, and comes back to the queue if there is more in it.
-    fn finish_turn(&self, turn: Turn, interrupt: &DeviceInterrupt) {
+    ///
+    /// A ring that cannot be used needs a reset; until then each notification fails the same way.
+    fn finish_turn(&self, turn: Result<Turn, QueueError>, interrupt: &DeviceInterrupt) {
+        let turn = match turn {
+            Ok(turn) => turn,
+            Err(error) => {
+                tracing::debug!(%error, "a queue of the guest is broken");
+                return interrupt.signal_needs_reset();
+            }
+        };
         if turn.interrupt {
             interrupt.signal_used_buffer();
         }
@@ -149,7 +159,7 @@ impl ActiveQueue {
     }
 }
 
-/// A ring that the guest has made unusable; the device leaves it alone until something changes.
+/// A ring that the guest has made unusable.
 #[derive(Debug, Error)]
 pub(crate) enum QueueError {
     /// An index or an address in the ring is impossible.
@@ -199,18 +209,21 @@ pub enum ActivateError {
         /// How many the device has.
         needed: usize,
     },
-    /// A descriptor could not be had from the host.
-    #[error("the device got no descriptor from the host")]
-    Descriptor(#[source] std::io::Error),
 }
 
-/// The interrupt of a virtio device: the line and the reason register beside it.
+/// The interrupt of a virtio device: the line and the registers that say why it was raised.
 ///
 /// Clones name the same interrupt.
 #[derive(Clone)]
 pub struct DeviceInterrupt {
-    status: Arc<AtomicU32>,
+    reasons: Arc<Reasons>,
     line: Arc<dyn Interrupt>,
+}
+
+#[derive(Default)]
+struct Reasons {
+    pending: AtomicU32,
+    needs_reset: AtomicBool,
 }
 
 impl DeviceInterrupt {
@@ -223,7 +236,7 @@ impl DeviceInterrupt {
     #[must_use]
     pub fn new(line: Arc<dyn Interrupt>) -> Self {
         Self {
-            status: Arc::new(AtomicU32::new(0)),
+            reasons: Arc::default(),
             line,
         }
     }
@@ -238,20 +251,40 @@ impl DeviceInterrupt {
         self.signal(Self::CONFIGURATION_CHANGE);
     }
 
+    /// Tells the driver, once, that the device cannot go on (VirtIO 1.2 section 2.1.2,
+    /// `DEVICE_NEEDS_RESET`).
+    pub fn signal_needs_reset(&self) {
+        if !self.reasons.needs_reset.swap(true, Ordering::SeqCst) {
+            self.signal_configuration_change();
+        }
+    }
+
     /// Returns the reasons that the driver has not acknowledged yet.
     #[must_use]
     pub fn pending(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
+        self.reasons.pending.load(Ordering::SeqCst)
+    }
+
+    /// Returns whether the device has said that it cannot go on.
+    #[must_use]
+    pub fn needs_reset(&self) -> bool {
+        self.reasons.needs_reset.load(Ordering::SeqCst)
     }
 
     /// Takes back the reasons that the driver acknowledges.
     pub fn acknowledge(&self, reasons: u32) {
-        self.status.fetch_and(!reasons, Ordering::SeqCst);
+        self.reasons.pending.fetch_and(!reasons, Ordering::SeqCst);
+    }
+
+    /// Takes back everything; the device was reset.
+    fn clear(&self) {
+        self.reasons.needs_reset.store(false, Ordering::SeqCst);
+        self.acknowledge(u32::MAX);
     }
 
     /// The reason is recorded before the line is raised: a driver that sees the interrupt sees why.
     fn signal(&self, reason: u32) {
-        self.status.fetch_or(reason, Ordering::SeqCst);
+        self.reasons.pending.fetch_or(reason, Ordering::SeqCst);
         if let Err(error) = self.line.trigger() {
             tracing::debug!(%error, "a device interrupt was lost");
         }
@@ -263,6 +296,7 @@ impl fmt::Debug for DeviceInterrupt {
         formatter
             .debug_struct("DeviceInterrupt")
             .field("pending", &self.pending())
+            .field("needs_reset", &self.needs_reset())
             .finish_non_exhaustive()
     }
 }

@@ -1,7 +1,10 @@
 //! A driver for tests: rings and buffers in guest memory, as a guest's kernel would keep them.
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::RawDescriptor;
@@ -9,7 +12,12 @@ use virtio_queue::desc::split::{Descriptor, VirtqUsedElem};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::GuestRam;
+use super::mmio::{MmioTransport, register, status};
+use super::pmem::{Pmem, PmemWindow};
+use super::vsock::{Dialer, GuestCid, Vsock};
+use super::{GuestRam, VirtioDevice};
+use crate::bus::BusDevice;
+use crate::event_loop::EventLoop;
 use crate::interrupt::Interrupt;
 
 /// Makes `size_bytes` of RAM from address 0.
@@ -70,6 +78,7 @@ pub(crate) struct DriverQueue {
     chains: std::collections::HashMap<u16, Vec<u16>>,
     next_avail: u16,
     next_used: u16,
+    notified_at: u16,
 }
 
 impl DriverQueue {
@@ -83,6 +92,7 @@ impl DriverQueue {
             chains: std::collections::HashMap::new(),
             next_avail: 0,
             next_used: 0,
+            notified_at: 0,
         }
     }
 
@@ -117,6 +127,21 @@ impl DriverQueue {
 
     pub(crate) fn free_descriptors(&self) -> usize {
         self.free.len()
+    }
+
+    /// Whether the device wants to hear of what was added since the last call (VirtIO 1.2 section
+    /// 2.7.10, "Available Buffer Notification Suppression").
+    pub(crate) fn should_notify(&mut self, event_idx: bool) -> bool {
+        fence(Ordering::SeqCst);
+        let read = |address| -> u16 { self.memory.read_obj(GuestAddress(address)).unwrap() };
+        let added = self.next_avail.wrapping_sub(self.notified_at);
+        self.notified_at = self.next_avail;
+        if event_idx {
+            let event = read(self.used() + 4 + u64::from(self.size) * 8);
+            self.next_avail.wrapping_sub(event).wrapping_sub(1) < added
+        } else {
+            read(self.used()) & 1 == 0
+        }
     }
 
     /// Returns the head that the next chain will have.
@@ -178,5 +203,148 @@ impl DriverQueue {
             self.free.extend(indices);
         }
         Some((head, element.len()))
+    }
+}
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A slot with a device in it, and the event loop behind it on its own thread.
+pub(crate) struct Machine {
+    pub(crate) slot: MmioTransport,
+    pub(crate) line: Arc<CountingLine>,
+    pub(crate) memory: GuestRam,
+    wakeups: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Machine {
+    pub(crate) fn with(device: Box<dyn VirtioDevice>) -> Self {
+        let mut events = EventLoop::new().unwrap();
+        let handle = events.handle();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let wakeups = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&wakeups);
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::SeqCst) {
+                let count = events.run_once(5).unwrap();
+                counter.fetch_add(count, Ordering::SeqCst);
+            }
+        });
+        let memory = ram(4 << 20);
+        let line = Arc::new(CountingLine::default());
+        let interrupt: Arc<dyn Interrupt> = Arc::<CountingLine>::clone(&line);
+        let slot = MmioTransport::new(device, memory.clone(), interrupt, handle).unwrap();
+        Self {
+            slot,
+            line,
+            memory,
+            wakeups,
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    pub(crate) fn pmem() -> Self {
+        Self::with(Box::new(Pmem::new(PmemWindow {
+            start: GuestAddress(0x1_4000_0000),
+            size_bytes: 0x20_0000,
+        })))
+    }
+
+    pub(crate) fn vsock() -> (Self, Dialer) {
+        let (device, dialer) = Vsock::new(GuestCid::FIRST).unwrap();
+        (Self::with(Box::new(device)), dialer)
+    }
+
+    /// Ends the event loop's thread, and with it the loop.
+    pub(crate) fn end_loop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+
+    /// How many events the loop has handled.
+    pub(crate) fn wakeups(&self) -> usize {
+        self.wakeups.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn read(&self, offset: u64) -> u32 {
+        let mut word = [0; 4];
+        self.slot.read(offset, &mut word);
+        u32::from_le_bytes(word)
+    }
+
+    pub(crate) fn write(&self, offset: u64, value: u32) {
+        self.slot.write(offset, &value.to_le_bytes());
+    }
+
+    pub(crate) fn add_status(&self, bit: u32) -> u32 {
+        self.write(register::STATUS, self.read(register::STATUS) | bit);
+        self.read(register::STATUS)
+    }
+
+    /// Goes through the initialisation sequence up to `FEATURES_OK`.
+    pub(crate) fn negotiate(&self) {
+        self.negotiate_with(0);
+    }
+
+    /// The same, with the lower 32 feature bits given.
+    pub(crate) fn negotiate_with(&self, features: u32) {
+        self.write(register::STATUS, 0);
+        self.add_status(status::ACKNOWLEDGE);
+        self.add_status(status::DRIVER);
+        self.write(register::DRIVER_FEATURES_SEL, 0);
+        self.write(register::DRIVER_FEATURES, features);
+        self.write(register::DRIVER_FEATURES_SEL, 1);
+        self.write(register::DRIVER_FEATURES, 1);
+        assert_ne!(
+            self.add_status(status::FEATURES_OK) & status::FEATURES_OK,
+            0
+        );
+    }
+
+    pub(crate) fn set_up_queue(&self, index: u32, base: u64) -> DriverQueue {
+        self.write(register::QUEUE_SEL, index);
+        let size = u16::try_from(self.read(register::QUEUE_NUM_MAX)).unwrap();
+        let queue = DriverQueue::new(&self.memory, base, size);
+        self.write(register::QUEUE_NUM, u32::from(size));
+        let addresses = [
+            (register::QUEUE_DESC_LOW, queue.descriptors()),
+            (register::QUEUE_DRIVER_LOW, queue.avail()),
+            (register::QUEUE_DEVICE_LOW, queue.used()),
+        ];
+        for (offset, address) in addresses {
+            self.write(offset, u32::try_from(address & 0xffff_ffff).unwrap());
+            self.write(offset + 4, u32::try_from(address >> 32).unwrap());
+        }
+        self.write(register::QUEUE_READY, 1);
+        assert_eq!(self.read(register::QUEUE_READY), 1);
+        queue
+    }
+
+    pub(crate) fn driver_ok(&self) {
+        let now = self.add_status(status::DRIVER_OK);
+        assert_eq!(now & status::NEEDS_RESET, 0);
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.end_loop();
+    }
+}
+
+/// Waits until `ready` returns something.
+pub(crate) fn wait_for<T>(mut ready: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = ready() {
+            return value;
+        }
+        assert!(start.elapsed() < PATIENCE, "waited in vain");
+        std::thread::yield_now();
     }
 }

@@ -33,8 +33,9 @@ use crate::guest_io;
 pub(super) const BUFFER_BYTES: u32 = 256 * 1024;
 
 /// How many freed bytes are worth a packet of their own that tells the guest so. The guest never
-/// waits for less: it then still sees three quarters of the buffer as free.
-const CREDIT_UPDATE_BYTES: u32 = BUFFER_BYTES / 4;
+/// waits for less, since it still sees half of the buffer as free; and each packet costs it an
+/// interrupt.
+const CREDIT_UPDATE_BYTES: u32 = BUFFER_BYTES / 2;
 
 /// Longest payload in one packet to the guest (`VIRTIO_VSOCK_MAX_PKT_BUF_SIZE` in Linux'
 /// `include/linux/virtio_vsock.h`); the guest's buffers are usually smaller.
@@ -120,7 +121,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Makes a connection that is to be requested of the guest; `stream` does not block.
+    /// Makes a connection that is to be requested of the guest.
     pub(super) fn dialled(ports: Ports, stream: UnixStream) -> Self {
         Self {
             ports,
@@ -242,9 +243,10 @@ impl Connection {
 
     /// Writes what is buffered to the stream, as far as it takes it.
     fn flush(&mut self) {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         while !self.host_done_receiving && !self.buffer.is_empty() {
             let (first, _) = self.buffer.as_slices();
-            match rustix::net::send(&self.stream, first, SendFlags::NOSIGNAL) {
+            match rustix::net::send(&self.stream, first, flags) {
                 Ok(count) => {
                     self.buffer.drain(..count);
                     self.count_forwarded(count);
@@ -441,5 +443,10 @@ impl Connection {
             buf_alloc: BUFFER_BYTES,
             fwd_cnt: self.fwd_cnt.0,
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_within_bounds(&self) -> bool {
+        u32::try_from(self.buffer.len()).is_ok_and(|length| length <= BUFFER_BYTES)
     }
 }

@@ -343,4 +343,17 @@ impl Connections {
         }
         self.closing.push_back(ports);
     }
+
+    /// Whether everything that a guest could make grow is as small as it must be.
+    #[cfg(test)]
+    pub(super) fn is_within_bounds(&self) -> bool {
+        self.table.len() <= MAX_CONNECTIONS
+            && self.ready.len() <= self.table.len() + MAX_CLOSING
+            && self.resets.len() <= 2 * MAX_RESETS + MAX_CONNECTIONS
+            && self.closing.len() <= MAX_CLOSING
+            && self
+                .table
+                .values()
+                .all(super::connection::Connection::is_within_bounds)
+    }
 }

@@ -5,11 +5,13 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
+use proptest::prelude::*;
 use virtio_queue::Queue;
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::GuestCid;
-use super::connection::BUFFER_BYTES;
+use super::connection::{BUFFER_BYTES, MAX_PAYLOAD_BYTES};
 use super::packet::{op, shutdown};
 use super::queue::Connections;
 use crate::virtio::GuestRam;
@@ -180,7 +182,6 @@ impl Bench {
     /// Dials and returns the host's end and the host port.
     fn dial(&mut self) -> (UnixStream, u32) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        theirs.set_nonblocking(true).unwrap();
         let port = self.connections.dial(PORT, theirs).unwrap().ports().host;
         self.run();
         (ours, port)
@@ -680,4 +681,275 @@ fn connections_are_limited() {
     }
     let (_ours, theirs) = UnixStream::pair().unwrap();
     assert!(bench.connections.dial(PORT, theirs).is_none());
+}
+
+#[test]
+fn a_guest_that_never_lets_go_is_reset_when_too_many_wait() {
+    let mut bench = Bench::new();
+    let mut resets = 0;
+    for _ in 0..300 {
+        let (stream, port) = bench.connect(65536);
+        drop(stream);
+        bench.hang_up(port);
+        resets += bench.ops().iter().filter(|&&kind| kind == op::RST).count();
+    }
+    assert_eq!(resets, 300 - 256);
+}
+
+#[test]
+fn a_packet_whose_length_is_a_lie_is_ignored() {
+    let mut bench = Bench::new();
+    let (mut stream, port) = bench.connect(65536);
+    let header = Packet::from_guest(port, op::RW).header_bytes(5000);
+    bench
+        .memory
+        .write_slice(&header, GuestAddress(TX_BUFFER))
+        .unwrap();
+    bench.tx.add(&[readable(TX_BUFFER, 44 + 100)]);
+    bench.run();
+    bench
+        .tx
+        .add(&[readable(TX_BUFFER, 44), readable(TX_BUFFER + 44, 4999)]);
+    bench.run();
+    stream.set_nonblocking(true).unwrap();
+    let error = stream.read(&mut [0; 1]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    assert_eq!(bench.ops(), NOTHING);
+}
+
+#[test]
+fn a_packet_longer_than_any_is_ignored() {
+    let mut bench = Bench::new();
+    let (_stream, port) = bench.connect(65536);
+    let length = MAX_PAYLOAD_BYTES + 1;
+    let header = Packet::from_guest(port, op::RW).header_bytes(length);
+    bench
+        .memory
+        .write_slice(&header, GuestAddress(TX_BUFFER))
+        .unwrap();
+    bench.tx.add(&[readable(TX_BUFFER, 44 + length)]);
+    bench.run();
+    assert_eq!(bench.ops(), NOTHING);
+}
+
+#[test]
+fn a_receive_buffer_that_is_no_buffer_is_used_with_nothing_in_it() {
+    let mut bench = Bench::without_receive_buffers();
+    bench.rx.add(&[readable(RX_BUFFERS, 4096)]);
+    bench.rx.add(&[writable(RX_BUFFERS, 43)]);
+    bench.rx.add(&[writable(u64::MAX - 100, 4096)]);
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    bench.connections.dial(PORT, theirs).unwrap();
+    bench.run();
+    let lengths: Vec<u32> = std::iter::from_fn(|| bench.rx.take_used())
+        .map(|(_, length)| length)
+        .collect();
+    assert_eq!(lengths, [0, 0, 0]);
+    bench.refill();
+    bench.run();
+    assert_eq!(bench.ops(), [op::REQUEST]);
+}
+
+#[test]
+fn a_receive_buffer_without_room_for_data_still_carries_control() {
+    let mut bench = Bench::without_receive_buffers();
+    let address = RX_BUFFERS;
+    let head = bench
+        .rx
+        .add(&[writable(address, 44), writable(address + 44, 0)]);
+    bench.rx_addresses.insert(head, address);
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    bench.connections.dial(PORT, theirs).unwrap();
+    bench.run();
+    assert_eq!(bench.ops(), [op::REQUEST]);
+}
+
+/// What a hostile guest and a careless host do.
+#[derive(Clone, Debug)]
+enum Move {
+    /// A packet on a connection (by number) or beside all.
+    Send {
+        connection: Option<usize>,
+        op: u16,
+        flags: u32,
+        socket_type: u16,
+        length: usize,
+        buf_alloc: u32,
+        fwd_cnt: u32,
+    },
+    /// A chain that is no packet.
+    Garbage {
+        address: u64,
+        length: u32,
+        flags: u16,
+    },
+    /// The guest takes what it got and gives new buffers.
+    Refill,
+    Dial,
+    HostWrites {
+        connection: usize,
+        length: usize,
+    },
+    HostReads {
+        connection: usize,
+    },
+    HostEnds {
+        connection: usize,
+    },
+    HostCloses {
+        connection: usize,
+    },
+}
+
+fn any_move() -> impl Strategy<Value = Move> {
+    let which = 0..4_usize;
+    let length = prop_oneof![Just(0_usize), 0..100_usize, 0..60_000_usize];
+    let credit = prop_oneof![Just(0_u32), Just(65536), Just(u32::MAX), any::<u32>()];
+    let count = prop_oneof![Just(0_u32), 0..100_000_u32, any::<u32>()];
+    let packet = (
+        proptest::option::weighted(0.9, which.clone()),
+        0..9_u16,
+        0..8_u32,
+        prop_oneof![9 => Just(1_u16), 1 => any::<u16>()],
+        length.clone(),
+        credit,
+        count,
+    );
+    prop_oneof![
+        8 => packet.prop_map(
+            |(connection, op, flags, socket_type, length, buf_alloc, fwd_cnt)| Move::Send {
+                connection,
+                op,
+                flags,
+                socket_type,
+                length,
+                buf_alloc,
+                fwd_cnt,
+            }
+        ),
+        1 => (0..0x50_0000_u64, any::<u32>(), 0..8_u16).prop_map(|(address, length, flags)| {
+            Move::Garbage { address, length, flags }
+        }),
+        2 => Just(Move::Refill),
+        1 => Just(Move::Dial),
+        3 => (which.clone(), length).prop_map(|(connection, length)| Move::HostWrites {
+            connection,
+            length
+        }),
+        2 => which.clone().prop_map(|connection| Move::HostReads { connection }),
+        1 => which.clone().prop_map(|connection| Move::HostEnds { connection }),
+        1 => which.prop_map(|connection| Move::HostCloses { connection }),
+    ]
+}
+
+/// The host's ends of connections, and what the guest has said of its room on each.
+#[derive(Default)]
+struct Game {
+    streams: Vec<(Option<UnixStream>, u32)>,
+}
+
+impl Game {
+    fn stream(&self, connection: usize) -> Option<(&UnixStream, u32)> {
+        let (stream, port) = self.streams.get(connection)?;
+        Some((stream.as_ref()?, *port))
+    }
+
+    fn dial(&mut self, bench: &mut Bench) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        if let Some(connection) = bench.connections.dial(PORT, theirs) {
+            self.streams
+                .insert(0, (Some(ours), connection.ports().host));
+        }
+        bench.run();
+    }
+
+    fn play(&mut self, bench: &mut Bench, one: &Move) {
+        match *one {
+            Move::Send {
+                connection,
+                op,
+                flags,
+                socket_type,
+                length,
+                buf_alloc,
+                fwd_cnt,
+            } => {
+                let port = connection.and_then(|index| self.streams.get(index));
+                if bench.tx.free_descriptors() > 0 {
+                    bench.send(&Packet {
+                        flags,
+                        socket_type,
+                        buf_alloc,
+                        fwd_cnt,
+                        payload: vec![0x5a; length],
+                        ..Packet::from_guest(port.map_or(7, |(_, port)| *port), op)
+                    });
+                }
+            }
+            Move::Garbage {
+                address,
+                length,
+                flags,
+            } => {
+                if bench.tx.free_descriptors() > 0 {
+                    let head = bench.tx.add(&[readable(address, length)]);
+                    let descriptor = Descriptor::new(address, length, flags, head);
+                    bench.tx.write_descriptor(head, descriptor);
+                    bench.run();
+                }
+            }
+            Move::Refill => {
+                bench.received();
+                bench.run();
+            }
+            Move::Dial => self.dial(bench),
+            Move::HostWrites { connection, length } => {
+                if let Some((mut stream, port)) = self.stream(connection) {
+                    let _ = stream.write(&vec![1; length]);
+                    bench.input(port);
+                }
+            }
+            Move::HostReads { connection } => {
+                if let Some((mut stream, port)) = self.stream(connection) {
+                    let _ = stream.read(&mut vec![0; 100_000]);
+                    bench.output(port);
+                }
+            }
+            Move::HostEnds { connection } => {
+                if let Some((stream, port)) = self.stream(connection) {
+                    let _ = stream.shutdown(Shutdown::Write);
+                    bench.input(port);
+                }
+            }
+            Move::HostCloses { connection } => {
+                if let Some((stream, port)) = self.streams.get_mut(connection) {
+                    *stream = None;
+                    let port = *port;
+                    bench.hang_up(port);
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_game_of_guest_and_host_breaks_the_bounds(
+        moves in proptest::collection::vec(any_move(), 1..120)
+    ) {
+        let mut bench = Bench::new();
+        let mut game = Game::default();
+        game.dial(&mut bench);
+        for one in &moves {
+            game.play(&mut bench, one);
+            prop_assert!(bench.connections.is_within_bounds());
+            drop(bench.connections.take_over());
+            while let Some(connection) = bench.connections.take_touched() {
+                connection.waits_for_room = connection.has_buffered();
+            }
+        }
+    }
 }

@@ -6,20 +6,16 @@
 //! for only while something is buffered.
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Vsock;
 use super::queue::Connections;
-use crate::virtio::{
-    ActivateError, ActiveQueue, DeviceInterrupt, GuestRam, Turn, VirtioDevice, Worker,
-};
+use crate::virtio::{ActiveQueue, DeviceInterrupt, GuestRam, VirtioDevice, Worker};
 
 /// What an event is about; host ports of connections start above.
 mod token {
     pub(super) const RECEIVE: u32 = 0;
     pub(super) const TRANSMIT: u32 = 1;
     pub(super) const DIAL: u32 = 2;
-    pub(super) const UNFINISHED: u32 = 3;
 }
 
 /// The device while it runs.
@@ -33,25 +29,18 @@ pub(super) struct VsockWorker {
     _events: ActiveQueue,
     interrupt: DeviceInterrupt,
     connections: Connections,
-    /// Brings the worker back after others had their turn.
-    unfinished: EventFd,
 }
 
 impl VsockWorker {
-    /// Makes the worker, or gives the device back if the host has no descriptor.
     pub(super) fn new(
         device: Vsock,
         memory: GuestRam,
         queues: [ActiveQueue; 3],
         interrupt: DeviceInterrupt,
-    ) -> Result<Self, (Box<Vsock>, ActivateError)> {
-        let unfinished = match EventFd::new(EFD_NONBLOCK) {
-            Ok(event) => event,
-            Err(error) => return Err((Box::new(device), ActivateError::Descriptor(error))),
-        };
+    ) -> Self {
         let [receive, transmit, events] = queues;
         let connections = Connections::new(device.cid);
-        Ok(Self {
+        Self {
             device,
             memory,
             receive,
@@ -59,8 +48,7 @@ impl VsockWorker {
             _events: events,
             interrupt,
             connections,
-            unfinished,
-        })
+        }
     }
 
     fn take_dials(&mut self, ops: &mut EventOps) {
@@ -84,30 +72,23 @@ impl VsockWorker {
 
     /// Runs both queues and brings the loop's idea of the streams up to date.
     fn run_queues(&mut self, ops: &mut EventOps) {
-        let transmit = self
+        let mut transmit = self
             .connections
             .process_transmit(&mut self.transmit.queue, &self.memory);
         let receive = self
             .connections
             .process_receive(&mut self.receive.queue, &self.memory);
-        let mut turn = Turn::default();
-        for result in [transmit, receive] {
-            match result {
-                Ok(one) => {
-                    turn.interrupt |= one.interrupt;
-                    turn.unfinished |= one.unfinished;
-                    turn.stalled |= one.stalled;
-                }
-                Err(error) => tracing::debug!(%error, "a vsock queue is broken"),
-            }
+        if matches!(&transmit, Ok(turn) if turn.stalled) && self.connections.has_room_for_replies()
+        {
+            // The only failure is a counter at its limit: the notifier is readable already.
+            let _already_notified = self.transmit.notifier.write(1);
         }
-        if turn.interrupt {
-            self.interrupt.signal_used_buffer();
+        if let (Ok(transmit), Ok(receive)) = (&mut transmit, &receive) {
+            // One interrupt tells of both.
+            transmit.interrupt &= !receive.interrupt;
         }
-        if turn.unfinished || turn.stalled && self.connections.has_room_for_replies() {
-            // The only failure is a counter at its limit: the event is pending already.
-            let _already_pending = self.unfinished.write(1);
-        }
+        self.transmit.finish_turn(transmit, &self.interrupt);
+        self.receive.finish_turn(receive, &self.interrupt);
         self.update_waits(ops);
     }
 
@@ -138,7 +119,6 @@ impl MutEventSubscriber for VsockWorker {
             (&self.receive.notifier, token::RECEIVE),
             (&self.transmit.notifier, token::TRANSMIT),
             (self.device.inbox.event.as_ref(), token::DIAL),
-            (&self.unfinished, token::UNFINISHED),
         ];
         for (source, token) in sources {
             if let Err(error) = ops.add(Events::with_data(source, token, EventSet::IN)) {
@@ -155,7 +135,6 @@ impl MutEventSubscriber for VsockWorker {
         match events.data() {
             token::RECEIVE => drop(self.receive.notifier.read()),
             token::TRANSMIT => drop(self.transmit.notifier.read()),
-            token::UNFINISHED => drop(self.unfinished.read()),
             token::DIAL => self.take_dials(ops),
             host_port => {
                 let seen = events.event_set();
