@@ -150,6 +150,15 @@ impl Workload {
         &self.spec
     }
 
+    /// What runs: entrypoint and command together.
+    #[must_use]
+    pub fn command(&self) -> Vec<String> {
+        let process = self.spec.process().as_ref();
+        process
+            .and_then(|process| process.args().clone())
+            .unwrap_or_default()
+    }
+
     /// The user, docker's syntax, to be resolved in the guest.
     #[must_use]
     pub fn user(&self) -> &str {
