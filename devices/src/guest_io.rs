@@ -139,10 +139,10 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
     use super::*;
-    use crate::virtio::GuestRam;
+    use crate::virtio::DeviceMemory;
     use crate::virtio::testing::ram;
 
-    fn slice(memory: &GuestRam, address: u64, length: usize) -> VolatileSlice<'_> {
+    fn slice(memory: &DeviceMemory, address: u64, length: usize) -> VolatileSlice<'_> {
         memory
             .get_slices(GuestAddress(address), length, Permissions::ReadWrite)
             .unwrap()

@@ -19,9 +19,12 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Activation, ActiveQueue, DeviceInterrupt, DeviceType, GuestRam, VirtioDevice, Worker};
+use super::{
+    ActivateError, Activation, ActiveQueue, DeviceInterrupt, DeviceMemory, DeviceType,
+    VirtioDevice, Worker,
+};
 use crate::bus::BusDevice;
-use crate::event_loop::{Handle, WorkerId};
+use crate::event_loop::{EventLoopError, Handle, WorkerId};
 use crate::interrupt::Interrupt;
 
 /// Length of a slot: registers from 0, configuration space from 0x100.
@@ -110,6 +113,30 @@ pub enum TransportError {
     },
 }
 
+/// Why a device does not run after `DRIVER_OK`; the driver sees `DEVICE_NEEDS_RESET`.
+#[derive(Debug, Error)]
+enum StartError {
+    /// The driver has not made the queue ready, or its rings do not lie in guest memory.
+    #[error("queue {queue} is not ready or lies outside of memory")]
+    Queue { queue: usize },
+    /// The host gives no descriptor.
+    #[error("queue {queue} gets no notifier")]
+    Notifier {
+        queue: usize,
+        #[source]
+        source: std::io::Error,
+    },
+    /// The device refuses.
+    #[error("the device cannot run")]
+    Device(#[source] ActivateError),
+    /// The event loop takes no worker.
+    #[error("the worker of the device cannot run")]
+    Worker(#[source] EventLoopError),
+    /// The device is with the event loop, or lost.
+    #[error("the device is not here")]
+    Absent,
+}
+
 /// A slot of the bank with a device in it.
 ///
 /// Stands on the bus for [`SLOT_SIZE_BYTES`]. One lock guards what the driver configures; the data
@@ -121,7 +148,7 @@ pub struct MmioTransport {
     facts: Facts,
     notifiers: Vec<EventFd>,
     interrupt: DeviceInterrupt,
-    memory: GuestRam,
+    memory: DeviceMemory,
     workers: Handle,
     registers: Mutex<Registers>,
 }
@@ -169,7 +196,7 @@ impl MmioTransport {
     /// queue size.
     pub fn new(
         device: Box<dyn VirtioDevice>,
-        memory: GuestRam,
+        memory: DeviceMemory,
         line: Arc<dyn Interrupt>,
         workers: Handle,
     ) -> Result<Self, TransportError> {
@@ -350,28 +377,16 @@ impl MmioTransport {
     }
 
     fn activate(&self, registers: &mut Registers) {
-        if let Err(reason) = self.try_activate(registers) {
-            tracing::debug!(device = ?self.facts.device_type, reason, "the device did not start");
+        if let Err(error) = self.try_activate(registers) {
+            let error: &dyn std::error::Error = &error;
+            tracing::debug!(device = ?self.facts.device_type, error, "a device does not start");
             self.interrupt.signal_needs_reset();
         }
     }
 
-    fn try_activate(&self, registers: &mut Registers) -> Result<(), &'static str> {
+    fn try_activate(&self, registers: &mut Registers) -> Result<(), StartError> {
         let features = registers.driver_features;
-        let event_idx = features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
-        let mut queues = Vec::with_capacity(registers.queues.len());
-        for (queue, notifier) in registers.queues.iter_mut().zip(&self.notifiers) {
-            queue.set_event_idx(event_idx);
-            if !queue.is_valid(&self.memory) {
-                return Err("a queue is not ready or lies outside of memory");
-            }
-            let copy = Queue::try_from(queue.state()).map_err(|_| "a queue is not valid")?;
-            let notifier = notifier.try_clone().map_err(|_| "no descriptor is left")?;
-            queues.push(ActiveQueue {
-                queue: copy,
-                notifier,
-            });
-        }
+        let queues = self.activate_queues(&mut registers.queues, features)?;
         let activation = Activation {
             memory: self.memory.clone(),
             queues,
@@ -381,24 +396,48 @@ impl MmioTransport {
         match std::mem::replace(&mut registers.stage, Stage::Lost) {
             Stage::Configuring(device) => match device.activate(activation) {
                 Ok(worker) => {
-                    let id = self
-                        .workers
-                        .start(worker)
-                        .map_err(|_| "the event loop is gone")?;
+                    let id = self.workers.start(worker).map_err(StartError::Worker)?;
                     registers.stage = Stage::Running(id);
                     Ok(())
                 }
                 Err((device, error)) => {
-                    tracing::debug!(%error, "a device cannot run");
                     registers.stage = Stage::Configuring(device);
-                    Err("the device refused")
+                    Err(StartError::Device(error))
                 }
             },
             other => {
                 registers.stage = other;
-                Err("the device is not there")
+                Err(StartError::Absent)
             }
         }
+    }
+
+    /// Copies the queues for the worker; what stays is what the driver reads back.
+    fn activate_queues(
+        &self,
+        queues: &mut [Queue],
+        features: u64,
+    ) -> Result<Vec<ActiveQueue>, StartError> {
+        let event_idx = features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
+        let mut active = Vec::with_capacity(queues.len());
+        for (index, (queue, notifier)) in queues.iter_mut().zip(&self.notifiers).enumerate() {
+            queue.set_event_idx(event_idx);
+            let copy = Queue::try_from(queue.state())
+                .ok()
+                .filter(|queue| queue.is_valid(&self.memory))
+                .ok_or(StartError::Queue { queue: index })?;
+            let notifier = notifier
+                .try_clone()
+                .map_err(|source| StartError::Notifier {
+                    queue: index,
+                    source,
+                })?;
+            active.push(ActiveQueue {
+                queue: copy,
+                notifier,
+            });
+        }
+        Ok(active)
     }
 
     /// Makes the device as after power-on (VirtIO 1.2 section 2.4), worker stopped and taken back.

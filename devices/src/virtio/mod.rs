@@ -30,7 +30,7 @@ use crate::interrupt::Interrupt;
 /// Every region is mapped readable *and writable* in this process, because a device copies to
 /// wherever the guest says. A window that is read-only to the guest may be part of it, since a
 /// driver may send straight out of a file that is mapped there; it must then be a private mapping.
-pub type GuestRam = GuestMemoryMmap<()>;
+pub type DeviceMemory = GuestMemoryMmap<()>;
 
 /// The device types that exist here (VirtIO 1.2 section 5, "Device Types").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ pub trait Worker: MutEventSubscriber + Send {
 #[derive(Debug)]
 pub struct Activation {
     /// The guest's memory.
-    pub memory: GuestRam,
+    pub memory: DeviceMemory,
     /// The queues, in order, with the descriptor that the guest's notifications arrive on.
     pub queues: Vec<ActiveQueue>,
     /// The way to interrupt the guest.
@@ -184,8 +184,8 @@ struct Turn {
 /// Takes the next available buffer; `None` if there is none, and then the guest notifies the next.
 fn next_chain<'a>(
     queue: &mut Queue,
-    memory: &'a GuestRam,
-) -> Result<Option<DescriptorChain<&'a GuestRam>>, QueueError> {
+    memory: &'a DeviceMemory,
+) -> Result<Option<DescriptorChain<&'a DeviceMemory>>, QueueError> {
     if let Some(chain) = queue.iter(memory)?.next() {
         return Ok(Some(chain));
     }

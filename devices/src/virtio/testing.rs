@@ -15,14 +15,14 @@ use vm_memory::{Bytes, GuestAddress};
 use super::mmio::{MmioTransport, register, status};
 use super::pmem::{Pmem, PmemWindow};
 use super::vsock::{Dialer, GuestCid, Vsock};
-use super::{GuestRam, VirtioDevice};
+use super::{DeviceMemory, VirtioDevice};
 use crate::bus::BusDevice;
 use crate::event_loop::EventLoop;
 use crate::interrupt::Interrupt;
 
 /// Makes `size_bytes` of RAM from address 0.
-pub(crate) fn ram(size_bytes: usize) -> GuestRam {
-    GuestRam::from_ranges(&[(GuestAddress(0), size_bytes)]).unwrap()
+pub(crate) fn ram(size_bytes: usize) -> DeviceMemory {
+    DeviceMemory::from_ranges(&[(GuestAddress(0), size_bytes)]).unwrap()
 }
 
 /// A line that counts.
@@ -71,7 +71,7 @@ pub(crate) fn writable(address: u64, length: u32) -> Part {
 /// The driver's end of a queue. Chains are at most `size` parts in flight together.
 #[derive(Debug)]
 pub(crate) struct DriverQueue {
-    memory: GuestRam,
+    memory: DeviceMemory,
     base: u64,
     size: u16,
     free: Vec<u16>,
@@ -83,7 +83,7 @@ pub(crate) struct DriverQueue {
 
 impl DriverQueue {
     /// Lays a queue of `size` entries at `base`; it takes less than 64 KiB.
-    pub(crate) fn new(memory: &GuestRam, base: u64, size: u16) -> Self {
+    pub(crate) fn new(memory: &DeviceMemory, base: u64, size: u16) -> Self {
         Self {
             memory: memory.clone(),
             base,
@@ -212,7 +212,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Machine {
     pub(crate) slot: MmioTransport,
     pub(crate) line: Arc<CountingLine>,
-    pub(crate) memory: GuestRam,
+    pub(crate) memory: DeviceMemory,
     wakeups: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,

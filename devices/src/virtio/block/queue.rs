@@ -16,7 +16,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::{GuestMemory, Permissions, VolatileSlice};
 
 use super::{Access, Disk, DiskRange, SECTOR_BYTES, limit};
-use crate::virtio::{GuestRam, QueueError, Turn, next_chain};
+use crate::virtio::{DeviceMemory, QueueError, Turn, next_chain};
 
 /// How many requests are carried out before others get their turn.
 const REQUESTS_A_TURN: usize = 32;
@@ -70,7 +70,7 @@ impl From<io::Result<()>> for Status {
 pub(super) fn process(
     disk: &Disk,
     queue: &mut Queue,
-    memory: &GuestRam,
+    memory: &DeviceMemory,
 ) -> Result<Turn, QueueError> {
     let mut turn = Turn::default();
     let mut done = 0;
@@ -91,7 +91,11 @@ pub(super) fn process(
 
 /// Carries out one request and returns how many bytes were written from the start of its writable
 /// part; `None` if there is no place for the status.
-fn answer(disk: &Disk, chain: DescriptorChain<&GuestRam>, memory: &GuestRam) -> Option<u32> {
+fn answer(
+    disk: &Disk,
+    chain: DescriptorChain<&DeviceMemory>,
+    memory: &DeviceMemory,
+) -> Option<u32> {
     let request = Request::parse(chain, memory)?;
     let status = request.carry_out(disk);
     request.status.copy_from(&[status.byte()]);
@@ -124,7 +128,7 @@ struct Header {
 
 impl<'a> Request<'a> {
     /// Collects the parts of a request; `None` if there is no place for the status.
-    fn parse(chain: DescriptorChain<&GuestRam>, memory: &'a GuestRam) -> Option<Self> {
+    fn parse(chain: DescriptorChain<&DeviceMemory>, memory: &'a DeviceMemory) -> Option<Self> {
         let mut input = Vec::new();
         let mut output: Vec<VolatileSlice<'a>> = Vec::new();
         let mut is_sound = true;
@@ -203,7 +207,7 @@ impl<'a> Request<'a> {
 
 /// Adds the memory behind a descriptor to `parts`; `false` if it is not all there.
 fn collect<'a>(
-    memory: &'a GuestRam,
+    memory: &'a DeviceMemory,
     address: vm_memory::GuestAddress,
     length: usize,
     access: Permissions,

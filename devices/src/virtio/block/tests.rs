@@ -11,7 +11,7 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::virtio::GuestRam;
+use crate::virtio::DeviceMemory;
 use crate::virtio::testing::{DriverQueue, Part, ram, readable, writable};
 
 const RING: u64 = 0x1_0000;
@@ -31,7 +31,7 @@ const WRITE_ZEROES: u32 = 13;
 /// A disk and its driver.
 struct Bench {
     disk: Disk,
-    memory: GuestRam,
+    memory: DeviceMemory,
     driver: DriverQueue,
     queue: Queue,
 }

@@ -3,13 +3,13 @@
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::{Block, queue};
-use crate::virtio::{ActiveQueue, DeviceInterrupt, GuestRam, VirtioDevice, Worker};
+use crate::virtio::{ActiveQueue, DeviceInterrupt, DeviceMemory, VirtioDevice, Worker};
 
 /// The device while it runs.
 #[derive(Debug)]
 pub(super) struct BlockWorker {
     device: Block,
-    memory: GuestRam,
+    memory: DeviceMemory,
     requests: ActiveQueue,
     interrupt: DeviceInterrupt,
 }
@@ -17,7 +17,7 @@ pub(super) struct BlockWorker {
 impl BlockWorker {
     pub(super) fn new(
         device: Block,
-        memory: GuestRam,
+        memory: DeviceMemory,
         requests: ActiveQueue,
         interrupt: DeviceInterrupt,
     ) -> Self {

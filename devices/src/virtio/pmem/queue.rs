@@ -3,7 +3,7 @@
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::{Bytes, GuestMemory};
 
-use crate::virtio::{GuestRam, QueueError, Turn, next_chain};
+use crate::virtio::{DeviceMemory, QueueError, Turn, next_chain};
 
 /// The only request type: flush (VirtIO 1.2 section 5.19.6).
 const REQUEST_TYPE_FLUSH: u32 = 0;
@@ -20,7 +20,7 @@ const REQUESTS_A_TURN: usize = 16;
 /// # Errors
 ///
 /// Returns [`QueueError`] if the ring cannot be used.
-pub(super) fn process(queue: &mut Queue, memory: &GuestRam) -> Result<Turn, QueueError> {
+pub(super) fn process(queue: &mut Queue, memory: &DeviceMemory) -> Result<Turn, QueueError> {
     let mut turn = Turn::default();
     let mut answered = 0;
     queue.disable_notification(memory)?;
@@ -39,7 +39,7 @@ pub(super) fn process(queue: &mut Queue, memory: &GuestRam) -> Result<Turn, Queu
 }
 
 /// Answers one request and returns how many bytes it wrote; `None` if there is nowhere to answer.
-fn answer<M>(mut chain: DescriptorChain<M>, memory: &GuestRam) -> Option<u32>
+fn answer<M>(mut chain: DescriptorChain<M>, memory: &DeviceMemory) -> Option<u32>
 where
     M: std::ops::Deref,
     M::Target: GuestMemory,

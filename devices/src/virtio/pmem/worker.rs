@@ -3,13 +3,13 @@
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::{Pmem, queue};
-use crate::virtio::{ActiveQueue, DeviceInterrupt, GuestRam, VirtioDevice, Worker};
+use crate::virtio::{ActiveQueue, DeviceInterrupt, DeviceMemory, VirtioDevice, Worker};
 
 /// The device while it runs.
 #[derive(Debug)]
 pub(super) struct PmemWorker {
     device: Pmem,
-    memory: GuestRam,
+    memory: DeviceMemory,
     requests: ActiveQueue,
     interrupt: DeviceInterrupt,
 }
@@ -17,7 +17,7 @@ pub(super) struct PmemWorker {
 impl PmemWorker {
     pub(super) fn new(
         device: Pmem,
-        memory: GuestRam,
+        memory: DeviceMemory,
         requests: ActiveQueue,
         interrupt: DeviceInterrupt,
     ) -> Self {

@@ -91,8 +91,12 @@ pub struct Dialer {
 impl Dialer {
     /// Connects `stream` to the guest's listener on `port`.
     ///
-    /// Returns at once; a dial before the guest's driver runs waits for it. If nobody listens, the
-    /// other end of the stream sees it closed. From any thread.
+    /// Returns at once; a dial before the guest's driver runs waits for it. From any thread.
+    ///
+    /// The other end of the stream is the connection. Its end of data (`shutdown`) is the guest's
+    /// and the other way round; closing it closes the connection, after what was written before. It
+    /// sees the end if nobody listens, if the guest resets, and if the guest's driver goes, and
+    /// `ECONNRESET` in the end's place if something that it wrote has not reached the guest then.
     ///
     /// # Errors
     ///

@@ -15,7 +15,7 @@ use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
 use super::GuestCid;
 use super::connection::{Connection, Fate, MAX_PAYLOAD_BYTES, Produced};
 use super::packet::{HOST_CID, Header, Ports, TYPE_STREAM, op, shutdown};
-use crate::virtio::{GuestRam, QueueError, Turn, next_chain};
+use crate::virtio::{DeviceMemory, QueueError, Turn, next_chain};
 
 /// How many connections there may be at once.
 pub(super) const MAX_CONNECTIONS: usize = 256;
@@ -133,7 +133,7 @@ impl Connections {
     pub(super) fn process_transmit(
         &mut self,
         queue: &mut Queue,
-        memory: &GuestRam,
+        memory: &DeviceMemory,
     ) -> Result<Turn, QueueError> {
         let mut turn = Turn::default();
         let mut budget = PACKETS_A_TURN;
@@ -265,7 +265,7 @@ impl Connections {
     pub(super) fn process_receive(
         &mut self,
         queue: &mut Queue,
-        memory: &GuestRam,
+        memory: &DeviceMemory,
     ) -> Result<Turn, QueueError> {
         let mut turn = Turn::default();
         let mut budget = PACKETS_A_TURN;

@@ -14,7 +14,7 @@ use super::GuestCid;
 use super::connection::{BUFFER_BYTES, MAX_PAYLOAD_BYTES};
 use super::packet::{op, shutdown};
 use super::queue::Connections;
-use crate::virtio::GuestRam;
+use crate::virtio::DeviceMemory;
 use crate::virtio::testing::{DriverQueue, ram, readable, writable};
 
 const RX_RING: u64 = 0x1_0000;
@@ -95,7 +95,7 @@ impl Packet {
 
 /// A guest's driver and the device's connections, without an event loop between them.
 struct Bench {
-    memory: GuestRam,
+    memory: DeviceMemory,
     connections: Connections,
     rx: DriverQueue,
     tx: DriverQueue,

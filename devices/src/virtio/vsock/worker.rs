@@ -9,7 +9,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::Vsock;
 use super::queue::Connections;
-use crate::virtio::{ActiveQueue, DeviceInterrupt, GuestRam, VirtioDevice, Worker};
+use crate::virtio::{ActiveQueue, DeviceInterrupt, DeviceMemory, VirtioDevice, Worker};
 
 /// What an event is about; host ports of connections start above.
 mod token {
@@ -22,7 +22,7 @@ mod token {
 #[derive(Debug)]
 pub(super) struct VsockWorker {
     device: Vsock,
-    memory: GuestRam,
+    memory: DeviceMemory,
     receive: ActiveQueue,
     transmit: ActiveQueue,
     /// The driver's buffers for events stay in there: no event is ever sent.
@@ -34,7 +34,7 @@ pub(super) struct VsockWorker {
 impl VsockWorker {
     pub(super) fn new(
         device: Vsock,
-        memory: GuestRam,
+        memory: DeviceMemory,
         queues: [ActiveQueue; 3],
         interrupt: DeviceInterrupt,
     ) -> Self {
