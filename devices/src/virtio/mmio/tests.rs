@@ -252,7 +252,7 @@ fn status_order_holds(machine: &Machine) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     #[test]
     fn no_sequence_of_accesses_breaks_the_status_order(
