@@ -77,6 +77,26 @@ impl fmt::Debug for DiskId {
 struct Disk {
     backend: Box<dyn Backend>,
     id: DiskId,
+    durability: Durability,
+}
+
+/// When a write has to be durable (VirtIO 1.2 section 5.2.6.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Durability {
+    /// When a flush after it is done.
+    AtFlush,
+    /// When it is done: the driver does not know how to flush.
+    AtOnce,
+}
+
+impl Durability {
+    fn negotiated(features: u64) -> Self {
+        if features & (1 << VIRTIO_BLK_F_FLUSH) == 0 {
+            Self::AtOnce
+        } else {
+            Self::AtFlush
+        }
+    }
 }
 
 /// The device while it is configured.
@@ -90,7 +110,11 @@ impl Block {
     #[must_use]
     pub fn new(backend: Box<dyn Backend>, id: DiskId) -> Self {
         Self {
-            disk: Disk { backend, id },
+            disk: Disk {
+                backend,
+                id,
+                durability: Durability::AtOnce,
+            },
         }
     }
 }
@@ -138,9 +162,10 @@ impl VirtioDevice for Block {
     }
 
     fn activate(
-        self: Box<Self>,
+        mut self: Box<Self>,
         activation: Activation,
     ) -> Result<Box<dyn Worker>, (Box<dyn VirtioDevice>, ActivateError)> {
+        self.disk.durability = Durability::negotiated(activation.features);
         match <[_; 1]>::try_from(activation.queues) {
             Ok([queue]) => Ok(Box::new(worker::BlockWorker::new(
                 *self,

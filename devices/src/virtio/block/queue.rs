@@ -15,7 +15,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::{GuestMemory, Permissions, VolatileSlice};
 
-use super::{Access, Disk, DiskRange, SECTOR_BYTES, limit};
+use super::{Access, Disk, DiskRange, Durability, SECTOR_BYTES, limit};
 use crate::virtio::{DeviceMemory, QueueError, Turn, next_chain};
 
 /// How many requests are carried out before others get their turn.
@@ -178,7 +178,8 @@ impl<'a> Request<'a> {
             },
             VIRTIO_BLK_T_OUT => match data_range(disk, header.sector, &input) {
                 Some(range) if disk.backend.access() == Access::ReadWrite => {
-                    disk.backend.write(&input, range.offset_bytes).into()
+                    let written = disk.backend.write(&input, range.offset_bytes);
+                    written.and_then(|()| settle(disk)).into()
                 }
                 _ => Status::IoError,
             },
@@ -316,14 +317,20 @@ fn erase(disk: &Disk, request_type: u32, input: &[VolatileSlice<'_>]) -> Status 
         }
         ranges.push((range, may_unmap));
     }
-    for (range, may_unmap) in ranges {
-        let result = match request_type {
+    ranges
+        .into_iter()
+        .try_for_each(|(range, may_unmap)| match request_type {
             VIRTIO_BLK_T_DISCARD => disk.backend.discard(range),
             _ => disk.backend.write_zeroes(range, may_unmap),
-        };
-        if let Err(error) = result {
-            return Err(error).into();
-        }
+        })
+        .and_then(|()| settle(disk))
+        .into()
+}
+
+/// Makes what was just written durable, if that is when it has to be.
+fn settle(disk: &Disk) -> io::Result<()> {
+    match disk.durability {
+        Durability::AtFlush => Ok(()),
+        Durability::AtOnce => disk.backend.flush(),
     }
-    Status::Ok
 }

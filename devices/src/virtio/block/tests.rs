@@ -1,14 +1,16 @@
 //! The block device's queue against a driver in guest memory and files of the host.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::Queue;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 
 use super::*;
 use crate::virtio::DeviceMemory;
@@ -44,6 +46,7 @@ impl Bench {
             disk: Disk {
                 backend: Box::new(backend),
                 id: DiskId::new("root"),
+                durability: Durability::AtFlush,
             },
             queue: driver.device_queue(),
             memory,
@@ -245,6 +248,51 @@ fn a_flush_needs_no_data() {
     let (mut bench, _file) = Bench::writable(&numbered(1));
     let header = bench.header(FLUSH, 0);
     assert_eq!(bench.submit(&[header, writable(STATUS, 1)]), (0, 1));
+}
+
+/// A disk of four sectors that takes everything and counts flushes.
+struct FlushCounter(Arc<AtomicUsize>);
+
+impl Backend for FlushCounter {
+    fn size_bytes(&self) -> u64 {
+        4 * SECTOR_BYTES
+    }
+
+    fn access(&self) -> Access {
+        Access::ReadWrite
+    }
+
+    fn read(&self, _memory: &[VolatileSlice<'_>], _offset_bytes: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, _memory: &[VolatileSlice<'_>], _offset_bytes: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn discard(&self, _range: DiskRange) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write_zeroes(&self, _range: DiskRange, _may_unmap: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn writes_of_a_driver_that_cannot_flush_are_durable_at_once() {
+    let flushes = Arc::new(AtomicUsize::new(0));
+    let mut bench = Bench::on(FlushCounter(Arc::clone(&flushes)));
+    bench.request(WRITE, 0, readable(DATA, 512));
+    assert_eq!(flushes.load(Ordering::SeqCst), 0);
+    bench.disk.durability = Durability::negotiated(0);
+    bench.request(WRITE, 0, readable(DATA, 512));
+    assert_eq!(flushes.load(Ordering::SeqCst), 1);
 }
 
 #[test]
