@@ -52,8 +52,8 @@ Exit codes of `vmm run`: the command's own; 128+n if signal n ended it;
 /// Arguments that every command understands.
 #[derive(Debug, Clone, Default, Args)]
 pub struct GlobalArgs {
-    /// Keep images and machines below DIR instead of the user's data and state directories
-    #[arg(long, global = true, value_name = "DIR", env = "VMM_ROOT")]
+    /// Keep images and machines below DIR (or VMM_ROOT) instead of the user's directories
+    #[arg(long, global = true, value_name = "DIR")]
     pub root: Option<PathBuf>,
     /// Say more on standard error: -v what is done, -vv details (VMM_LOG takes a filter)
     #[arg(short, long, global = true, action = ArgAction::Count)]

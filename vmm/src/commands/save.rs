@@ -1,9 +1,9 @@
 //! `vmm save`: an image of the store as an archive.
 
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
-
-use tempfile::NamedTempFile;
 
 use crate::cli::SaveArgs;
 use crate::dirs::Directories;
@@ -29,27 +29,52 @@ fn save_to_file(store: &Store, image: &str, path: &Path) -> Result<(), Report> {
     };
     // A device or a pipe is written to; only a file can be replaced.
     if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
-        let mut output = std::fs::File::options()
-            .write(true)
-            .open(path)
-            .map_err(failed)?;
+        let mut output = File::options().write(true).open(path).map_err(failed)?;
         return store
             .save(image, &mut output)
             .map_err(|error| named(error, path));
     }
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut output = tempfile::Builder::new()
-        .permissions(plain_permissions())
-        .tempfile_in(directory)
-        .map_err(failed)?;
+    let mut partial = PartialFile::create(path).map_err(failed)?;
     store
-        .save(image, &mut output)
+        .save(image, &mut partial.file)
         .map_err(|error| named(error, path))?;
-    persist(output, path).map_err(failed)?;
+    partial.finish(path).map_err(failed)?;
     Ok(())
+}
+
+/// A file beside the one that it becomes when it is whole; removed if it never is.
+struct PartialFile {
+    path: PathBuf,
+    file: File,
+    is_whole: bool,
+}
+
+impl PartialFile {
+    fn create(whole: &Path) -> io::Result<Self> {
+        let mut name = OsString::from(".");
+        name.push(whole.file_name().ok_or(io::ErrorKind::InvalidInput)?);
+        name.push(format!(".{}", std::process::id()));
+        let path = whole.with_file_name(name);
+        Ok(Self {
+            file: File::create_new(&path)?,
+            path,
+            is_whole: false,
+        })
+    }
+
+    fn finish(mut self, whole: &Path) -> io::Result<()> {
+        fs::rename(&self.path, whole)?;
+        self.is_whole = true;
+        Ok(())
+    }
+}
+
+impl Drop for PartialFile {
+    fn drop(&mut self) {
+        if !self.is_whole {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 fn save_to_stdout(store: &Store, image: &str) -> Result<(), Report> {
@@ -63,11 +88,6 @@ fn save_to_stdout(store: &Store, image: &str) -> Result<(), Report> {
     }
 }
 
-fn persist(file: NamedTempFile, path: &Path) -> io::Result<()> {
-    file.persist(path)?;
-    Ok(())
-}
-
 /// Names the file in an error of writing to it.
 fn named(error: SaveError, path: &Path) -> Report {
     match error {
@@ -78,11 +98,6 @@ fn named(error: SaveError, path: &Path) -> Report {
         .into(),
         other => other.into(),
     }
-}
-
-/// What a program gives a file that it creates; the user's mask is applied to it.
-fn plain_permissions() -> std::fs::Permissions {
-    std::os::unix::fs::PermissionsExt::from_mode(0o666)
 }
 
 /// Why an archive could not be written.
