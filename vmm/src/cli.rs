@@ -52,8 +52,8 @@ Exit codes of `vmm run`: the command's own; 128+n if signal n ended it;
 /// Arguments that every command understands.
 #[derive(Debug, Clone, Default, Args)]
 pub struct GlobalArgs {
-    /// Keep images and machines below DIR instead of the user's data and state directories
-    #[arg(long, global = true, value_name = "DIR", env = "VMM_ROOT")]
+    /// Keep images and machines below DIR (or VMM_ROOT) instead of the user's directories
+    #[arg(long, global = true, value_name = "DIR")]
     pub root: Option<PathBuf>,
     /// Say more on standard error: -v what is done, -vv details (VMM_LOG takes a filter)
     #[arg(short, long, global = true, action = ArgAction::Count)]
@@ -138,6 +138,9 @@ pub struct RunArgs {
         help_heading = "Image"
     )]
     pub select: Option<String>,
+    /// What an import may cost.
+    #[command(flatten)]
+    pub limits: ImportLimitArgs,
 
     /// Processor time that the machine may use, in processors, as in 1.5; 0.01 to 32
     ///
@@ -414,12 +417,44 @@ pub struct LoadArgs {
     /// With several images in FILE: import only the one of this name
     #[arg(long, value_name = "REFERENCE")]
     pub select: Option<String>,
-    /// Refuse to let the store grow beyond SIZE
-    #[arg(long, value_name = "SIZE", env = "VMM_STORE_LIMIT")]
-    pub store_limit: Option<ByteSize>,
     /// Print only the image's id
     #[arg(short, long)]
     pub quiet: bool,
+    /// What the import may cost.
+    #[command(flatten)]
+    pub limits: ImportLimitArgs,
+}
+
+/// What an import may cost, for the commands that import.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ImportLimitArgs {
+    /// Refuse an image with which the store would take more than SIZE on the disk
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "VMM_STORE_LIMIT",
+        hide_env_values = true,
+        help_heading = "Import"
+    )]
+    pub store_limit: Option<ByteSize>,
+    /// Refuse an image whose layers unpack to more than SIZE [default: 64g]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "VMM_UNPACKED_LIMIT",
+        hide_env_values = true,
+        help_heading = "Import"
+    )]
+    pub unpacked_limit: Option<ByteSize>,
+    /// Refuse an image whose files have more than SIZE together, holes included [default: 256g]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "VMM_FILES_LIMIT",
+        hide_env_values = true,
+        help_heading = "Import"
+    )]
+    pub files_limit: Option<ByteSize>,
 }
 
 /// Arguments of `vmm save`.

@@ -26,7 +26,7 @@ pub struct Directories {
 /// What the directories are found from; a value so that tests need not touch the process's environment.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
-    /// `--root`, which stands above `VMM_ROOT`.
+    /// `--root`, or `VMM_ROOT`.
     pub root: Option<PathBuf>,
     /// `VMM_GUEST_DIR`.
     pub guest_dir: Option<OsString>,
@@ -43,11 +43,12 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Reads the process's environment.
+    /// Reads the process's environment; `root` is what was typed, which stands above `VMM_ROOT`.
     #[must_use]
     pub fn of_process(root: Option<PathBuf>) -> Self {
+        let root_variable = || std::env::var_os("VMM_ROOT").filter(|it| !it.is_empty());
         Self {
-            root,
+            root: root.or_else(|| root_variable().map(PathBuf::from)),
             guest_dir: std::env::var_os("VMM_GUEST_DIR"),
             data_home: std::env::var_os("XDG_DATA_HOME"),
             state_home: std::env::var_os("XDG_STATE_HOME"),

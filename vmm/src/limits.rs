@@ -451,6 +451,28 @@ mod tests {
         refused("64m64");
     }
 
+    proptest::proptest! {
+        #[test]
+        fn every_quota_is_read_as_it_is_printed(nano_cpus in CpuQuota::MIN.nano_cpus()..=CpuQuota::MAX.nano_cpus()) {
+            let quota = CpuQuota { nano_cpus };
+
+            assert_eq!(cpus(&quota.to_string()), quota);
+        }
+
+        #[test]
+        fn every_limit_is_read_as_it_is_printed(bytes in MemoryLimit::MIN.bytes()..=MemoryLimit::MAX.bytes()) {
+            let limit = MemoryLimit { bytes };
+
+            assert_eq!(memory(&limit.to_string()), limit);
+        }
+
+        #[test]
+        fn no_text_makes_the_parsers_panic(text in ".{0,40}") {
+            let _ = text.parse::<CpuQuota>();
+            let _ = text.parse::<MemoryLimit>();
+        }
+    }
+
     #[test]
     fn the_refusal_says_what_would_be_taken() {
         let error = "1".parse::<MemoryLimit>().unwrap_err();

@@ -4,17 +4,23 @@
 //! the exit code; a failure becomes a [`Report`] on the way out and is printed by `main`.
 
 mod completion;
+mod df;
 mod doctor;
 mod guest;
+mod images;
 mod kill;
+mod load;
 mod output;
 mod progress;
 mod ps;
+mod rmi;
 pub mod run;
+mod save;
+mod time;
 
 use std::io::{self, Write};
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, ImageCommand, SystemCommand};
 use crate::dirs::{Directories, Environment};
 use crate::outcome::ExitCode;
 use crate::report::Report;
@@ -25,17 +31,38 @@ use crate::report::Report;
 ///
 /// The command's failure, with its exit code.
 pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
-    let directories = Directories::find(&Environment::of_process(cli.global.root.clone()))?;
+    let here = || Directories::find(&Environment::of_process(cli.global.root.clone()));
     match &cli.command {
-        Command::Run(arguments) => run::run(arguments, &directories, cli.global.verbose),
-        Command::Ps(arguments) => ps::run(arguments, &directories),
-        Command::Kill(arguments) => kill::kill(arguments, &directories),
-        Command::Rm(arguments) => kill::rm(arguments, &directories),
-        Command::Guest(command) => guest::run(command, &directories),
-        Command::Doctor(arguments) => doctor::run(arguments, &directories),
+        Command::Run(arguments) => run::run(arguments, &here()?, cli.global.verbose),
+        Command::Ps(arguments) => ps::run(arguments, &here()?),
+        Command::Kill(arguments) => kill::kill(arguments, &here()?),
+        Command::Rm(arguments) => kill::rm(arguments, &here()?),
+        Command::Load(arguments) | Command::Image(ImageCommand::Load(arguments)) => {
+            load::run(arguments, &here()?)
+        }
+        Command::Save(arguments) | Command::Image(ImageCommand::Save(arguments)) => {
+            save::run(arguments, &here()?)
+        }
+        Command::Tag(arguments) | Command::Image(ImageCommand::Tag(arguments)) => {
+            images::tag(arguments, &here()?)
+        }
+        Command::Images(arguments) | Command::Image(ImageCommand::Ls(arguments)) => {
+            images::list(arguments, &here()?)
+        }
+        Command::History(arguments) | Command::Image(ImageCommand::History(arguments)) => {
+            images::history(arguments, &here()?)
+        }
+        Command::Rmi(arguments) | Command::Image(ImageCommand::Rm(arguments)) => {
+            rmi::rmi(arguments, &here()?)
+        }
+        Command::Prune(arguments) | Command::Image(ImageCommand::Prune(arguments)) => {
+            rmi::prune(arguments, &here()?)
+        }
+        Command::System(SystemCommand::Df(arguments)) => df::run(arguments, &here()?),
+        Command::Guest(command) => guest::run(command, &here()?),
+        Command::Doctor(arguments) => doctor::run(arguments, &here()?),
         Command::Completion(arguments) => completion::completion(arguments),
         Command::Man(arguments) => completion::man(arguments),
-        _ => Ok(ExitCode::SUCCESS),
     }
 }
 

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 
 use kvm_ioctls::Kvm;
 
+use super::load::import_options;
 use super::progress::ImportProgress;
 use crate::cli::{FileOrStdin, RunArgs, RunImage, TimingsFormat};
 use crate::dirs::Directories;
@@ -165,7 +166,7 @@ fn image<'a>(
             let name = source.name();
             let options = ImportOptions {
                 select: select.map(str::to_owned),
-                ..ImportOptions::default()
+                ..import_options(&arguments.limits)
             };
             let image = store.import(source, &options, &ImportProgress::new())?;
             Ok((image, name, command))

@@ -29,6 +29,11 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// The digest with these bytes.
+    pub(super) fn from_array(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// The 64 hexadecimal digits.
     #[must_use]
     pub fn hex(&self) -> String {

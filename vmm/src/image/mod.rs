@@ -15,6 +15,8 @@ mod source;
 mod stamp;
 mod store;
 mod tar;
+#[cfg(test)]
+mod tests;
 
 pub use digest::{Digest, ParseDigestError};
 pub use layer::LayerError;
@@ -26,6 +28,7 @@ pub use progress::{Progress, Silent, Step};
 pub use reference::{ParseReferenceError, Reference};
 pub use source::{ImageSource, SourceError};
 pub use store::{
-    FindError, ImportError, ImportOptions, RootPart, RootTree, Store, StoreError, StoredImage,
+    FindError, HistoryEntry, ImageSummary, ImportError, ImportOptions, PruneScope, Pruned,
+    RemoveError, Removed, RootPart, RootTree, SaveError, Store, StoreError, StoredImage, Usage,
 };
 pub use tar::TarError;

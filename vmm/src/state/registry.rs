@@ -777,6 +777,31 @@ mod tests {
     }
 
     #[test]
+    fn a_monitor_that_is_killed_lets_go_of_its_machine() {
+        use std::io::{Read, Write};
+
+        let fixture = Fixture::new();
+        let (mut ready, mut is_ready) = io::pipe().unwrap();
+        let monitor = crate::process::fork(|| {
+            let _machine = fixture.create("web").unwrap();
+            is_ready.write_all(&[1]).unwrap();
+            std::thread::sleep(std::time::Duration::from_secs(60));
+            0
+        })
+        .unwrap();
+        ready.read_exact(&mut [0]).unwrap();
+        let while_alive = fixture.names();
+
+        rustix::process::kill_process(monitor.pid(), rustix::process::Signal::KILL).unwrap();
+        monitor.wait().unwrap();
+
+        assert_eq!(while_alive, ["web"]);
+        assert!(fixture.names().is_empty());
+        assert_eq!(fixture.registry.clean().unwrap(), 1);
+        assert!(fixture.entries().is_empty());
+    }
+
+    #[test]
     fn a_half_created_machine_is_cleaned() {
         let fixture = Fixture::new();
         let id = MachineId::random().unwrap();

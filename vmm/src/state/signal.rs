@@ -9,6 +9,10 @@ use thiserror::Error;
 /// Highest signal number of Linux on x86-64, `_NSIG` in the kernel's `arch/x86/include/uapi/asm/signal.h`.
 const MAX_SIGNAL: u8 = 64;
 
+/// The first and last real-time signals that a C library leaves to programs, `signal(7)`.
+const RTMIN: u8 = 34;
+const RTMAX: u8 = MAX_SIGNAL;
+
 /// Names and numbers on x86-64, `signal(7)`.
 const NAMES: [(&str, u8); 34] = [
     ("HUP", 1),
@@ -97,19 +101,36 @@ impl From<Signal> for u8 {
 impl FromStr for Signal {
     type Err = SignalError;
 
-    /// Takes `TERM`, `SIGTERM`, `sigterm` and `15`.
+    /// Takes `TERM`, `SIGTERM`, `sigterm`, `15`, `RTMIN+3` and `RTMAX-1`.
     fn from_str(text: &str) -> Result<Self, SignalError> {
         if let Ok(number) = text.parse::<u8>() {
             return Self::try_from(number);
         }
         let upper = text.to_ascii_uppercase();
         let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
-        NAMES
-            .iter()
-            .find(|(name, _)| *name == bare)
+        let by_name = NAMES.iter().find(|(name, _)| *name == bare);
+        by_name
             .map(|(_, number)| Self(*number))
+            .or_else(|| real_time(bare))
             .ok_or_else(|| SignalError(text.to_owned()))
     }
+}
+
+/// Parses `RTMIN`, `RTMIN+n`, `RTMAX` and `RTMAX-n`.
+fn real_time(name: &str) -> Option<Signal> {
+    let number = if let Some(offset) = name.strip_prefix("RTMIN") {
+        match offset.strip_prefix('+') {
+            Some(offset) => RTMIN.checked_add(offset.parse().ok()?)?,
+            None => offset.is_empty().then_some(RTMIN)?,
+        }
+    } else {
+        let offset = name.strip_prefix("RTMAX")?;
+        match offset.strip_prefix('-') {
+            Some(offset) => RTMAX.checked_sub(offset.parse().ok()?)?,
+            None => offset.is_empty().then_some(RTMAX)?,
+        }
+    };
+    (RTMIN..=RTMAX).contains(&number).then_some(Signal(number))
 }
 
 /// The text is no signal.
@@ -127,6 +148,16 @@ mod tests {
         assert_eq!("SIGTERM".parse(), Ok(Signal::TERM));
         assert_eq!("sigkill".parse(), Ok(Signal::KILL));
         assert_eq!("2".parse(), Ok(Signal::INT));
+    }
+
+    #[test]
+    fn real_time_signals_are_counted_from_either_end() {
+        assert_eq!("RTMIN".parse(), Signal::try_from(34));
+        assert_eq!("SIGRTMIN+3".parse(), Signal::try_from(37));
+        assert_eq!("rtmax-1".parse(), Signal::try_from(63));
+        assert!("RTMIN+31".parse::<Signal>().is_err());
+        assert!("RTMIN3".parse::<Signal>().is_err());
+        assert!("RTMAX-99".parse::<Signal>().is_err());
     }
 
     #[test]

@@ -36,12 +36,12 @@ pub enum LayerError {
     #[error(transparent)]
     Tar(TarError),
     /// A name is no path that an unpacking runtime could make.
-    #[error("the path `{path}` {source}")]
+    #[error("the path `{path}` {problem}")]
     Path {
         /// The name as the archive has it.
         path: String,
         /// What is wrong with it.
-        source: BadPath,
+        problem: BadPath,
     },
     /// An entry cannot be represented, or must not be.
     #[error("the entry `{path}` {problem}")]
@@ -53,10 +53,16 @@ pub enum LayerError {
     },
     /// The layer is too large.
     #[error("the layer {0}")]
-    Limit(#[from] LimitError),
+    Limit(LimitError),
     /// The result could not be written.
     #[error("cannot write the converted layer")]
     Write(#[source] io::Error),
+}
+
+impl From<LimitError> for LayerError {
+    fn from(error: LimitError) -> Self {
+        Self::Limit(error)
+    }
 }
 
 impl From<TarError> for LayerError {
@@ -77,8 +83,8 @@ impl From<TarError> for LayerError {
 pub(in crate::image) struct Converted<I> {
     /// The input, read to its end.
     pub(in crate::image) input: I,
-    /// The files that were written, to be synced.
-    pub(in crate::image) files: [File; 3],
+    /// Length of the data file.
+    pub(in crate::image) data_bytes: u64,
 }
 
 /// Reads a tar stream to its end and writes `data`, `index` and `frame` into `directory`.
@@ -98,22 +104,25 @@ pub(in crate::image) fn convert<I: Input>(
         buffer: vec![0; 128 * 1024],
     };
     while let Some(member) = converter.reader.next_member()? {
-        converter.member(member)?;
+        converter.member(&member)?;
     }
     converter.reader.drain()?;
     let (input, frame) = converter.reader.into_parts();
-    let unbuffered = |writer: BufWriter<File>| {
-        writer
-            .into_inner()
-            .map_err(|error| LayerError::Write(error.into_error()))
-    };
-    let frame = unbuffered(frame.finish().map_err(LayerError::Write)?)?;
-    let index = unbuffered(converter.index.finish().map_err(LayerError::Write)?)?;
-    let (data, _) = converter.data.finish().map_err(LayerError::Write)?;
-    Ok(Converted {
-        input,
-        files: [data, index, frame],
-    })
+    let into_error =
+        |error: io::IntoInnerError<BufWriter<File>>| LayerError::Write(error.into_error());
+    frame
+        .finish()
+        .map_err(LayerError::Write)?
+        .into_inner()
+        .map_err(into_error)?;
+    converter
+        .index
+        .finish()
+        .map_err(LayerError::Write)?
+        .into_inner()
+        .map_err(into_error)?;
+    let data_bytes = converter.data.finish().map_err(LayerError::Write)?;
+    Ok(Converted { input, data_bytes })
 }
 
 fn create_private(path: &Path) -> io::Result<File> {
@@ -134,21 +143,21 @@ struct Converter<'a, I: Input> {
 }
 
 impl<I: Input> Converter<'_, I> {
-    fn member(&mut self, member: Member) -> Result<(), LayerError> {
+    fn member(&mut self, member: &Member) -> Result<(), LayerError> {
         let path = clean(&member.path)?;
         if let Some((parent, name)) = path.split()
             && name.starts_with(WHITEOUT_PREFIX)
         {
             return self.whiteout(&path, &parent, name);
         }
-        let metadata = metadata(&member, &path)?;
+        let metadata = metadata(member, &path)?;
         let kind = match member.kind {
-            Kind::Regular => self.file(&member, &path)?,
+            Kind::Regular => self.file(member, &path)?,
             Kind::Directory => EntryKind::Directory,
-            Kind::Symlink => EntryKind::Symlink(symlink_target(&member, &path)?),
+            Kind::Symlink => EntryKind::Symlink(symlink_target(member, &path)?),
             Kind::HardLink => EntryKind::HardLink(clean(&member.link)?),
             Kind::CharacterDevice => {
-                let number = device(&member, &path)?;
+                let number = device(member, &path)?;
                 if number.is_zero() {
                     return Err(refused(
                         &path,
@@ -157,7 +166,7 @@ impl<I: Input> Converter<'_, I> {
                 }
                 EntryKind::CharacterDevice(number)
             }
-            Kind::BlockDevice => EntryKind::BlockDevice(device(&member, &path)?),
+            Kind::BlockDevice => EntryKind::BlockDevice(device(member, &path)?),
             Kind::Fifo => EntryKind::Fifo,
             Kind::Other(flag) => {
                 return Err(refused(
@@ -310,9 +319,9 @@ impl<I: Input> Converter<'_, I> {
 }
 
 fn clean(name: &[u8]) -> Result<LayerPath, LayerError> {
-    LayerPath::clean(name).map_err(|source| LayerError::Path {
+    LayerPath::clean(name).map_err(|problem| LayerError::Path {
         path: String::from_utf8_lossy(name).chars().take(300).collect(),
-        source,
+        problem,
     })
 }
 

@@ -102,12 +102,12 @@ impl DataFile {
         Ok(())
     }
 
-    /// Writes what is left and gives the file its length: whole blocks.
-    pub(super) fn finish(mut self) -> io::Result<(File, u64)> {
+    /// Writes what is left and gives the file its length, whole blocks, which is returned.
+    pub(super) fn finish(mut self) -> io::Result<u64> {
         self.flush()?;
         let length = u64::from(self.end_block) * BLOCK_BYTES;
         self.file.set_len(length)?;
-        Ok((self.file, length))
+        Ok(length)
     }
 }
 
@@ -150,7 +150,8 @@ mod tests {
         data.allocate(4).unwrap();
         data.write_at(b"one", 0).unwrap();
         data.write_at(b"two", 8192).unwrap();
-        let (file, length) = data.finish().unwrap();
+        let file = data.file.try_clone().unwrap();
+        let length = data.finish().unwrap();
         let mut all = vec![1; 16384];
         file.read_exact_at(&mut all, 0).unwrap();
         assert_eq!(length, 16384);

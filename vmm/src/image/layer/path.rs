@@ -78,11 +78,6 @@ impl LayerPath {
     pub(in crate::image) fn display(&self) -> String {
         format!("/{}", String::from_utf8_lossy(&self.0))
     }
-
-    /// Length in bytes.
-    pub(in crate::image) fn len(&self) -> usize {
-        self.0.len()
-    }
 }
 
 #[cfg(test)]

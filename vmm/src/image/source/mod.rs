@@ -220,8 +220,7 @@ pub(super) struct OpenedImage {
     pub(super) id: Digest,
     /// The configuration, byte for byte.
     pub(super) config_bytes: Vec<u8>,
-    /// The configuration, parsed.
-    pub(super) config: ImageConfiguration,
+
     /// The layers, lowest first.
     pub(super) layers: Vec<Layer>,
     /// Names that the source gives the image.
@@ -389,7 +388,6 @@ fn opened(
     Ok(OpenedImage {
         id,
         config_bytes,
-        config,
         layers,
         names,
         stamps: BTreeMap::new(),

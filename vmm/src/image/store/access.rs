@@ -11,10 +11,13 @@ use super::super::erofs::HUGE_PAGE_BYTES;
 use super::super::layer::DATA;
 use super::super::reference::Reference;
 use super::disk::{Hold, digests_in, lock, read};
+use super::durable::is_whole;
 use super::{FindError, RootPart, RootTree, Store, StoreError, StoredImage};
 
 /// Name of an image's record in its directory.
 pub(super) const RECORD: &str = "image.json";
+/// Name of a layer's record in its directory.
+pub(super) const LAYER_RECORD: &str = "layer.json";
 /// Name of the configuration.
 pub(super) const CONFIG: &str = "config.json";
 /// Name of the EROFS metadata.
@@ -25,18 +28,24 @@ pub(super) const TREE: &str = "tree";
 pub(super) struct ImageRecord {
     /// Version of this format.
     pub(super) format: u32,
+    /// The boot of the host in which the image was imported.
+    pub(super) boot: String,
     /// Length of the tree.
     pub(super) tree_bytes: u64,
     /// The layers, lowest first.
     pub(super) layers: Vec<LayerRecord>,
 }
 
-/// A layer of an image.
+/// A layer, in its own record and in that of an image.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct LayerRecord {
     pub(super) diff_id: Digest,
+    /// The boot of the host in which the layer was converted.
+    pub(super) boot: String,
     /// Length of its data.
     pub(super) data_bytes: u64,
+    /// Length of its tar stream.
+    pub(super) stream_bytes: u64,
 }
 
 impl ImageRecord {
@@ -63,9 +72,18 @@ impl Store {
     /// # Errors
     /// If there is none, or more than one.
     pub fn find(&self, reference: &str) -> Result<StoredImage, FindError> {
-        let _guard = self.lock(Hold::Shared)?;
+        let guard = self.lock(Hold::Shared)?;
         let id = self.resolve(reference)?;
-        self.open_image(id)
+        let image = self.open_image(id)?;
+        drop(guard);
+        self.settle_leased(&image)?;
+        Ok(image)
+    }
+
+    /// Syncs an image that the kernel has written by now, so that it survives a power failure.
+    pub(super) fn settle_leased(&self, image: &StoredImage) -> Result<(), FindError> {
+        let record = self.image_record(image.id)?;
+        Ok(self.settle(image.id, &record)?)
     }
 
     /// Resolves a reference; the caller holds the store's lock.
@@ -73,15 +91,12 @@ impl Store {
         let not_found = || FindError::NotFound(reference.to_owned());
         let digits = reference.strip_prefix("sha256:").unwrap_or(reference);
         if let Some(id) = Digest::from_hex(digits) {
-            return self
-                .image_directory(id)
-                .is_dir()
-                .then_some(id)
-                .ok_or_else(not_found);
+            return self.has_image(id).then_some(id).ok_or_else(not_found);
         }
         let name = reference.parse::<Reference>();
         if let Ok(name) = &name
             && let Some(id) = self.names()?.names.get(name)
+            && self.has_image(*id)
         {
             return Ok(*id);
         }
@@ -93,8 +108,10 @@ impl Store {
             name?;
             return Err(not_found());
         }
-        let images = digests_in(&self.root.join("images"))?;
-        let mut fitting = images.into_iter().filter(|id| id.hex().starts_with(digits));
+        let mut fitting = self
+            .image_ids()?
+            .into_iter()
+            .filter(|id| id.hex().starts_with(digits));
         match (fitting.next(), fitting.next()) {
             (Some(id), None) => Ok(id),
             (Some(_), Some(_)) => Err(FindError::Ambiguous(reference.to_owned())),
@@ -137,6 +154,31 @@ impl Store {
             root: RootTree { parts, size_bytes },
             lease,
         })
+    }
+
+    /// Whether an image is in the store and whole; the caller holds the store's lock.
+    pub(super) fn has_image(&self, id: Digest) -> bool {
+        let directory = self.image_directory(id);
+        self.image_record(id).is_ok_and(|record| {
+            let is_layer_whole =
+                |layer: &LayerRecord| is_whole(&self.layer_directory(layer.diff_id), &layer.boot);
+            is_whole(&directory, &record.boot) && record.layers.iter().all(is_layer_whole)
+        })
+    }
+
+    /// The images that are whole; the caller holds the store's lock.
+    pub(super) fn image_ids(&self) -> Result<Vec<Digest>, StoreError> {
+        let mut ids = digests_in(&self.root.join("images"))?;
+        ids.retain(|id| self.has_image(*id));
+        Ok(ids)
+    }
+
+    /// The record of a layer that is in the store and whole; the caller holds the store's lock.
+    pub(super) fn layer_record(&self, diff_id: Digest) -> Option<LayerRecord> {
+        let directory = self.layer_directory(diff_id);
+        let bytes = read(&directory.join(LAYER_RECORD)).ok()??;
+        let record: LayerRecord = serde_json::from_slice(&bytes).ok()?;
+        is_whole(&directory, &record.boot).then_some(record)
     }
 
     /// What an image is made of; the caller holds the store's lock.

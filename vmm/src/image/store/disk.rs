@@ -19,24 +19,31 @@ pub(super) fn make_directory(path: &Path) -> Result<(), StoreError> {
         .map_err(StoreError::at("create", path))
 }
 
-/// Writes a new file and brings it to the disk.
+/// Writes a new file.
 pub(super) fn write_new(path: &Path, contents: &[u8]) -> Result<(), StoreError> {
-    let write = || {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)?;
-        file.write_all(contents)?;
-        file.sync_all()
-    };
-    write().map_err(StoreError::at("write", path))
+    create_new(path, contents)
+        .map(drop)
+        .map_err(StoreError::at("write", path))
+}
+
+fn create_new(path: &Path, contents: &[u8]) -> io::Result<File> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(contents)?;
+    Ok(file)
 }
 
 /// Replaces a file's contents in one step; `scratch` is a directory on the same file system.
 pub(super) fn replace(path: &Path, contents: &[u8], scratch: &Path) -> Result<(), StoreError> {
     let new = unique(scratch);
-    write_new(&new, contents)?;
+    let synced = create_new(&new, contents).and_then(|file| file.sync_all());
+    synced.map_err(|error| {
+        let _ = fs::remove_file(&new);
+        StoreError::at("write", path)(error)
+    })?;
     fs::rename(&new, path).map_err(|error| {
         let _ = fs::remove_file(&new);
         StoreError::at("replace", path)(error)
@@ -130,6 +137,15 @@ pub(super) fn try_lock(file: &File) -> io::Result<bool> {
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether somebody holds a lease on an object.
+pub(super) fn is_leased(object: &Path) -> Result<bool, StoreError> {
+    let held = || {
+        let directory = File::open(object)?;
+        Ok(!try_lock(&directory)?)
+    };
+    held().map_err(StoreError::at("lock", object))
 }
 
 /// The lock of the whole store; held while the value lives.

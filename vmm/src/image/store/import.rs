@@ -1,6 +1,7 @@
 //! Imports images.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::super::compression::{Compression, decoder};
 use super::super::digest::{Digest, HashingReader};
 use super::super::erofs::{BLOCK_BYTES, Layout, Tree, WindowMap, WriteError, write_tree};
-use super::super::layer::{self, Converted, DATA, INDEX, LayerError, read_index};
+use super::super::layer::{self, Converted, INDEX, LayerError, read_index};
 use super::super::limits::Budget;
 use super::super::merge::{MergeError, Merger};
 use super::super::progress::{Progress, Step};
@@ -20,10 +21,11 @@ use super::super::source::{
     self, FilePart, ImageSource, Layer, OpenedImage, Selection, SourceError,
 };
 use super::super::tar::{Input, TarError};
-use super::access::{CONFIG, ImageRecord, LayerRecord, RECORD, TREE};
+use super::access::{CONFIG, ImageRecord, LAYER_RECORD, LayerRecord, RECORD, TREE};
 use super::disk::{
     Hold, WorkDirectory, disk_bytes, lock, make_directory, open_lock_file, write_new,
 };
+use super::durable::boot_id;
 use super::publish::Publication;
 use super::sources::Known;
 use super::{ImportError, ImportOptions, Store, StoreError, StoredImage};
@@ -103,12 +105,13 @@ impl Store {
     ) -> Result<Option<StoredImage>, ImportError> {
         let names: Vec<Reference> = known.names.iter().chain(&options.name).cloned().collect();
         let guard = self.lock(Hold::Shared)?;
-        if !self.image_directory(known.id).is_dir() {
+        if !self.has_image(known.id) {
             return Ok(None);
         }
         let image = self.open_image(known.id)?;
         let current = self.names()?;
         drop(guard);
+        self.settle_leased(&image)?;
         if names
             .iter()
             .any(|name| current.names.get(name) != Some(&known.id))
@@ -120,7 +123,7 @@ impl Store {
     }
 
     /// Waits until no other import of this image is at work.
-    fn wait_for_turn(&self, id: Digest) -> Result<File, StoreError> {
+    fn wait_for_turn(&self, id: Digest) -> Result<Turn, StoreError> {
         let path = self.root.join("imports").join(id.hex());
         loop {
             let file = open_lock_file(&path)?;
@@ -129,10 +132,29 @@ impl Store {
             let same = fs::metadata(&path)
                 .is_ok_and(|named| file.metadata().is_ok_and(|open| open.ino() == named.ino()));
             if same {
-                return Ok(file);
+                return Ok(Turn { path, _lock: file });
             }
         }
     }
+}
+
+/// The right to import one image; the lock's file goes with it.
+struct Turn {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // Waiters notice that the file is another one. A leftover is removed by `prune`.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), StoreError> {
+    let bytes = serde_json::to_vec_pretty(value)
+        .map_err(|error| StoreError::at("write", path)(error.into()))?;
+    write_new(path, &bytes)
 }
 
 fn create(path: &Path) -> io::Result<File> {
@@ -157,6 +179,7 @@ struct Import<'a> {
 /// A layer that is ready to be used, in the store or in the work directory.
 struct Ready {
     directory: PathBuf,
+    record: LayerRecord,
     /// Keeps a layer of the store from being removed.
     lease: Option<File>,
 }
@@ -178,26 +201,22 @@ impl Import<'_> {
                 },
                 Some(blob.len()),
             );
-            let known = match ready.contains_key(&layer.diff_id) {
-                true => None,
-                false => self.lease_layer(layer.diff_id)?,
-            };
-            if let Some(known) = known {
+            if !ready.contains_key(&layer.diff_id)
+                && let Some(known) = self.lease_layer(layer.diff_id)?
+            {
                 ready.insert(layer.diff_id, known);
             }
-            if ready.contains_key(&layer.diff_id) {
-                self.verify_only(layer, blob)?;
-            } else {
+            if let Entry::Vacant(place) = ready.entry(layer.diff_id) {
                 let directory = self.work.join(format!("layer-{index}"));
                 make_directory(&directory)?;
-                self.convert(layer, blob, &directory, &mut budget)?;
-                ready.insert(
-                    layer.diff_id,
-                    Ready {
-                        directory,
-                        lease: None,
-                    },
-                );
+                let record = self.convert(layer, blob, &directory, &mut budget)?;
+                place.insert(Ready {
+                    directory,
+                    record,
+                    lease: None,
+                });
+            } else {
+                self.verify_only(layer, blob)?;
             }
         }
         self.progress.begin(&Step::Store, None);
@@ -234,14 +253,15 @@ impl Import<'_> {
     /// A layer that the store has already.
     fn lease_layer(&self, diff_id: Digest) -> Result<Option<Ready>, StoreError> {
         let _guard = self.store.lock(Hold::Shared)?;
-        if !self.store.has_layer(diff_id) {
+        let Some(record) = self.store.layer_record(diff_id) else {
             return Ok(None);
-        }
+        };
         let directory = self.store.layer_directory(diff_id);
         let lease = File::open(&directory).map_err(StoreError::at("open", &directory))?;
         lock(&lease, Hold::Shared).map_err(StoreError::at("lease", &directory))?;
         Ok(Some(Ready {
             directory,
+            record,
             lease: Some(lease),
         }))
     }
@@ -294,14 +314,14 @@ impl Import<'_> {
         }
     }
 
-    /// Converts a layer and verifies it; what it wrote is on the disk when it returns.
+    /// Converts a layer and verifies it.
     fn convert(
         &self,
         layer: &Layer,
         blob: FilePart,
         directory: &Path,
         budget: &mut Budget,
-    ) -> Result<(), ImportError> {
+    ) -> Result<LayerRecord, ImportError> {
         let mut peek = [0; 4];
         let start = blob.peek(&mut peek);
         let start = start.map_err(|source| {
@@ -322,8 +342,8 @@ impl Import<'_> {
             Compression::None => HashingReader::idle(blob),
             _ => HashingReader::new(blob),
         };
-        let diff_id = match convert_stream(&mut blob, compression, meter, directory, budget) {
-            Ok(diff_id) => diff_id,
+        let stream = match convert_stream(&mut blob, compression, meter, directory, budget) {
+            Ok(stream) => stream,
             Err(error) => {
                 // Damage is better named by the digest than by where it was stumbled over.
                 if layer.blob.is_some()
@@ -335,11 +355,19 @@ impl Import<'_> {
             }
         };
         let blob_digest = match compression {
-            Compression::None => diff_id,
+            Compression::None => stream.diff_id,
             _ => blob.digest(),
         };
         self.check_blob(layer, blob_digest)?;
-        self.check_diff_id(layer, diff_id)
+        self.check_diff_id(layer, stream.diff_id)?;
+        let record = LayerRecord {
+            diff_id: layer.diff_id,
+            boot: boot_id().to_owned(),
+            data_bytes: stream.data_bytes,
+            stream_bytes: stream.stream_bytes,
+        };
+        write_json(&directory.join(LAYER_RECORD), &record)?;
+        Ok(record)
     }
 
     /// Writes the image's own directory; returns it.
@@ -350,19 +378,16 @@ impl Import<'_> {
             name: name(),
             source,
         })?;
-        let mut layers = Vec::with_capacity(self.opened.layers.len());
-        for layer in &self.opened.layers {
-            let data = self.directory_of(ready, layer).join(DATA);
-            let data_bytes = fs::metadata(&data)
-                .map_err(StoreError::at("read", &data))?
-                .len();
-            layers.push(LayerRecord {
-                diff_id: layer.diff_id,
-                data_bytes,
-            });
-        }
+        let layers = self
+            .opened
+            .layers
+            .iter()
+            .filter_map(|layer| ready.get(&layer.diff_id))
+            .map(|ready| ready.record.clone())
+            .collect();
         let record = ImageRecord {
             format: ImageRecord::FORMAT,
+            boot: boot_id().to_owned(),
             tree_bytes: layout.metadata_bytes(),
             layers,
         };
@@ -387,16 +412,11 @@ impl Import<'_> {
             create(&directory.join(TREE)).map_err(|error| tree_error(WriteError::Output(error)))?;
         let mut output = BufWriter::with_capacity(1 << 20, file);
         write_tree(&tree, &layout, &map, &mut output).map_err(tree_error)?;
-        let file = output
+        output
             .into_inner()
             .map_err(|error| tree_error(WriteError::Output(error.into_error())))?;
-        file.sync_all()
-            .map_err(|error| tree_error(WriteError::Output(error)))?;
         write_new(&directory.join(CONFIG), &self.opened.config_bytes)?;
-        let path = directory.join(RECORD);
-        let bytes = serde_json::to_vec_pretty(&record)
-            .map_err(|error| StoreError::at("write", &path)(error.into()))?;
-        write_new(&path, &bytes)?;
+        write_json(&directory.join(RECORD), &record)?;
         Ok(directory)
     }
 
@@ -449,9 +469,18 @@ impl Import<'_> {
         }
         let mut publication = Publication::default();
         for (diff_id, layer) in ready.iter().filter(|(_, layer)| layer.lease.is_none()) {
-            publication.publish(&layer.directory, &store.layer_directory(*diff_id))?;
+            // Another image's import may have been faster.
+            if store.layer_record(*diff_id).is_none() {
+                let place = store.layer_directory(*diff_id);
+                store.clear_place(&place)?;
+                publication.publish(&layer.directory, &place)?;
+            }
         }
-        publication.publish(made, &store.image_directory(self.opened.id))?;
+        if !store.has_image(self.opened.id) {
+            let place = store.image_directory(self.opened.id);
+            store.clear_place(&place)?;
+            publication.publish(made, &place)?;
+        }
         let image = store.open_image(self.opened.id)?;
         let names: Vec<Reference> = self
             .source_names()
@@ -464,14 +493,21 @@ impl Import<'_> {
     }
 }
 
-/// Converts what a blob holds; returns the digest of the tar stream.
+/// What was learnt of a layer while it was converted.
+struct Stream {
+    diff_id: Option<Digest>,
+    stream_bytes: u64,
+    data_bytes: u64,
+}
+
+/// Converts what a blob holds.
 fn convert_stream(
     blob: &mut HashingReader<impl Read>,
     compression: Compression,
     meter: Arc<AtomicU64>,
     directory: &Path,
     budget: &mut Budget,
-) -> Result<Option<Digest>, LayerError> {
+) -> Result<Stream, LayerError> {
     let failed = |source| LayerError::from(TarError::Read { offset: 0, source });
     let buffered = BufReader::with_capacity(READ_BYTES, &mut *blob);
     let stream = HashingReader::new(decoder(compression, Box::new(buffered)).map_err(failed)?);
@@ -480,14 +516,17 @@ fn convert_stream(
         meter,
         budget: budget.clone(),
     };
-    let Converted { input, files } = layer::convert(input, directory, budget)?;
-    for file in &files {
-        file.sync_all().map_err(LayerError::Write)?;
-    }
+    let Converted { input, data_bytes } = layer::convert(input, directory, budget)?;
+
     budget.take_unpacked_from(&input.budget);
+    let stream_bytes = input.stream.count();
     let diff_id = input.digest();
     blob.drain().map_err(failed)?;
-    Ok(diff_id)
+    Ok(Stream {
+        diff_id,
+        stream_bytes,
+        data_bytes,
+    })
 }
 
 enum ApplyError {

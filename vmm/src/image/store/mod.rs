@@ -5,22 +5,25 @@
 //! names.json        image names and what they mean
 //! images/HEX/       one image by the digest of its configuration:
 //!   image.json        its layers and parts; config.json; tree (EROFS metadata)
-//! layers/HEX/       one layer by its diff id: data, index, frame
+//! layers/HEX/       one layer by its diff id: layer.json, data, index, frame
 //! sources/          files that were imported before, by identity
 //! imports/HEX       lock of the import of one image: racers wait and find it done
 //! tmp/              one directory for each import at work, locked by it
 //! ```
 //!
-//! An object is made in `tmp`, synced, and renamed to its place whole; its name is its digest, so
-//! it never changes. Locks say who is alive: a directory in `tmp` that nobody has locked is what
+//! An object is made in `tmp` and renamed to its place whole; its name is its digest, so it never
+//! changes. Locks say who is alive: a directory in `tmp` that nobody has locked is what
 //! a crash left, and the next user removes it. A lease is a shared lock on an image's directory.
 
 mod access;
 mod disk;
+mod durable;
 mod error;
 mod import;
+mod manage;
 mod names;
 mod publish;
+mod save;
 mod sources;
 
 use std::fs::File;
@@ -33,6 +36,8 @@ use super::limits::Limits;
 use super::platform::Platform;
 use super::reference::Reference;
 pub use error::{FindError, ImportError, StoreError};
+pub use manage::{HistoryEntry, ImageSummary, PruneScope, Pruned, RemoveError, Removed, Usage};
+pub use save::SaveError;
 
 /// A directory with converted images.
 #[derive(Debug, Clone)]

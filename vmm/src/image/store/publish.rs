@@ -5,8 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::super::digest::Digest;
-use super::disk::{Hold, digests_in, remove_abandoned, sync_directory, try_lock, unique};
+use super::disk::{Hold, digests_in, remove_abandoned, try_lock, unique};
 use super::{Store, StoreError};
 
 /// Moves directories to their places; takes back what it moved unless it is kept.
@@ -18,15 +17,11 @@ pub(super) struct Publication {
 }
 
 impl Publication {
-    /// Moves a directory to its place, unless another import was faster.
+    /// Moves a directory to its place, where nothing is.
     pub(super) fn publish(&mut self, made: &Path, place: &Path) -> Result<(), StoreError> {
-        if place.exists() {
-            return Ok(());
-        }
-        sync_directory(made)?;
         fs::rename(made, place).map_err(StoreError::at("create", place))?;
         self.moved.push(place.to_owned());
-        sync_directory(place.parent().unwrap_or(place))
+        Ok(())
     }
 
     /// Keeps what was moved.
@@ -59,16 +54,19 @@ impl Store {
         Ok(())
     }
 
-    /// Removes layers that no image has and nobody uses; returns the directories, moved to `tmp`.
+    /// Removes images that a power failure broke, and layers that no image has and nobody uses.
     ///
     /// The caller holds the store's lock exclusively.
     pub(super) fn remove_orphans(&self) -> Result<(), StoreError> {
         let mut used = HashSet::new();
         for id in digests_in(&self.root.join("images"))? {
             match self.image_record(id) {
-                Ok(record) => used.extend(record.layers.iter().map(|layer| layer.diff_id)),
-                // An image that cannot be read may need any layer.
-                Err(_) => return Ok(()),
+                Ok(record) if self.has_image(id) => {
+                    used.extend(record.layers.iter().map(|layer| layer.diff_id));
+                }
+                _ => {
+                    self.remove_if_unused(&self.image_directory(id))?;
+                }
             }
         }
         for diff_id in digests_in(&self.root.join("layers"))? {
@@ -97,8 +95,15 @@ impl Store {
         Ok(true)
     }
 
-    /// Whether a layer is in the store.
-    pub(super) fn has_layer(&self, diff_id: Digest) -> bool {
-        self.layer_directory(diff_id).is_dir()
+    /// Clears the place of an object that is not whole.
+    ///
+    /// The caller holds the store's lock exclusively.
+    pub(super) fn clear_place(&self, place: &Path) -> Result<(), StoreError> {
+        if place.exists() {
+            let grave = unique(&self.scratch());
+            fs::rename(place, &grave).map_err(StoreError::at("remove", place))?;
+            fs::remove_dir_all(&grave).map_err(StoreError::at("remove", place))?;
+        }
+        Ok(())
     }
 }

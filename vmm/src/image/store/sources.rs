@@ -44,6 +44,12 @@ impl Known {
     }
 }
 
+/// The image that a record speaks of; `None` if it is damaged.
+pub(super) fn image_of(record: &Path) -> Option<Digest> {
+    let known: Known = serde_json::from_slice(&read(record).ok()??).ok()?;
+    Some(known.id)
+}
+
 impl Store {
     /// Where it is remembered what a source held; `None` if it does not exist.
     pub(super) fn source_record(&self, source: &Path, options: &ImportOptions) -> Option<PathBuf> {

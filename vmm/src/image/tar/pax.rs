@@ -68,11 +68,10 @@ fn apply(records: &mut Records, key: &[u8], value: &[u8]) -> Option<()> {
         b"GNU.sparse.minor" => sparse.minor = Some(decimal(value)?),
         b"GNU.sparse.name" => sparse.name = text(value)?,
         b"GNU.sparse.size" | b"GNU.sparse.realsize" => sparse.real_size = Some(decimal(value)?),
-        b"GNU.sparse.offset" => {
-            if sparse.pending.replace(decimal(value)?).is_some() {
-                return None;
-            }
-        }
+        b"GNU.sparse.offset" => match sparse.pending.replace(decimal(value)?) {
+            None => {}
+            Some(_) => return None,
+        },
         b"GNU.sparse.numbytes" => {
             let run = SparseRun {
                 offset: sparse.pending.take()?,
