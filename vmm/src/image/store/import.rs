@@ -54,10 +54,11 @@ impl Store {
         let record = path
             .as_deref()
             .and_then(|path| self.source_record(path, options));
-        if let (Some(path), Some(record)) = (&path, &record)
-            && let Some(known) = self.known_source(path, record)
-            && let Some(image) = self.import_known(&known, options)?
-        {
+        let known = || match (&path, &record) {
+            (Some(path), Some(record)) => self.import_known(path, record, options),
+            _ => Ok(None),
+        };
+        if let Some(image) = known()? {
             return Ok(image);
         }
         let work = WorkDirectory::new(self)?;
@@ -75,6 +76,10 @@ impl Store {
                 }
             })?;
         let _turn = self.wait_for_turn(opened.id)?;
+        // Whoever was before may have imported the same file.
+        if let Some(image) = known()? {
+            return Ok(image);
+        }
         let import = Import {
             store: self,
             name: &name,
@@ -85,11 +90,11 @@ impl Store {
         };
         let image = import.run()?;
         if let (Some(record), Some(known)) = (
-            record,
+            &record,
             Known::new(opened.id, import.source_names(), opened.stamps()),
         ) {
             // Only the next run's time depends on it.
-            if let Err(error) = self.remember_source(&record, &known) {
+            if let Err(error) = self.remember_source(record, &known) {
                 tracing::debug!(%error, "source not remembered");
             }
         }
@@ -99,9 +104,13 @@ impl Store {
     /// Opens what a source that has not changed was imported as; `None` if it was removed since.
     fn import_known(
         &self,
-        known: &Known,
+        source: &Path,
+        record: &Path,
         options: &ImportOptions,
     ) -> Result<Option<StoredImage>, ImportError> {
+        let Some(known) = self.known_source(source, record) else {
+            return Ok(None);
+        };
         let names: Vec<Reference> = known.names.iter().chain(&options.name).cloned().collect();
         let guard = self.lock(Hold::Shared)?;
         if !self.has_image(known.id) {
@@ -110,7 +119,7 @@ impl Store {
         let image = self.open_image(known.id)?;
         let current = self.names()?;
         drop(guard);
-        self.settle_leased(&image)?;
+        self.settle(image.id);
         if names
             .iter()
             .any(|name| current.names.get(name) != Some(&known.id))
