@@ -148,6 +148,21 @@ fn nested_indexes_give_the_platform_of_the_host() {
 }
 
 #[test]
+fn an_image_for_every_machine_goes_before_one_for_some() {
+    let fixture = Fixture::new();
+    let mut layout = super::maker::Layout::default();
+    let mut newer = Image::of(Tar::new().file("newer", "")).add_to(&mut layout);
+    newer["platform"] = json!({"os": "linux", "architecture": "amd64", "variant": "v3"});
+    let mut every = Image::of(hello()).add_to(&mut layout);
+    every["platform"] = json!({"os": "linux", "architecture": "amd64"});
+    layout.index(&[newer, every]);
+    assert_eq!(
+        hello_of(&fixture.import(layout.archive()).unwrap()),
+        b"hello"
+    );
+}
+
+#[test]
 fn several_images_need_a_choice() {
     let fixture = Fixture::new();
     let mut layout = super::maker::Layout::default();
