@@ -13,6 +13,8 @@ use super::layer::{Entry, EntryKind, LayerPath};
 const SYMLINKS_MAX: u32 = 40;
 /// Directories that one path may lead through once its symbolic links are followed.
 const DEPTH_MAX: usize = 4096;
+/// Directories that all paths of an image together may lead through: some seconds of work.
+const STEPS_MAX: u64 = 400_000_000;
 
 /// An entry that cannot be applied to the layers below it.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +63,10 @@ pub(super) struct Merger {
     /// By inode: the layer that made or last changed it.
     changed_by: Vec<u16>,
     layer: u16,
+    /// Directories of which this layer has hidden what lower layers left.
+    hidden: HashSet<NodeId>,
+    /// Directories passed on the way to all paths so far.
+    steps: u64,
     /// Names that this layer linked to inodes of lower layers.
     linked: HashSet<(NodeId, Box<[u8]>)>,
 }
@@ -78,6 +84,8 @@ impl Merger {
             tree: Tree::new(Metadata::of_root(0o755)),
             changed_by: vec![0],
             layer: 0,
+            hidden: HashSet::new(),
+            steps: 0,
             linked: HashSet::new(),
         }
     }
@@ -91,6 +99,7 @@ impl Merger {
     pub(super) fn begin_layer(&mut self, layer: u16) {
         self.layer = layer;
         self.linked.clear();
+        self.hidden.clear();
     }
 
     /// Applies the next entry of the layer.
@@ -222,6 +231,9 @@ impl Merger {
     fn hide_below(&mut self, directory: NodeId) {
         let mut open = vec![directory];
         while let Some(directory) = open.pop() {
+            if !self.hidden.insert(directory) {
+                continue;
+            }
             let names = self
                 .tree
                 .directory_mut(directory)
@@ -269,6 +281,10 @@ impl Merger {
             let too_far = || MergeError::Loop {
                 path: whole.display(),
             };
+            self.steps += 1;
+            if self.steps > STEPS_MAX {
+                return Err(too_far());
+            }
             let Some(child) = self.child(here, &component) else {
                 if missing == Missing::GiveUp {
                     return Ok(None);

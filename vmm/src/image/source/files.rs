@@ -169,8 +169,8 @@ impl Files {
     }
 
     /// Whether a file of that name exists.
-    pub(super) fn has(&self, name: &str) -> bool {
-        matches!(self.open(name), Ok(Some(_)))
+    pub(super) fn has(&self, name: &str) -> Result<bool, SourceError> {
+        Ok(self.open(name)?.is_some())
     }
 }
 

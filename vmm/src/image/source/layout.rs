@@ -256,6 +256,8 @@ fn choose(
     if fitting.iter().any(|candidate| candidate.platform.is_some()) {
         fitting.retain(|candidate| candidate.platform.is_some());
     }
+    // An image for every machine before one for some.
+    fitting.sort_by_key(|candidate| variant(candidate).is_some());
     let mut chosen = None::<Candidate>;
     let mut others = Vec::new();
     for candidate in fitting {
@@ -264,6 +266,9 @@ fn choose(
             Some(first) if first.descriptor.digest == candidate.descriptor.digest => {
                 first.names.extend(candidate.names);
             }
+            // The same image for another variant.
+            Some(first)
+                if first.names == candidate.names && variant(first) != variant(&candidate) => {}
             Some(_) => others.push(label(&candidate)),
         }
     }
@@ -295,6 +300,10 @@ fn by_name(
     } else {
         Ok(named)
     }
+}
+
+fn variant(candidate: &Candidate) -> Option<&str> {
+    candidate.platform.as_ref()?.variant.as_deref()
 }
 
 fn label(candidate: &Candidate) -> String {

@@ -318,9 +318,9 @@ pub(super) fn open(
             }
         }
     };
-    let opened = if files.has("index.json") {
+    let opened = if files.has("index.json")? {
         layout::open(files, selection)
-    } else if files.has("manifest.json") {
+    } else if files.has("manifest.json")? {
         docker::open(files, selection)
     } else if matches!(files, Files::Directory { .. }) {
         Err(SourceError::NotALayout)

@@ -76,14 +76,8 @@ impl Store {
         let id = self.resolve(reference)?;
         let image = self.open_image(id)?;
         drop(guard);
-        self.settle_leased(&image)?;
+        self.settle(image.id);
         Ok(image)
-    }
-
-    /// Syncs an image that the kernel has written by now, so that it survives a power failure.
-    pub(super) fn settle_leased(&self, image: &StoredImage) -> Result<(), FindError> {
-        let record = self.image_record(image.id)?;
-        Ok(self.settle(image.id, &record)?)
     }
 
     /// Resolves a reference; the caller holds the store's lock.

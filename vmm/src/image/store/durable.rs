@@ -60,19 +60,23 @@ fn make_durable(object: &Path) -> Result<(), StoreError> {
 
 impl Store {
     /// Syncs an image that the kernel has written by now; the caller holds a lease on it.
-    pub(super) fn settle(&self, id: Digest, record: &ImageRecord) -> Result<(), StoreError> {
+    pub(super) fn settle(&self, id: Digest) {
         let directory = self.image_directory(id);
         if directory.join(MARK).exists() {
-            return Ok(());
+            return;
         }
         let made = fs::metadata(directory.join(RECORD)).and_then(|metadata| metadata.modified());
         let age = made
             .ok()
             .and_then(|made| SystemTime::now().duration_since(made).ok());
-        if age.is_none_or(|age| age > WRITTEN_AFTER) {
-            self.sync_image(id, record)?;
+        if age.is_some_and(|age| age > WRITTEN_AFTER)
+            && let Err(error) = self
+                .image_record(id)
+                .and_then(|record| Ok(self.sync_image(id, &record)?))
+        {
+            // Until it succeeds the image is as good as on the day of its import.
+            tracing::debug!(%error, "image not synced");
         }
-        Ok(())
     }
 
     /// Brings an image to the disk at once, so that it survives a power failure.

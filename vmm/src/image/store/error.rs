@@ -65,7 +65,7 @@ pub enum ImportError {
         source: SourceError,
     },
     /// A layer cannot be converted.
-    #[error("cannot import {name}: the layer {layer} is unusable")]
+    #[error("cannot import {name}: the layer {layer} cannot be converted")]
     Layer {
         /// The source.
         name: String,

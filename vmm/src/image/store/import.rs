@@ -3,14 +3,12 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, BufWriter, Read};
+use std::io::{self, BufReader, BufWriter, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::super::compression::{Compression, decoder};
-use super::super::digest::{Digest, HashingReader};
+use super::super::compression::Compression;
+use super::super::digest::Digest;
 use super::super::erofs::{BLOCK_BYTES, Layout, Tree, WindowMap, WriteError, write_tree};
 use super::super::layer::{self, Converted, INDEX, LayerError, read_index};
 use super::super::limits::Budget;
@@ -20,13 +18,14 @@ use super::super::reference::Reference;
 use super::super::source::{
     self, FilePart, ImageSource, Layer, OpenedImage, Selection, SourceError,
 };
-use super::super::tar::{Input, TarError};
+use super::super::tar::Input;
 use super::access::{CONFIG, ImageRecord, LAYER_RECORD, LayerRecord, RECORD, TREE};
 use super::disk::{
     Hold, WorkDirectory, disk_bytes, lock, make_directory, open_lock_file, write_new,
 };
 use super::durable::boot_id;
 use super::publish::Publication;
+use super::read_ahead::{Stream, read_ahead};
 use super::sources::Known;
 use super::{ImportError, ImportOptions, Store, StoreError, StoredImage};
 
@@ -55,10 +54,11 @@ impl Store {
         let record = path
             .as_deref()
             .and_then(|path| self.source_record(path, options));
-        if let (Some(path), Some(record)) = (&path, &record)
-            && let Some(known) = self.known_source(path, record)
-            && let Some(image) = self.import_known(&known, options)?
-        {
+        let known = || match (&path, &record) {
+            (Some(path), Some(record)) => self.import_known(path, record, options),
+            _ => Ok(None),
+        };
+        if let Some(image) = known()? {
             return Ok(image);
         }
         let work = WorkDirectory::new(self)?;
@@ -76,6 +76,10 @@ impl Store {
                 }
             })?;
         let _turn = self.wait_for_turn(opened.id)?;
+        // Whoever was before may have imported the same file.
+        if let Some(image) = known()? {
+            return Ok(image);
+        }
         let import = Import {
             store: self,
             name: &name,
@@ -86,11 +90,11 @@ impl Store {
         };
         let image = import.run()?;
         if let (Some(record), Some(known)) = (
-            record,
+            &record,
             Known::new(opened.id, import.source_names(), opened.stamps()),
         ) {
             // Only the next run's time depends on it.
-            if let Err(error) = self.remember_source(&record, &known) {
+            if let Err(error) = self.remember_source(record, &known) {
                 tracing::debug!(%error, "source not remembered");
             }
         }
@@ -100,9 +104,13 @@ impl Store {
     /// Opens what a source that has not changed was imported as; `None` if it was removed since.
     fn import_known(
         &self,
-        known: &Known,
+        source: &Path,
+        record: &Path,
         options: &ImportOptions,
     ) -> Result<Option<StoredImage>, ImportError> {
+        let Some(known) = self.known_source(source, record) else {
+            return Ok(None);
+        };
         let names: Vec<Reference> = known.names.iter().chain(&options.name).cloned().collect();
         let guard = self.lock(Hold::Shared)?;
         if !self.has_image(known.id) {
@@ -111,7 +119,7 @@ impl Store {
         let image = self.open_image(known.id)?;
         let current = self.names()?;
         drop(guard);
-        self.settle_leased(&image)?;
+        self.settle(image.id);
         if names
             .iter()
             .any(|name| current.names.get(name) != Some(&known.id))
@@ -268,50 +276,54 @@ impl Import<'_> {
 
     /// Checks the blob of a layer whose contents are there already.
     fn verify_only(&self, layer: &Layer, blob: FilePart) -> Result<(), ImportError> {
-        let read = |source| {
-            self.source_error(SourceError::Read {
-                name: layer.name(),
-                source,
-            })
+        let compression = match layer.blob {
+            Some(_) => Compression::None,
+            None => self.compression_of(layer, &blob)?,
         };
-        let meter = Arc::new(AtomicU64::new(0));
-        let blob = Metered {
-            inner: blob,
-            meter,
-            progress: self.progress,
-        };
-        if layer.blob.is_some() {
-            let mut reader = HashingReader::new(blob);
-            reader.drain().map_err(read)?;
-            return self.check_blob(layer, reader.digest());
+        let drain = |mut stream: Stream<'_>| io::copy(&mut stream, &mut io::sink());
+        let digests = read_ahead(blob, compression, self.progress, drain)
+            .and_then(|(drained, digests)| drained.and(digests))
+            .map_err(|source| self.read_error(layer, source))?;
+        match layer.blob {
+            Some(_) => self.check_blob(layer, digests.blob),
+            None => self.check_diff_id(layer, digests.stream),
         }
-        let mut buffered = BufReader::with_capacity(READ_BYTES, blob);
-        let compression = Compression::of(buffered.fill_buf().map_err(read)?);
-        let mut stream =
-            HashingReader::new(decoder(compression, Box::new(buffered)).map_err(read)?);
-        stream.drain().map_err(read)?;
-        self.check_diff_id(layer, stream.digest())
     }
 
-    fn check_blob(&self, layer: &Layer, actual: Option<Digest>) -> Result<(), ImportError> {
-        match (layer.blob, actual) {
-            (Some((expected, _)), Some(actual)) if expected != actual => {
+    fn compression_of(&self, layer: &Layer, blob: &FilePart) -> Result<Compression, ImportError> {
+        let mut start = [0; 4];
+        let start = blob
+            .peek(&mut start)
+            .map_err(|source| self.read_error(layer, source))?;
+        Ok(Compression::of(start))
+    }
+
+    fn read_error(&self, layer: &Layer, source: io::Error) -> ImportError {
+        self.source_error(SourceError::Read {
+            name: layer.name(),
+            source,
+        })
+    }
+
+    fn check_blob(&self, layer: &Layer, actual: Digest) -> Result<(), ImportError> {
+        match layer.blob {
+            Some((expected, _)) if expected != actual => {
                 Err(self.source_error(SourceError::WrongDigest { expected, actual }))
             }
             _ => Ok(()),
         }
     }
 
-    fn check_diff_id(&self, layer: &Layer, actual: Option<Digest>) -> Result<(), ImportError> {
-        match actual {
-            Some(actual) if actual != layer.diff_id => Err(ImportError::WrongDiffId {
-                name: self.name.to_owned(),
-                layer: layer.name(),
-                expected: layer.diff_id,
-                actual,
-            }),
-            _ => Ok(()),
+    fn check_diff_id(&self, layer: &Layer, actual: Digest) -> Result<(), ImportError> {
+        if actual == layer.diff_id {
+            return Ok(());
         }
+        Err(ImportError::WrongDiffId {
+            name: self.name.to_owned(),
+            layer: layer.name(),
+            expected: layer.diff_id,
+            actual,
+        })
     }
 
     /// Converts a layer and verifies it.
@@ -322,28 +334,21 @@ impl Import<'_> {
         directory: &Path,
         budget: &mut Budget,
     ) -> Result<LayerRecord, ImportError> {
-        let mut peek = [0; 4];
-        let start = blob.peek(&mut peek);
-        let start = start.map_err(|source| {
-            self.source_error(SourceError::Read {
-                name: layer.name(),
-                source,
-            })
-        })?;
-        let compression = Compression::of(start);
-        let meter = Arc::new(AtomicU64::new(0));
-        let blob = Metered {
-            inner: blob,
-            meter: Arc::clone(&meter),
-            progress: self.progress,
+        let compression = self.compression_of(layer, &blob)?;
+        let convert = |stream: Stream<'_>| {
+            let input = LayerInput {
+                stream,
+                bytes: 0,
+                budget: budget.clone(),
+            };
+            let Converted { input, data_bytes } = layer::convert(input, directory, budget)?;
+            budget.take_unpacked_from(&input.budget);
+            Ok(data_bytes)
         };
-        // A plain layer is its own tar stream: one digest is enough.
-        let mut blob = match compression {
-            Compression::None => HashingReader::idle(blob),
-            _ => HashingReader::new(blob),
-        };
-        let stream = match convert_stream(&mut blob, compression, meter, directory, budget) {
-            Ok(stream) => stream,
+        let (converted, digests) = read_ahead(blob, compression, self.progress, convert)
+            .map_err(|source| self.read_error(layer, source))?;
+        let data_bytes = match converted {
+            Ok(data_bytes) => data_bytes,
             Err(error) => {
                 // Damage is better named by the digest than by where it was stumbled over.
                 if layer.blob.is_some()
@@ -354,17 +359,14 @@ impl Import<'_> {
                 return Err(self.layer_error(layer, error));
             }
         };
-        let blob_digest = match compression {
-            Compression::None => stream.diff_id,
-            _ => blob.digest(),
-        };
-        self.check_blob(layer, blob_digest)?;
-        self.check_diff_id(layer, stream.diff_id)?;
+        let digests = digests.map_err(|source| self.read_error(layer, source))?;
+        self.check_blob(layer, digests.blob)?;
+        self.check_diff_id(layer, digests.stream)?;
         let record = LayerRecord {
             diff_id: layer.diff_id,
             boot: boot_id().to_owned(),
-            data_bytes: stream.data_bytes,
-            stream_bytes: stream.stream_bytes,
+            data_bytes,
+            stream_bytes: digests.stream_bytes,
         };
         write_json(&directory.join(LAYER_RECORD), &record)?;
         Ok(record)
@@ -493,42 +495,6 @@ impl Import<'_> {
     }
 }
 
-/// What was learnt of a layer while it was converted.
-struct Stream {
-    diff_id: Option<Digest>,
-    stream_bytes: u64,
-    data_bytes: u64,
-}
-
-/// Converts what a blob holds.
-fn convert_stream(
-    blob: &mut HashingReader<impl Read>,
-    compression: Compression,
-    meter: Arc<AtomicU64>,
-    directory: &Path,
-    budget: &mut Budget,
-) -> Result<Stream, LayerError> {
-    let failed = |source| LayerError::from(TarError::Read { offset: 0, source });
-    let buffered = BufReader::with_capacity(READ_BYTES, &mut *blob);
-    let stream = HashingReader::new(decoder(compression, Box::new(buffered)).map_err(failed)?);
-    let input = LayerInput {
-        stream,
-        meter,
-        budget: budget.clone(),
-    };
-    let Converted { input, data_bytes } = layer::convert(input, directory, budget)?;
-
-    budget.take_unpacked_from(&input.budget);
-    let stream_bytes = input.stream.count();
-    let diff_id = input.digest();
-    blob.drain().map_err(failed)?;
-    Ok(Stream {
-        diff_id,
-        stream_bytes,
-        data_bytes,
-    })
-}
-
 enum ApplyError {
     Merge(MergeError),
     Read(io::Error),
@@ -540,45 +506,23 @@ impl From<io::Error> for ApplyError {
     }
 }
 
-/// Counts what is read of a blob.
-struct Metered<'a, R> {
-    inner: R,
-    meter: Arc<AtomicU64>,
-    progress: &'a dyn Progress,
-}
-
-impl<R: Read> Read for Metered<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.meter.fetch_add(count as u64, Ordering::Relaxed);
-        self.progress.advance(count as u64);
-        Ok(count)
-    }
-}
-
-/// A layer's tar stream: hashed, and watched against the limits.
-struct LayerInput<R> {
-    stream: HashingReader<R>,
-    meter: Arc<AtomicU64>,
+/// A layer's tar stream, watched against the limits.
+struct LayerInput<'a> {
+    stream: Stream<'a>,
+    bytes: u64,
     budget: Budget,
 }
 
-impl<R: Read> Read for LayerInput<R> {
+impl Read for LayerInput<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.stream.read(buffer)?;
-        let compressed = self.meter.load(Ordering::Relaxed);
+        self.bytes += count as u64;
+        let compressed = self.stream.compressed_bytes();
         self.budget
-            .unpacked(count as u64, self.stream.count(), compressed)
+            .unpacked(count as u64, self.bytes, compressed)
             .map_err(io::Error::other)?;
         Ok(count)
     }
 }
 
-impl<R: Read> Input for LayerInput<R> {}
-
-impl<R: Read> LayerInput<R> {
-    /// The digest of what was read.
-    fn digest(self) -> Option<Digest> {
-        self.stream.digest()
-    }
-}
+impl Input for LayerInput<'_> {}

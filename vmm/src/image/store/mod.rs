@@ -23,6 +23,7 @@ mod import;
 mod manage;
 mod names;
 mod publish;
+mod read_ahead;
 mod save;
 mod sources;
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::super::digest::Digest;
 use super::super::reference::Reference;
 use super::super::stamp::Stamp;
-use super::disk::{read, replace};
+use super::disk::{Hold, read, replace};
 use super::{ImportOptions, Store, StoreError};
 
 /// What was imported from a source.
@@ -72,6 +72,8 @@ impl Store {
 
     /// Remembers what was imported from a source.
     pub(super) fn remember_source(&self, record: &Path, known: &Known) -> Result<(), StoreError> {
+        // Cleaners would take what is being written for a leftover.
+        let _guard = self.lock(Hold::Shared)?;
         let bytes = serde_json::to_vec(known)
             .map_err(|error| StoreError::at("write", record)(error.into()))?;
         replace(record, &bytes, &self.scratch())

@@ -302,8 +302,11 @@ impl<I: Input, S: RawSink> Reader<I, S> {
         let padding = usize::try_from(std::mem::take(&mut self.padding))
             .unwrap_or(0)
             .min(BLOCK);
+        // Some writers leave out what should follow the last contents; unpacking runtimes take it.
         let mut buffer = [0; BLOCK];
-        self.fill(&mut buffer[..padding])
+        let filled = self.fill_up_to(&mut buffer[..padding])?;
+        self.ended |= filled < padding;
+        self.keep(&buffer[..filled])
     }
 
     /// The next header; `None` behind two blocks of zeros or at a clean end of the input.
@@ -440,22 +443,27 @@ impl<I: Input, S: RawSink> Reader<I, S> {
 
     /// Fills the buffer; `false` if the input ended before its first byte.
     fn fill_or_end(&mut self, buffer: &mut [u8; BLOCK]) -> Result<bool, TarError> {
+        match self.fill_up_to(buffer)? {
+            0 => Ok(false),
+            BLOCK => self.keep(buffer).map(|()| true),
+            filled => Err(TarError::Truncated {
+                offset: self.position + filled as u64,
+            }),
+        }
+    }
+
+    /// Fills the buffer as far as the input goes.
+    fn fill_up_to(&mut self, buffer: &mut [u8]) -> Result<usize, TarError> {
         let mut filled = 0;
-        while filled < BLOCK {
+        while filled < buffer.len() {
             match self.input.read(&mut buffer[filled..]) {
-                Ok(0) if filled == 0 => return Ok(false),
-                Ok(0) => {
-                    return Err(TarError::Truncated {
-                        offset: self.position + filled as u64,
-                    });
-                }
+                Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(self.failed(error)),
             }
         }
-        self.keep(buffer)?;
-        Ok(true)
+        Ok(filled)
     }
 
     fn keep(&mut self, bytes: &[u8]) -> Result<(), TarError> {

@@ -344,3 +344,18 @@ fn a_directory_entry_replaces_a_symbolic_link() {
         ["/d", "/d/x", "/real"]
     );
 }
+
+#[test]
+fn a_layer_without_its_last_padding_is_taken_as_unpacking_runtimes_take_it() {
+    let fixture = Fixture::new();
+    let mut image = Image::of(Tar::new().file("a", "first").file("b", "last"));
+    let bytes = image.layers[0].0[..512 * 3 + 4].to_vec();
+    image.layers[0].2 = crate::image::Digest::of(&bytes);
+    image.layers[0].0 = bytes;
+    let stored = fixture.import(image.archive()).unwrap();
+    assert_eq!(walk(&stored)[&b"/b"[..]].contents, b"last");
+    fixture
+        .store
+        .save(&stored.id.to_string(), &mut Vec::new())
+        .unwrap();
+}

@@ -4,6 +4,7 @@ mod hostile;
 mod layers;
 mod maker;
 mod oracle;
+mod random;
 mod shapes;
 mod shared;
 mod tarballs;

@@ -148,6 +148,21 @@ fn nested_indexes_give_the_platform_of_the_host() {
 }
 
 #[test]
+fn an_image_for_every_machine_goes_before_one_for_some() {
+    let fixture = Fixture::new();
+    let mut layout = super::maker::Layout::default();
+    let mut newer = Image::of(Tar::new().file("newer", "")).add_to(&mut layout);
+    newer["platform"] = json!({"os": "linux", "architecture": "amd64", "variant": "v3"});
+    let mut every = Image::of(hello()).add_to(&mut layout);
+    every["platform"] = json!({"os": "linux", "architecture": "amd64"});
+    layout.index(&[newer, every]);
+    assert_eq!(
+        hello_of(&fixture.import(layout.archive()).unwrap()),
+        b"hello"
+    );
+}
+
+#[test]
 fn several_images_need_a_choice() {
     let fixture = Fixture::new();
     let mut layout = super::maker::Layout::default();
@@ -223,4 +238,55 @@ fn a_stream_is_read_once_from_its_start() {
         .import(source, &ImportOptions::default(), &Silent)
         .unwrap();
     assert_eq!(hello_of(&image), b"hello");
+}
+
+#[test]
+fn a_configuration_as_docker_writes_it_is_taken() {
+    let fixture = Fixture::new();
+    let mut layout = super::maker::Layout::default();
+    let layer = hello().finish();
+    let diff_id = Digest::of(&layer);
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "created": "2024-01-02T03:04:05.678901234Z",
+        "container": "0123", "docker_version": "20.10.23", "author": "",
+        "config": {
+            "Hostname": "", "Domainname": "", "User": "", "AttachStdin": false, "Tty": false,
+            "Env": ["PATH=/usr/bin"], "Cmd": ["sh"], "Image": "sha256:00", "Volumes": null,
+            "WorkingDir": "", "Entrypoint": null, "OnBuild": null, "Labels": null, "ExposedPorts": null,
+            "ArgsEscaped": true, "Healthcheck": {"Test": ["CMD", "true"], "Interval": 1_000_000_000},
+        },
+        "container_config": {"Env": null},
+        "history": [
+            {"created": "2024-01-02T03:04:05Z", "created_by": "/bin/sh -c #(nop) ADD file:0 in / "},
+            {"created": "2024-01-02T03:04:05Z", "created_by": "CMD [\"sh\"]", "empty_layer": true},
+        ],
+        "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+    });
+    let config = layout.blob(
+        "application/vnd.docker.container.image.v1+json",
+        config.to_string().into_bytes(),
+    );
+    let layer = layout.blob(
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        gzip(&layer),
+    );
+    let kind = "application/vnd.docker.distribution.manifest.v2+json";
+    let manifest =
+        json!({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": [layer]});
+    let manifest = layout.blob(kind, manifest.to_string().into_bytes());
+    layout.index(&[manifest]);
+    let image = fixture.import(layout.archive()).unwrap();
+    assert_eq!(
+        image.config.config().as_ref().unwrap().cmd().as_deref(),
+        Some(&["sh".to_owned()][..])
+    );
+    let history = fixture.store.history(&image.id.to_string()).unwrap();
+    assert_eq!(
+        (history[0].layer_bytes, history[1].layer_bytes.is_some()),
+        (None, true)
+    );
+    assert_eq!(
+        fixture.store.images().unwrap()[0].created.as_deref(),
+        Some("2024-01-02T03:04:05.678901234Z")
+    );
 }

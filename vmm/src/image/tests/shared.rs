@@ -328,6 +328,21 @@ fn data_parts_start_on_huge_pages() {
 }
 
 #[test]
+fn large_files_start_on_huge_pages_of_the_window() {
+    let fixture = Fixture::new();
+    let image = Image::of(
+        Tar::new()
+            .file("small", "1")
+            .file("large", vec![1; 2 << 20])
+            .file("other", "2"),
+    );
+    let files = walk(&fixture.import(image.archive()).unwrap());
+    assert_eq!(files[&b"/large"[..]].first_block % 512, 0);
+    // The gap before it is not lost.
+    assert!(files[&b"/other"[..]].first_block < files[&b"/large"[..]].first_block);
+}
+
+#[test]
 fn a_stream_source_is_given_its_name_in_messages() {
     let source = ImageSource::from_argument("-".into());
     assert_eq!(source.name(), "standard input");
