@@ -147,18 +147,22 @@ enum Source {
 }
 
 impl AgentLink {
-    /// Opens the control connection. It waits for no answer: whether the agent speaks our version shows with its first
+    /// Opens the control connection. It sends nothing yet and waits for no answer: whether the agent speaks our version shows with its first
     /// report.
     ///
     /// # Errors
     ///
     /// If the connection cannot be made.
     pub fn connect(dialer: &dyn Dialer) -> Result<Self, LinkError> {
-        let control = dial(dialer, Role::Control)?;
+        let control = dialer.dial(AGENT_PORT).map_err(LinkError::Dial)?;
+        // The hello travels with the first request: a packet less for the guest to take.
+        let mut unsent = Vec::new();
+        let hello = Hello::new(Role::Control);
+        protocol::encode(&hello, MAX_HELLO_BYTES, &mut unsent).map_err(LinkError::TooLarge)?;
         Ok(Self {
             control,
             reports: FrameBuffer::new(MAX_REPORT_BYTES),
-            unsent: Vec::new(),
+            unsent,
             is_welcome: false,
         })
     }

@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 
 use protocol::{FailureKind, StartFailure};
+use rustix::fs::Access;
+use rustix::io::Errno;
 
 use crate::step::{failure, invalid};
 use crate::sys;
@@ -42,6 +44,10 @@ pub(crate) fn execute(arguments: &[CString], environment: &[String]) -> StartFai
         let Ok(candidate) = CString::new(candidate) else {
             continue;
         };
+        // A look is much cheaper than an exec that fails.
+        if let Err(Errno::NOENT | Errno::NOTDIR) = rustix::fs::access(&candidate, Access::EXISTS) {
+            continue;
+        }
         let error = sys::execve(&candidate, arguments, &strings);
         match kind(&error) {
             FailureKind::NotFound => (),
