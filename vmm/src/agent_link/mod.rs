@@ -285,6 +285,26 @@ fn connect_streams(
     })
 }
 
+/// The guest's words, fit for a terminal: bounded, and with nothing that a terminal would obey.
+fn printable(failure: StartFailure) -> StartFailure {
+    let clean = |text: String| text.replace(is_unprintable, "\u{FFFD}");
+    let StartFailure {
+        kind,
+        step,
+        message,
+    } = failure.bounded();
+    StartFailure {
+        kind,
+        step: clean(step),
+        message: clean(message),
+    }
+}
+
+/// Control characters, and those that turn the direction of the text around them.
+fn is_unprintable(character: char) -> bool {
+    character.is_control() || matches!(character, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+}
+
 /// A process from its start to its end.
 #[derive(Debug)]
 struct Session<'a> {
@@ -457,7 +477,7 @@ impl<'a> Session<'a> {
                 Report::NotStarted { process, failure }
                     if process == self.process && !self.is_started =>
                 {
-                    return Ok(Some(WorkloadExit::NotStarted(failure.bounded())));
+                    return Ok(Some(WorkloadExit::NotStarted(printable(failure))));
                 }
                 Report::Exited { process, exit }
                     if process == self.process && self.is_started && self.exit.is_none() =>
