@@ -813,6 +813,19 @@ fn a_terminal_can_be_resized_and_interrupted() -> Test {
 }
 
 #[test]
+fn a_terminals_input_that_nobody_reads_keeps_nobody_waiting() -> Test {
+    needs_containers!();
+    let workload = Workload::script("stty raw -echo; echo ready; sleep 1; echo done")
+        .stdin(&[b'x'; 1 << 20])
+        .terminal();
+
+    let output = run(&workload)?.output()?;
+
+    assert!(output.contains("done"));
+    Ok(())
+}
+
+#[test]
 fn two_containers_run_at_a_time() -> Test {
     needs_containers!();
     let agent = Agent::start()?;
