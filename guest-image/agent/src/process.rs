@@ -193,6 +193,9 @@ impl Process {
 
     /// Joins the terminal's controlling side with the connections.
     fn use_terminal(&mut self, terminal: OwnedFd) {
+        // Input that the process does not read must not keep the agent waiting. If this fails, it may; there is no reason
+        // why it should.
+        let _ = rustix::io::ioctl_fionbio(&terminal, true);
         let duplicate = || rustix::io::fcntl_dupfd_cloexec(&terminal, 0).ok();
         let (stdin, stdout) = (
             self.connections.stdin.take(),

@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::buffer::spare_capacity;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
@@ -30,16 +31,13 @@ impl Held {
         self.written >= self.bytes.len()
     }
 
-    /// Gives the space for the next read; what it held is gone.
-    fn space(&mut self) -> &mut [u8] {
+    /// Gives the space for the next read; what it held is gone. The space is not touched before it is needed: a page of the
+    /// guest's memory costs more than a short output.
+    fn space(&mut self) -> &mut Vec<u8> {
         self.written = 0;
-        self.bytes.resize(BUFFER_BYTES, 0);
+        self.bytes.clear();
+        self.bytes.reserve_exact(BUFFER_BYTES);
         &mut self.bytes
-    }
-
-    /// Keeps this many bytes of the space.
-    fn keep(&mut self, count: usize) {
-        self.bytes.truncate(count);
     }
 }
 
@@ -122,19 +120,10 @@ impl Output {
 
     fn read(&mut self) {
         let Some(source) = &self.source else { return };
-        match rustix::io::read(source, self.held.space()) {
-            Ok(count) => {
-                self.held.keep(count);
-                if count == 0 {
-                    self.source = None;
-                }
-            }
-            Err(Errno::AGAIN | Errno::INTR) => self.held.keep(0),
+        match rustix::io::read(source, spare_capacity(self.held.space())) {
+            Ok(1..) | Err(Errno::AGAIN | Errno::INTR) => (),
             // EIO is how a terminal says that its last user has gone.
-            Err(_) => {
-                self.held.keep(0);
-                self.source = None;
-            }
+            Ok(0) | Err(_) => self.source = None,
         }
     }
 
@@ -215,18 +204,13 @@ impl Input {
 
     fn receive(&mut self) {
         let Some(source) = &self.source else { return };
-        match rustix::net::recv(source, self.held.space(), RecvFlags::DONTWAIT) {
-            Ok((count, _)) => {
-                self.held.keep(count);
-                if count == 0 {
-                    self.source = None;
-                }
-            }
-            Err(Errno::AGAIN | Errno::INTR) => self.held.keep(0),
-            Err(_) => {
-                self.held.keep(0);
-                self.source = None;
-            }
+        match rustix::net::recv(
+            source,
+            spare_capacity(self.held.space()),
+            RecvFlags::DONTWAIT,
+        ) {
+            Ok((1.., _)) | Err(Errno::AGAIN | Errno::INTR) => (),
+            Ok((0, _)) | Err(_) => self.source = None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The agent's loop: takes connections, does what the host asks, moves streams, reaps, reports. One thread, one poll.
 
 use std::collections::BTreeMap;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use protocol::{
@@ -20,8 +21,8 @@ use crate::process::{Connection, Process, exists_already, no_such_process};
 /// no use for more.
 const MAX_WAITING: usize = 64;
 
-/// What is read from the control connection at once.
-const READ_BYTES: usize = 16 << 10;
+/// What is read from the control connection at once: a usual request.
+const READ_BYTES: usize = 4 << 10;
 
 /// The agent while it serves.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ pub(crate) struct Server {
 struct Control {
     connection: OwnedFd,
     requests: FrameBuffer,
+    /// Whether the host speaks this version. What another one sends means nothing here.
+    is_understood: bool,
     /// Reports that the connection did not take yet.
     unsent: Vec<u8>,
 }
@@ -107,6 +110,7 @@ impl Server {
             if let Some(control) = &mut self.control {
                 control.flush();
             }
+            self.clean_up_processes();
         }
     }
 
@@ -196,19 +200,17 @@ impl Server {
 
     /// Reads a hello, and gives the connection to whom it is for.
     fn hear_stranger(&mut self, index: usize) -> Option<Stop> {
-        let mut bytes = [0; MAX_HELLO_BYTES];
+        let mut space = [MaybeUninit::uninit(); READ_BYTES];
         let stranger = self.strangers.get_mut(index)?;
-        let received =
-            match rustix::net::recv(&stranger.connection, &mut bytes, RecvFlags::DONTWAIT) {
-                Ok((received, _)) => received,
+        let received: &[u8] =
+            match rustix::net::recv(&stranger.connection, &mut space, RecvFlags::DONTWAIT) {
+                Ok(((received, _), _)) => received,
                 Err(Errno::AGAIN | Errno::INTR) => return None,
-                Err(_) => 0,
+                Err(_) => &[],
             };
-        stranger
-            .hello
-            .push(bytes.get(..received).unwrap_or_default());
+        stranger.hello.push(received);
         let hello = stranger.hello.take::<Hello>();
-        if matches!(hello, Ok(None)) && received > 0 {
+        if matches!(hello, Ok(None)) && !received.is_empty() {
             return None;
         }
         let Stranger {
@@ -256,20 +258,14 @@ impl Server {
         let mut control = Control {
             connection,
             requests: FrameBuffer::new(MAX_REQUEST_BYTES),
+            is_understood: version == VERSION,
             unsent: Vec::new(),
         };
+        // A host of another version learns the agent's, and hangs up.
         control.report(&Report::Welcome { version: VERSION });
-        if version != VERSION {
-            // The host learns the agent's version, and hangs up.
-            control.flush();
-        }
         control.requests.push(received);
         self.control = Some(control);
-        if version == VERSION {
-            self.serve_requests()
-        } else {
-            None
-        }
+        self.serve_requests()
     }
 
     /// Reads from the control connection.
@@ -278,13 +274,13 @@ impl Server {
         if !result.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
             return None;
         }
-        let mut bytes = [0; READ_BYTES];
-        match rustix::net::recv(&control.connection, &mut bytes, RecvFlags::DONTWAIT) {
-            Ok((0, _)) => Some(Stop::HungUp),
-            Ok((received, _)) => {
-                control
-                    .requests
-                    .push(bytes.get(..received).unwrap_or_default());
+        let mut space = [MaybeUninit::uninit(); READ_BYTES];
+        match rustix::net::recv(&control.connection, &mut space, RecvFlags::DONTWAIT) {
+            Ok(((&mut [], _), _)) => Some(Stop::HungUp),
+            Ok(((received, _), _)) => {
+                if control.is_understood {
+                    control.requests.push(received);
+                }
                 self.serve_requests()
             }
             Err(Errno::AGAIN | Errno::INTR) => None,
@@ -295,7 +291,11 @@ impl Server {
     /// Serves all requests that are complete.
     fn serve_requests(&mut self) -> Option<Stop> {
         loop {
-            match self.control.as_mut()?.requests.take() {
+            let control = self
+                .control
+                .as_mut()
+                .filter(|control| control.is_understood)?;
+            match control.requests.take() {
                 Ok(Some(Request::PowerOff)) => return Some(Stop::PowerOff),
                 Ok(Some(request)) => self.serve(request),
                 Ok(None) => return None,
@@ -368,13 +368,17 @@ impl Server {
         }
     }
 
-    /// Starts what is ready to start, reports what has ended, forgets what was reported.
+    /// Starts what is ready to start, reports what has ended.
     fn advance_processes(&mut self) {
         let ids: Vec<protocol::Process> = self.processes.keys().copied().collect();
         for id in ids {
             self.with_process(id, Process::launch_if_ready);
             self.with_process(id, Process::report_exit);
         }
+    }
+
+    /// Lets go of the processes that are over.
+    fn clean_up_processes(&mut self) {
         for (_, process) in self
             .processes
             .extract_if(.., |_, process| process.is_over())

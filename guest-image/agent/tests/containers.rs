@@ -656,6 +656,25 @@ fn a_missing_path_is_not_found() -> Test {
 }
 
 #[test]
+fn a_script_without_its_interpreter_says_so() -> Test {
+    needs_containers!();
+    let prepare = |agent: &Agent| -> Test {
+        let script = agent.image().join("bin/script");
+        std::fs::write(&script, "#!/no/such/shell\n")?;
+        Ok(std::fs::set_permissions(
+            script,
+            std::fs::Permissions::from_mode(0o755),
+        )?)
+    };
+
+    let failure = run_in(&Workload::new(&["script"]), prepare)?.failure()?;
+
+    assert_eq!(failure.kind, FailureKind::NotFound);
+    assert!(failure.message.contains("interpreter"));
+    Ok(())
+}
+
+#[test]
 fn a_directory_is_not_executable() -> Test {
     needs_containers!();
 
@@ -790,6 +809,19 @@ fn a_terminal_can_be_resized_and_interrupted() -> Test {
         (started, &size, rest.as_str()),
         (Report::Started(process), b"9 8\r\n", "^Cinterrupted\r\n")
     );
+    Ok(())
+}
+
+#[test]
+fn a_terminals_input_that_nobody_reads_keeps_nobody_waiting() -> Test {
+    needs_containers!();
+    let workload = Workload::script("stty raw -echo; echo ready; sleep 1; echo done")
+        .stdin(&[b'x'; 1 << 20])
+        .terminal();
+
+    let output = run(&workload)?.output()?;
+
+    assert!(output.contains("done"));
     Ok(())
 }
 

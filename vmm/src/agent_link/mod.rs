@@ -147,18 +147,22 @@ enum Source {
 }
 
 impl AgentLink {
-    /// Opens the control connection. It waits for no answer: whether the agent speaks our version shows with its first
+    /// Opens the control connection. It sends nothing yet and waits for no answer: whether the agent speaks our version shows with its first
     /// report.
     ///
     /// # Errors
     ///
     /// If the connection cannot be made.
     pub fn connect(dialer: &dyn Dialer) -> Result<Self, LinkError> {
-        let control = dial(dialer, Role::Control)?;
+        let control = dialer.dial(AGENT_PORT).map_err(LinkError::Dial)?;
+        // The hello travels with the first request: a packet less for the guest to take.
+        let mut unsent = Vec::new();
+        let hello = Hello::new(Role::Control);
+        protocol::encode(&hello, MAX_HELLO_BYTES, &mut unsent).map_err(LinkError::TooLarge)?;
         Ok(Self {
             control,
             reports: FrameBuffer::new(MAX_REPORT_BYTES),
-            unsent: Vec::new(),
+            unsent,
             is_welcome: false,
         })
     }
@@ -279,6 +283,26 @@ fn connect_streams(
         stdout: connect(declared.stdout, StreamKind::Stdout)?,
         stderr: connect(declared.stderr, StreamKind::Stderr)?,
     })
+}
+
+/// The guest's words, fit for a terminal: bounded, and with nothing that a terminal would obey.
+fn printable(failure: StartFailure) -> StartFailure {
+    let clean = |text: String| text.replace(is_unprintable, "\u{FFFD}");
+    let StartFailure {
+        kind,
+        step,
+        message,
+    } = failure.bounded();
+    StartFailure {
+        kind,
+        step: clean(step),
+        message: clean(message),
+    }
+}
+
+/// Control characters, and those that turn the direction of the text around them.
+fn is_unprintable(character: char) -> bool {
+    character.is_control() || matches!(character, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
 /// A process from its start to its end.
@@ -453,7 +477,7 @@ impl<'a> Session<'a> {
                 Report::NotStarted { process, failure }
                     if process == self.process && !self.is_started =>
                 {
-                    return Ok(Some(WorkloadExit::NotStarted(failure.bounded())));
+                    return Ok(Some(WorkloadExit::NotStarted(printable(failure))));
                 }
                 Report::Exited { process, exit }
                     if process == self.process && self.is_started && self.exit.is_none() =>

@@ -310,6 +310,31 @@ fn a_process_that_does_not_start_is_a_result() {
 }
 
 #[test]
+fn a_guests_words_cannot_command_the_terminal() {
+    let (_sender, events) = event_channel().unwrap();
+    let failure = StartFailure {
+        kind: FailureKind::Failed,
+        step: "x\u{1B}[2J".to_owned(),
+        message: "a\nb\u{202E}c".to_owned(),
+    };
+
+    let exit = run(ClientStreams::default(), &events, move |mut guest| {
+        guest.welcome();
+        guest.report(&Report::NotStarted {
+            process: PROCESS,
+            failure,
+        });
+        assert!(matches!(guest.request(), Request::Create(_)));
+    });
+
+    let WorkloadExit::NotStarted(shown) = exit.unwrap() else {
+        panic!("it ran");
+    };
+    assert_eq!(shown.step, "x\u{FFFD}[2J");
+    assert_eq!(shown.message, "a\u{FFFD}b\u{FFFD}c");
+}
+
+#[test]
 fn an_agent_of_another_version_is_named() {
     let (_sender, events) = event_channel().unwrap();
 

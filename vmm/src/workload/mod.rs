@@ -241,7 +241,7 @@ fn spec(
         .env(environment)
         .cwd(working_directory)
         .capabilities(profile::capabilities().map_err(WorkloadError::Spec)?)
-        .rlimits(Vec::new())
+        .rlimits(profile::rlimits().map_err(WorkloadError::Spec)?)
         .no_new_privileges(false);
     if let Some(size) = choices.terminal.and_then(|terminal| terminal.size) {
         let size = BoxBuilder::default()
@@ -253,6 +253,7 @@ fn spec(
     let linux = LinuxBuilder::default()
         .namespaces(profile::namespaces().map_err(WorkloadError::Spec)?)
         .resources(resources(choices.limits)?)
+        .sysctl(profile::sysctls())
         .masked_paths(profile::masked_paths())
         .readonly_paths(profile::readonly_paths());
     let root = RootBuilder::default()

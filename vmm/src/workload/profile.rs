@@ -3,10 +3,13 @@
 //! Two things are left out. There is no seccomp profile: the agent refuses one until it can install it. There is no network
 //! namespace: the machine's own is the container's, and a second one inside would only cost time at every start.
 
+use std::collections::HashMap;
+
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capabilities, Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxNamespace,
-    LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder,
+    LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, PosixRlimit,
+    PosixRlimitBuilder, PosixRlimitType,
 };
 
 /// The capabilities that a container's root has. An unprivileged user loses them at the exec, capabilities(7).
@@ -91,6 +94,19 @@ const READONLY_PATHS: [&str; 5] = [
     "/proc/sysrq-trigger",
 ];
 
+/// What a container inherits where docker runs as a service, in place of what the kernel gives its first process, which is
+/// too little for common servers. Type, soft limit, hard limit.
+const RLIMITS: [(PosixRlimitType, u64, u64); 2] = [
+    (PosixRlimitType::RlimitNofile, 1024, 524_288),
+    (PosixRlimitType::RlimitNproc, u64::MAX, u64::MAX),
+];
+
+/// Lets every user listen on low ports and send pings, as in docker.
+const SYSCTLS: [(&str, &str); 2] = [
+    ("net.ipv4.ip_unprivileged_port_start", "0"),
+    ("net.ipv4.ping_group_range", "0 2147483647"),
+];
+
 pub(super) fn capabilities() -> Result<LinuxCapabilities, OciSpecError> {
     let root: Capabilities = CAPABILITIES.into_iter().collect();
     LinuxCapabilitiesBuilder::default()
@@ -124,6 +140,26 @@ pub(super) fn mounts() -> Result<Vec<Mount>, OciSpecError> {
             .build()
     };
     MOUNTS.into_iter().map(mount).collect()
+}
+
+pub(super) fn rlimits() -> Result<Vec<PosixRlimit>, OciSpecError> {
+    RLIMITS
+        .into_iter()
+        .map(|(kind, soft, hard)| {
+            PosixRlimitBuilder::default()
+                .typ(kind)
+                .soft(soft)
+                .hard(hard)
+                .build()
+        })
+        .collect()
+}
+
+pub(super) fn sysctls() -> HashMap<String, String> {
+    SYSCTLS
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
 }
 
 pub(super) fn masked_paths() -> Vec<String> {

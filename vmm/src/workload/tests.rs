@@ -237,5 +237,9 @@ fn the_profile_is_dockers_without_seccomp() {
     );
     assert_eq!(json["mounts"].as_array().map(Vec::len), Some(7));
     assert_eq!(json["linux"].get("seccomp"), None);
-    assert_eq!(json["process"]["rlimits"], json!([]));
+    assert_eq!(json["process"]["rlimits"][0]["type"], "RLIMIT_NOFILE");
+    assert_eq!(
+        json["linux"]["sysctl"]["net.ipv4.ip_unprivileged_port_start"],
+        "0"
+    );
 }

@@ -107,12 +107,14 @@ const DEFAULT_UMASK: u32 = 0o022;
 
 fn make_devices(plan: &Plan) -> Result<(), StartFailure> {
     // Who binds a /dev of their own brings its nodes.
-    let is_bound = plan
+    let own = plan
         .mounts
         .iter()
-        .any(|mount| mount.is_bind() && mount.destination.trim_end_matches('/') == "/dev");
-    if !is_bound {
-        mounts::make_directories("/dev").step(|| "making /dev".to_owned())?;
+        .rfind(|mount| mount.destination.trim_end_matches('/') == "/dev");
+    if !own.is_some_and(mounts::Mount::is_bind) {
+        if own.is_none() {
+            mounts::make_directories("/dev").step(|| "making /dev".to_owned())?;
+        }
         devices::make_defaults()?;
     }
     plan.devices.iter().try_for_each(devices::DeviceNode::make)
@@ -230,8 +232,10 @@ fn become_user(identity: &Identity) -> Result<(), StartFailure> {
         .map(|gid| Gid::from_raw(*gid))
         .collect();
     rustix::thread::set_thread_groups(&groups).step(step)?;
-    let gid = Gid::from_raw(identity.gid);
-    rustix::thread::set_thread_res_gid(gid, gid, gid).step(step)?;
+    if identity.gid != 0 {
+        let gid = Gid::from_raw(identity.gid);
+        rustix::thread::set_thread_res_gid(gid, gid, gid).step(step)?;
+    }
     if identity.uid != 0 {
         rustix::thread::set_keep_capabilities(true).step(step)?;
         let uid = Uid::from_raw(identity.uid);

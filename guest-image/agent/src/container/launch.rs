@@ -19,8 +19,8 @@ use super::plan::Plan;
 use crate::step::{Step as _, failure};
 use crate::sys::{self, Side};
 
-/// The longest message from a child: a bounded failure, encoded.
-const MAX_MESSAGE_BYTES: usize = protocol::MAX_REPORT_BYTES;
+/// More than the longest message from a child: a bounded failure, encoded.
+const MAX_MESSAGE_BYTES: usize = 5 << 10;
 
 /// A process that was made and that has not become its program yet.
 #[derive(Debug)]

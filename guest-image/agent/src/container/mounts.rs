@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use protocol::StartFailure;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 
@@ -233,13 +233,32 @@ pub(crate) fn make_read_only(path: &str) -> Result<(), StartFailure> {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
         result => result.step(step)?,
     }
-    // A remount sets all flags anew, and those of the filesystems this is meant for are these.
-    let flags = MountFlags::BIND
-        | MountFlags::RDONLY
-        | MountFlags::NOSUID
-        | MountFlags::NODEV
-        | MountFlags::NOEXEC;
+    let flags = MountFlags::BIND | MountFlags::RDONLY | present_flags(path).step(step)?;
     rustix::mount::mount_remount(path, flags, c"").step(step)
+}
+
+/// The flags that a remount, which sets all of them anew, must not take away from a mount.
+fn present_flags(path: &str) -> rustix::io::Result<MountFlags> {
+    let all = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    // Nothing below /proc could make use of their absence, and asking costs a system call.
+    if path.starts_with("/proc/") {
+        return Ok(all);
+    }
+    let present = rustix::fs::statvfs(path)?.f_flag;
+    let mut flags = MountFlags::empty();
+    flags.set(
+        MountFlags::NOSUID,
+        present.contains(StatVfsMountFlags::NOSUID),
+    );
+    flags.set(
+        MountFlags::NODEV,
+        present.contains(StatVfsMountFlags::NODEV),
+    );
+    flags.set(
+        MountFlags::NOEXEC,
+        present.contains(StatVfsMountFlags::NOEXEC),
+    );
+    Ok(flags)
 }
 
 /// Makes a directory and those above it. One that is there already is fine.

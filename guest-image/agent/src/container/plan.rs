@@ -296,3 +296,184 @@ fn rlimit(limit: &spec::Rlimit) -> Result<(Resource, Rlimit), StartFailure> {
         },
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use protocol::{ContainerId, Filesystem, Process, ProcessId, Upper};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn plan(config: &Value) -> Result<Plan, StartFailure> {
+        Plan::new(Create {
+            process: Process {
+                container: ContainerId(1),
+                process: ProcessId(0),
+            },
+            config: config.to_string().into_bytes(),
+            root: RootSource {
+                source: "/dev/pmem1".to_owned(),
+                filesystem: Filesystem::ErofsDax,
+                upper: Upper::Tmpfs {
+                    size_bytes: 1 << 20,
+                },
+            },
+            user: None,
+            streams: DeclaredStreams::default(),
+        })
+    }
+
+    /// A config with one field changed.
+    fn with(pointer: &str, value: Value) -> Value {
+        let mut config = json!({
+            "ociVersion": "1.2.0",
+            "process": { "args": ["sh"], "cwd": "/" },
+            "mounts": [{ "destination": "/proc", "type": "proc" }],
+            "linux": { "namespaces": [{ "type": "mount" }] }
+        });
+        let (parent, name) = pointer.rsplit_once('/').unwrap_or_default();
+        if let Some(Value::Object(parent)) = config.pointer_mut(parent) {
+            parent.insert(name.to_owned(), value);
+        }
+        config
+    }
+
+    fn refusal(pointer: &str, value: Value) -> (FailureKind, String) {
+        let failure = plan(&with(pointer, value)).unwrap_err();
+        (failure.kind, failure.step)
+    }
+
+    #[test]
+    fn a_small_config_is_a_plan() {
+        assert!(plan(&with("/hostname", json!("box"))).is_ok());
+    }
+
+    #[test]
+    fn another_major_version_is_refused() {
+        let refused = refusal("/ociVersion", json!("2.0.0"));
+
+        assert_eq!(refused, (FailureKind::Unsupported, "ociVersion".to_owned()));
+    }
+
+    #[test]
+    fn shared_propagation_is_refused() {
+        let refused = refusal("/linux/rootfsPropagation", json!("shared"));
+
+        assert_eq!(
+            refused,
+            (
+                FailureKind::Unsupported,
+                "linux.rootfsPropagation".to_owned()
+            )
+        );
+    }
+
+    #[test]
+    fn joining_a_namespace_is_refused() {
+        let refused = refusal(
+            "/linux/namespaces",
+            json!([{ "type": "network", "path": "/proc/1/ns/net" }]),
+        );
+
+        assert_eq!(
+            refused,
+            (FailureKind::Unsupported, "linux.namespaces.path".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_container_without_a_mount_namespace_is_refused() {
+        let refused = refusal("/linux/namespaces", json!([]));
+
+        assert_eq!(
+            refused,
+            (FailureKind::Unsupported, "linux.namespaces".to_owned())
+        );
+    }
+
+    #[test]
+    fn an_option_that_would_change_the_mount_silently_is_refused() {
+        let mounts = json!([{ "destination": "/x", "type": "tmpfs", "options": ["tmpcopyup"] }]);
+
+        assert_eq!(
+            refusal("/mounts", mounts),
+            (FailureKind::Unsupported, "mounts.options".to_owned())
+        );
+    }
+
+    #[test]
+    fn an_unknown_capability_is_refused() {
+        let refused = refusal(
+            "/process/capabilities",
+            json!({ "effective": ["CAP_FLYING"] }),
+        );
+
+        assert_eq!(
+            refused,
+            (
+                FailureKind::Unsupported,
+                "process.capabilities.effective".to_owned()
+            )
+        );
+    }
+
+    #[test]
+    fn a_kernel_parameter_cannot_lead_out_of_its_directory() {
+        let refused = refusal("/linux/sysctl", json!({ "net/../../x": "1" }));
+
+        assert_eq!(refused, (FailureKind::Failed, "linux.sysctl".to_owned()));
+    }
+
+    #[test]
+    fn a_program_is_needed() {
+        let refused = refusal("/process/args", json!([]));
+
+        assert_eq!(refused, (FailureKind::Failed, "process.args".to_owned()));
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[a-z/]{0,8}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 16, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::hash_map(
+                    "type|path|source|destination|options|limit",
+                    inner,
+                    0..4
+                )
+                .prop_map(|map| map.into_iter().collect()),
+            ]
+        })
+    }
+
+    fn any_field() -> impl Strategy<Value = &'static str> {
+        prop::sample::select(vec![
+            "/process",
+            "/process/args",
+            "/process/env",
+            "/process/cwd",
+            "/process/user",
+            "/process/rlimits",
+            "/process/capabilities",
+            "/mounts",
+            "/linux/namespaces",
+            "/linux/devices",
+            "/linux/resources",
+            "/linux/cgroupsPath",
+            "/linux/sysctl",
+        ])
+    }
+
+    proptest! {
+        #[test]
+        fn no_config_does_harm(field in any_field(), value in any_json()) {
+            let _ = plan(&with(field, value));
+        }
+    }
+}

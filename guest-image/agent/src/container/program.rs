@@ -1,10 +1,12 @@
 //! Finds and executes the process's program, as execvpe(3) would, without its fallback to a shell.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 
 use protocol::{FailureKind, StartFailure};
+use rustix::fs::Access;
+use rustix::io::Errno;
 
 use crate::step::{failure, invalid};
 use crate::sys;
@@ -28,13 +30,13 @@ pub(crate) fn execute(arguments: &[CString], environment: &[String]) -> StartFai
     };
     if name.as_bytes().contains(&b'/') {
         let error = sys::execve(name, arguments, &strings);
-        return failure(kind(&error), step, error.to_string());
+        return refusal(name, &error, step);
     }
     let path = environment
         .iter()
         .find_map(|entry| entry.strip_prefix("PATH="))
         .unwrap_or_default();
-    let mut refusal = None;
+    let mut denied = None;
     for directory in path.split(':') {
         // An empty element is the working directory.
         let directory = if directory.is_empty() { "." } else { directory };
@@ -42,16 +44,17 @@ pub(crate) fn execute(arguments: &[CString], environment: &[String]) -> StartFai
         let Ok(candidate) = CString::new(candidate) else {
             continue;
         };
-        let error = sys::execve(&candidate, arguments, &strings);
-        match kind(&error) {
-            FailureKind::NotFound => (),
-            FailureKind::NotExecutable if error.raw_os_error() == Some(libc::EACCES) => {
-                refusal = Some(error)
-            }
-            kind => return failure(kind, step, error.to_string()),
+        // A look is much cheaper than an exec that fails.
+        if let Err(Errno::NOENT | Errno::NOTDIR) = rustix::fs::access(&candidate, Access::EXISTS) {
+            continue;
         }
+        let error = sys::execve(&candidate, arguments, &strings);
+        if error.raw_os_error() != Some(libc::EACCES) {
+            return refusal(&candidate, &error, step);
+        }
+        denied = Some(error);
     }
-    match refusal {
+    match denied {
         Some(error) => failure(FailureKind::NotExecutable, step, error.to_string()),
         None => failure(
             FailureKind::NotFound,
@@ -59,6 +62,20 @@ pub(crate) fn execute(arguments: &[CString], environment: &[String]) -> StartFai
             format!("not found in PATH ({path})"),
         ),
     }
+}
+
+/// The failure for an error of execve(2).
+fn refusal(program: &CStr, error: &io::Error, step: String) -> StartFailure {
+    let kind = kind(error);
+    // The error is the same for a program whose interpreter or loader is missing.
+    if kind == FailureKind::NotFound && rustix::fs::access(program, Access::EXISTS).is_ok() {
+        return failure(
+            kind,
+            step,
+            "the interpreter or loader that it names is not there",
+        );
+    }
+    failure(kind, step, error.to_string())
 }
 
 /// Sorts the errors of execve(2).

@@ -229,6 +229,8 @@ fn unknown(message: String) -> StartFailure {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n# comment\nbroken\napp:x:1000:1001:App:/home/app:/bin/sh\n\
@@ -305,6 +307,17 @@ mod tests {
 
         assert_eq!(failure.kind, FailureKind::UnknownUser);
         assert!(failure.message.contains("\"nobody\""));
+    }
+
+    proptest! {
+        #[test]
+        fn no_file_and_no_name_do_harm(
+            text in "[a-z0-9:]{0,12}|\\PC*",
+            passwd in "([a-z:0-9,\n]|\\PC){0,200}",
+            group in "([a-z:0-9,\n]|\\PC){0,200}",
+        ) {
+            let _ = resolve(&text, &passwd, &group);
+        }
     }
 
     #[test]
