@@ -35,8 +35,8 @@ if [ "$(id -u)" = 0 ]; then
 elif sudo -n true 2>/dev/null; then
     as_root=sudo
 else
-    echo "Debian packages are missing, and installing them takes root. Please run:" >&2
-    echo "  sudo apt-get install$missing" >&2
+    echo "Debian packages are missing, and installing them takes root. Please run as root:" >&2
+    echo "  apt-get update && apt-get install$missing" >&2
     exit 1
 fi
 
