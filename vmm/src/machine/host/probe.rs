@@ -61,7 +61,6 @@ const KERNEL_CODE: u64 = 0x1_0000;
 const SYSCALL_ENTRY: u64 = 0x1_8000;
 const HANDLERS: u64 = 0x2_0000;
 const HANDLER_BYTES: u64 = 16;
-const SCRATCH: u64 = 0x3_0000;
 const KERNEL_STACK_TOP: u64 = 0x8_0000;
 /// The only page that CPL 3 may touch.
 const USER_CODE: u64 = 0x20_0000;
