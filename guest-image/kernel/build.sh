@@ -113,12 +113,15 @@ build() {
 # The VMM maps the file into guest memory, so every loadable segment must lie
 # in the file as it lies in its page.
 check_segments() {
-	local type offset _virtual physical _rest
-	readelf --program-headers --wide "$1" | while read -r type offset _virtual physical _rest; do
-		[[ $type == LOAD ]] || continue
-		(((offset & 4095) == (physical & 4095))) ||
-			die "a segment of vmlinux at file offset $offset cannot be mapped to $physical"
-	done
+	local type offset _virtual physical in_file in_memory _rest
+	readelf --program-headers --wide "$1" |
+		while read -r type offset _virtual physical in_file in_memory _rest; do
+			[[ $type == LOAD ]] || continue
+			(((offset & 4095) == (physical & 4095))) ||
+				die "a segment of vmlinux at file offset $offset cannot be mapped to $physical"
+			((in_file == in_memory || (in_file & 4095) == 0)) ||
+				die "a segment of vmlinux at file offset $offset is cleared from within a page"
+		done
 }
 
 force=false
