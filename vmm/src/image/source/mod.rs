@@ -320,10 +320,11 @@ pub(super) fn open(
     };
     let opened = if files.has("index.json")? {
         layout::open(files, selection)
+    } else if matches!(files, Files::Directory { .. }) {
+        // The names in a `manifest.json` could lead to any file of the host.
+        Err(SourceError::NotALayout)
     } else if files.has("manifest.json")? {
         docker::open(files, selection)
-    } else if matches!(files, Files::Directory { .. }) {
-        Err(SourceError::NotALayout)
     } else {
         Err(SourceError::NotAnArchive(
             "the tar archive has neither index.json nor manifest.json",

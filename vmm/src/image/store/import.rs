@@ -68,12 +68,10 @@ impl Store {
             spool_bytes: options.limits.spool_bytes,
         };
         let spool = work.path().join("spool");
-        let opened =
-            source::open(source, &selection, progress, || create(&spool)).map_err(|source| {
-                ImportError::Source {
-                    name: name.clone(),
-                    source,
-                }
+        let opened = source::open(source, &selection, progress, || create_nameless(&spool))
+            .map_err(|source| ImportError::Source {
+                name: name.clone(),
+                source,
             })?;
         let _turn = self.wait_for_turn(opened.id)?;
         // Whoever was before may have imported the same file.
@@ -163,6 +161,13 @@ fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), StoreErr
     let bytes = serde_json::to_vec_pretty(value)
         .map_err(|error| StoreError::at("write", path)(error.into()))?;
     write_new(path, &bytes)
+}
+
+/// Makes a file that is gone when it is closed, whatever becomes of this process.
+fn create_nameless(path: &Path) -> io::Result<File> {
+    let file = create(path)?;
+    fs::remove_file(path)?;
+    Ok(file)
 }
 
 fn create(path: &Path) -> io::Result<File> {

@@ -334,3 +334,31 @@ fn an_image_of_this_hosts_files_is_what_umoci_unpacks() {
     umoci(&["insert", "--image", &app, "/bin/true", "/etc/passwd"]);
     assert!(compare(&fixture, &layout) > 500);
 }
+
+#[test]
+#[ignore = "needs skopeo"]
+fn a_saved_image_is_read_by_others_in_both_its_forms() {
+    let fixture = Fixture::new();
+    let id = fixture.import(everything().archive()).unwrap().id;
+    let mut saved = Vec::new();
+    fixture.store.save("app", &mut saved).unwrap();
+    let archive = fixture.file("saved.tar", &saved);
+    let copied = |transport: &str| {
+        let target = fixture.directory.path().join(transport);
+        let output = Command::new("skopeo")
+            .args(["--insecure-policy", "copy", "--quiet"])
+            .arg(format!("{transport}:{}", archive.display()))
+            .arg(format!("oci:{}:app", target.display()))
+            .output()
+            .expect("skopeo starts");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Fixture::new().import_path(&target).unwrap()
+    };
+    let (oci, docker) = (copied("oci-archive"), copied("docker-archive"));
+    assert_eq!(oci.id, id);
+    assert_eq!(facts_of_image(&oci), facts_of_image(&docker));
+}
