@@ -141,3 +141,36 @@ fn what_overlayfs_would_interpret_is_not_believed() {
         .stdout_is("keptotherkept\nnew\nother\nreplaced\n")
         .stderr_is("");
 }
+
+#[test]
+fn a_path_through_an_absolute_symlink_lands_inside_the_image() {
+    let fixture = Fixture::with_machines();
+    let maker = ImageMaker::busybox()
+        .layer(
+            Layer::new()
+                .directory("usr")
+                .directory("usr/lib")
+                .symlink("lib", "/usr/lib")
+                .symlink("lib64", "usr/lib"),
+        )
+        .layer(
+            Layer::new()
+                .file("lib/one", "one\n")
+                .file("lib64/two", "two\n"),
+        );
+    let image = fixture.file("usrmerge.oci", maker.layout().archive());
+    let done = fixture
+        .run(
+            &image,
+            &[],
+            &[
+                "sh",
+                "-c",
+                "cat /usr/lib/one /usr/lib/two; ls -d /lib; readlink /lib",
+            ],
+        )
+        .run();
+    done.code_is(0)
+        .stdout_is("one\ntwo\n/lib\n/usr/lib\n")
+        .stderr_is("");
+}

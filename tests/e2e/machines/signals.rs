@@ -95,7 +95,7 @@ fn a_killed_vmm_leaves_no_process_and_the_next_run_cleans_its_files() {
         "",
         "the next run cleans the record of the killed one"
     );
-    assert_eq!(fixture.store_listing(), store);
+    tests::snapshot::assert_unchanged(&store, &fixture.store_listing());
     fixture
         .vmm(["ps", "--all", "--quiet"])
         .run()

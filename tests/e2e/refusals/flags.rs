@@ -13,11 +13,7 @@ fn options_refused(options: &[&str], names: &[&str]) {
     let file = fixture.file("good.oci", good().layout().archive());
     let before = fixture.store_listing();
     fixture.run(&file, options, &[]).run().refused(names);
-    assert_eq!(
-        fixture.store_listing(),
-        before,
-        "the store is exactly as it was"
-    );
+    tests::snapshot::assert_unchanged(&before, &fixture.store_listing());
 }
 
 #[test]

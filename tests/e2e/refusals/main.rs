@@ -39,15 +39,7 @@ fn refused(content: &[u8], names: &[&str]) {
     let file = fixture.file("spoiled.oci", content);
     let before = fixture.store_listing();
     fixture.load(&file).run().refused(names);
-    assert_eq!(
-        fixture.store_listing(),
-        before,
-        "the store is exactly as it was"
-    );
+    tests::snapshot::assert_unchanged(&before, &fixture.store_listing());
     fixture.run(&file, &[], &[]).run().refused(names);
-    assert_eq!(
-        fixture.store_listing(),
-        before,
-        "the store is exactly as it was"
-    );
+    tests::snapshot::assert_unchanged(&before, &fixture.store_listing());
 }

@@ -55,6 +55,23 @@ fn list(top: &Path, directory: &Path, lines: &mut String) {
     }
 }
 
+/// Asserts that two listings are the same; a failure shows the lines that only one of them has.
+#[track_caller]
+pub fn assert_unchanged(before: &str, after: &str) {
+    let only_in = |one: &str, other: &str, mark: char| -> String {
+        let lines = one
+            .lines()
+            .filter(|line| !other.lines().any(|candidate| candidate == *line));
+        lines.map(|line| format!("{mark} {line}\n")).collect()
+    };
+    assert!(
+        before == after,
+        "the directory has changed:\n{}{}",
+        only_in(before, after, '-'),
+        only_in(after, before, '+')
+    );
+}
+
 /// Writes bytes as lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes
