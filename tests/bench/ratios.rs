@@ -66,14 +66,13 @@ fn imports(report: &mut String, rounds: u32) {
                 .took
         });
         let unpacked = least(rounds, || unpack(&tar, flag));
-        let peak = peak_memory_kib(&image);
+        let peak = peak_memory(&image);
         writeln!(
             report,
-            "  {name:<32} {:>8} {:>8} {:>8.2} {:>9} MiB",
+            "  {name:<32} {:>8} {:>8} {:>8.2}   {peak}",
             imported.as_millis(),
             unpacked.as_millis(),
             imported.as_secs_f64() / unpacked.as_secs_f64(),
-            peak / 1024
         )
         .expect("a string takes everything");
     }
@@ -99,23 +98,22 @@ fn unpack(tar: &Path, flag: &str) -> Duration {
     done.succeeded().took
 }
 
-/// Peak resident memory of one import as GNU time sees it; 0 where that is not installed.
-fn peak_memory_kib(image: &Path) -> u64 {
+/// Peak resident memory of one import as GNU time (Debian package time) sees it.
+fn peak_memory(image: &Path) -> String {
     let fixture = Fixture::new();
     let output = fixture.path("peak");
-    let done = fixture
-        .in_private_mounts("exec time -f %M -o \"$1\" \"$VMM_BINARY\" load -i \"$2\"")
+    let script = "command -v time >/dev/null || exit 9; exec time -f %M -o \"$1\" \"$VMM_BINARY\" load -i \"$2\"";
+    let run = fixture
+        .in_private_mounts(script)
         .arg("sh")
         .arg(&output)
-        .arg(image)
-        .limit(LARGE_IMPORT_LIMIT)
-        .run();
-    let measured = fs::read_to_string(output).unwrap_or_default();
-    if done.code() == Some(0) {
-        measured.trim().parse().unwrap_or(0)
-    } else {
-        0
+        .arg(image);
+    if run.limit(LARGE_IMPORT_LIMIT).run().code() != Some(0) {
+        return "unknown: GNU time is not installed".into();
     }
+    let measured = fs::read_to_string(output).expect("time wrote its figure");
+    let kibibytes: u64 = measured.trim().parse().expect("time wrote a number");
+    format!("{} MiB", kibibytes / 1024)
 }
 
 /// `vmm run` of hello: first run, second run, the bytes that each reads, and where the time goes.

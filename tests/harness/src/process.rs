@@ -21,7 +21,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group,
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
 /// Time limit of a run of a machine: a boot under software KVM takes seconds, and two may share a CPU with a build.
-pub const MACHINE_LIMIT: Duration = Duration::from_secs(120);
+pub const MACHINE_LIMIT: Duration = Duration::from_secs(180);
 
 /// Time limit of an import of hundreds of megabytes.
 pub const LARGE_IMPORT_LIMIT: Duration = Duration::from_secs(300);
