@@ -21,6 +21,22 @@ fn a_path_with_dot_dot_is_named() {
 }
 
 #[test]
+fn an_absolute_path_is_named() {
+    refused(
+        &image_of(Layer::new().file("/etc/escaped", "x")),
+        &["/etc/escaped"],
+    );
+}
+
+#[test]
+fn a_hard_link_to_an_absolute_path_out_of_the_layer_is_named() {
+    refused(
+        &image_of(Layer::new().hard_link("link", "/etc/passwd")),
+        &["/etc/passwd"],
+    );
+}
+
+#[test]
 fn a_path_that_is_dot_dot_is_named() {
     refused(&image_of(Layer::new().directory("..")), &[".."]);
 }
