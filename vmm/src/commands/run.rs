@@ -4,8 +4,6 @@
 
 use std::io::{self, Write};
 
-use kvm_ioctls::Kvm;
-
 use super::load::import_options;
 use super::progress::ImportProgress;
 use crate::cli::{FileOrStdin, RunArgs, RunImage, TimingsFormat};
@@ -15,7 +13,7 @@ use crate::image::{
     FindError, ImageSource, ImportError, ImportOptions, Store, StoreError, StoredImage,
 };
 use crate::limits::CpuQuota;
-use crate::machine::host::{ProbeError, Quirks};
+use crate::machine::host::{ProbeError, Quirks, open_kvm};
 use crate::monitor::{MonitorError, RawTerminal, Signals, Supervised, client_streams, window_size};
 use crate::outcome::{ExitCode, Outcome};
 use crate::plan::{MachineChoices, RunPlan};
@@ -62,20 +60,17 @@ fn run_here(
     reporter: &mut Option<StartReporter>,
 ) -> Result<ExitCode, Report> {
     let mut timings = Timings::start();
-    let kvm = Kvm::new().map_err(|error| ProbeError::Open(error))?;
+    let kvm = open_kvm()?;
     let quirks = Quirks::of_host(&directories.cache().join("host.json"))?;
     let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
     timings.end_of("host");
 
-    let (image, reference, command) = image(arguments, directories)?;
+    let id = MachineId::random().map_err(MonitorError::Watch)?;
+    let choices = choices(arguments, &id)?;
+    let (image, reference) = image(arguments, directories)?;
     timings.end_of("image");
 
-    let id = MachineId::random().map_err(MonitorError::Watch)?;
-    let workload = Workload::new(
-        &image.config,
-        &choices(arguments, command, &id)?,
-        &OwnEnvironment,
-    )?;
+    let workload = Workload::new(&image.config, &choices, &OwnEnvironment)?;
     let new = NewMachine {
         id,
         name: arguments.name.clone(),
@@ -149,15 +144,11 @@ fn run_here(
     report_outcome(&outcome)
 }
 
-/// The image, what it was called, and the words that were typed behind it.
-fn image<'a>(
-    arguments: &'a RunArgs,
-    directories: &Directories,
-) -> Result<(StoredImage, String, &'a [String]), Report> {
+/// The image, and what it was called.
+fn image(arguments: &RunArgs, directories: &Directories) -> Result<(StoredImage, String), Report> {
     let store = Store::open(directories.store())?;
-    let (image, command) = arguments.image_and_command();
-    match image {
-        RunImage::Name(name) => Ok((store.find(name)?, name.to_owned(), command)),
+    match arguments.image_and_command().0 {
+        RunImage::Name(name) => Ok((store.find(name)?, name.to_owned())),
         RunImage::File { source, select } => {
             let source = match source {
                 FileOrStdin::File(path) => ImageSource::Path(path.clone()),
@@ -169,13 +160,13 @@ fn image<'a>(
                 ..import_options(&arguments.limits)
             };
             let image = store.import(source, &options, &ImportProgress::new())?;
-            Ok((image, name, command))
+            Ok((image, name))
         }
     }
 }
 
 /// What was typed about the workload.
-fn choices(arguments: &RunArgs, command: &[String], id: &MachineId) -> Result<Choices, Report> {
+fn choices(arguments: &RunArgs, id: &MachineId) -> Result<Choices, Report> {
     let mut environment = Vec::new();
     for path in &arguments.env_file {
         environment.extend(read_file(path, &OwnEnvironment)?);
@@ -183,7 +174,7 @@ fn choices(arguments: &RunArgs, command: &[String], id: &MachineId) -> Result<Ch
     environment.extend(arguments.env.iter().cloned());
     let cpus = arguments.cpus;
     Ok(Choices {
-        command: command.to_vec(),
+        command: arguments.image_and_command().1.to_vec(),
         entrypoint: arguments.entrypoint.clone(),
         environment,
         working_directory: arguments.workdir.clone(),
@@ -275,6 +266,7 @@ impl Help for ProbeError {
             Self::Open(error) if error.errno() == libc::ENOENT => {
                 Some("load the kernel's kvm module, or turn virtualisation on in the firmware; vmm doctor says more".to_owned())
             }
+            Self::NotKvm => Some("load the kernel's kvm module; vmm doctor says more".to_owned()),
             _ => None,
         }
     }

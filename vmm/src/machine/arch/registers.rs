@@ -59,7 +59,9 @@ pub(in crate::machine) fn write_tables(memory: &GuestMemoryMmap) -> Result<(), G
         GuestAddress(PDPT_ADDRESS),
     )?;
     let directory: Vec<u8> = (0..ENTRIES_PER_TABLE)
-        .flat_map(|index| (index * LARGE_PAGE_BYTES | PRESENT_WRITABLE | LARGE_PAGE).to_le_bytes())
+        .flat_map(|index| {
+            (index * LARGE_PAGE_BYTES + (PRESENT_WRITABLE | LARGE_PAGE)).to_le_bytes()
+        })
         .collect();
     memory.write_slice(&directory, GuestAddress(PAGE_DIRECTORY_ADDRESS))
 }

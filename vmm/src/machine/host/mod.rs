@@ -11,7 +11,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use probe::ProbeError;
+pub use probe::{ProbeError, open_kvm};
 
 /// Something that a guest kernel expects and this host does not do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

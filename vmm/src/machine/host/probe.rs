@@ -27,6 +27,9 @@ pub enum ProbeError {
     /// `/dev/kvm` cannot be opened.
     #[error("cannot open /dev/kvm")]
     Open(#[source] kvm_ioctls::Error),
+    /// It is something else.
+    #[error("/dev/kvm is not the KVM device")]
+    NotKvm,
     /// A step of the scratch VM failed.
     #[error("KVM refuses the probe at {step}")]
     Kvm {
@@ -114,7 +117,7 @@ enum Landing {
 /// Asks the host. What it lacks comes back.
 pub(super) fn probe() -> Result<BTreeSet<Quirk>, ProbeError> {
     // Opened here for the sake of a precise error.
-    drop(Kvm::new().map_err(ProbeError::Open)?);
+    drop(open_kvm()?);
     let (answer, question) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| ProbeError::Listen(error.into()))?;
     let child = process::fork(|| {
@@ -147,6 +150,20 @@ pub(super) fn probe() -> Result<BTreeSet<Quirk>, ProbeError> {
 fn answered_in_time(answer: &OwnedFd) -> bool {
     let mut wait_for = [PollFd::new(answer, PollFlags::IN)];
     matches!(poll(&mut wait_for, Some(&HANG_TIMEOUT)), Ok(ready) if ready > 0)
+}
+
+/// Opens `/dev/kvm` and checks that it is what it is called.
+///
+/// # Errors
+///
+/// [`ProbeError::Open`], or [`ProbeError::NotKvm`] if it answers otherwise than KVM has since Linux 2.6.22.
+pub fn open_kvm() -> Result<Kvm, ProbeError> {
+    const API_VERSION: i32 = 12;
+    let kvm = Kvm::new().map_err(ProbeError::Open)?;
+    match kvm.get_api_version() {
+        API_VERSION => Ok(kvm),
+        _ => Err(ProbeError::NotKvm),
+    }
 }
 
 /// What the child says: the quirks, or why there is no answer.
@@ -208,7 +225,7 @@ struct Scratch {
 impl Scratch {
     fn new() -> Result<Self, ProbeError> {
         let failed = |step| move |source| ProbeError::Kvm { step, source };
-        let kvm = Kvm::new().map_err(ProbeError::Open)?;
+        let kvm = open_kvm()?;
         let vm = kvm.create_vm().map_err(failed("creating a VM"))?;
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM_BYTES)])
             .map_err(|_| ProbeError::Memory)?;
