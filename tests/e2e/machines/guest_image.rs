@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use tests::Fixture;
 use tests::guest_image::GuestImage;
+use tests::{Fixture, Invocation, binary};
 
 use super::busybox;
 
@@ -53,8 +53,13 @@ fn no_guest_image_at_all_is_said_with_help() {
     let fixture = Fixture::with_machines();
     let empty = fixture.path("empty");
     fs::create_dir(&empty).unwrap();
-    let done = fixture
-        .run(&busybox(&fixture), &[], &[])
+    // A copy of the binary has nothing beside it.
+    let alone = fixture.path("vmm");
+    fs::copy(binary::vmm(), &alone).unwrap();
+    let done = Invocation::new(alone)
+        .args(["run", "--image"])
+        .arg(busybox(&fixture))
+        .env("VMM_ROOT", fixture.root())
         .env("VMM_GUEST_DIR", &empty)
         .env("XDG_DATA_HOME", &empty)
         .run();

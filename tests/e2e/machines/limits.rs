@@ -9,16 +9,16 @@ fn a_workload_above_its_memory_limit_is_killed_and_one_below_is_not() {
     let fixture = Fixture::with_machines();
     let image = busybox_with_probe(&fixture);
     let within = fixture
-        .run(&image, &["--memory", "64m"], &["probe", "allocate", "32"])
+        .run(&image, &["--memory", "32m"], &["probe", "allocate", "8"])
         .run();
-    within.code_is(0).stdout_has("all 32 MiB touched\n");
+    within.code_is(0).stdout_has("all 8 MiB touched\n");
     let above = fixture
-        .run(&image, &["--memory", "64m"], &["probe", "allocate", "160"])
+        .run(&image, &["--memory", "32m"], &["probe", "allocate", "96"])
         .run();
     above
         .code_is(137)
         .stdout_has("touched 8 MiB\n")
-        .stdout_lacks("all 160 MiB");
+        .stdout_lacks("all 96 MiB");
 }
 
 #[test]

@@ -13,8 +13,7 @@ fn load(fixture: &Fixture) {
 fn a_terminal_inside_has_the_size_of_the_one_outside_and_follows_it() {
     let fixture = Fixture::with_machines();
     load(&fixture);
-    let script =
-        "tty; stty size; trap 'stty size; exit 6' WINCH; echo ready; while :; do sleep 0.1; done";
+    let script = "tty; echo $TERM; stty size; trap 'stty size; exit 6' WINCH; echo ready; while :; do sleep 0.1; done";
     let terminal = fixture.on_terminal(["run", "-i", "-t", "busybox:test", "sh", "-c", script]);
     terminal.wait_for("ready");
     assert!(terminal.settings_differ(), "keys go to the workload raw");
