@@ -38,6 +38,8 @@ test-full: test-packages cargo-deny lint cargo-nextest $(vmm) $(guest)/.built $(
 	@if cargo deny --log-level off fetch db 2>/dev/null; then cargo deny --offline --log-level error check --hide-inclusion-graph advisories; \
 	else echo "The advisories' database could not be fetched; nothing was checked against it."; fi
 	@cargo nextest run --cargo-quiet --locked --workspace --no-fail-fast --profile full
+	@echo "Comparing converted images with what umoci unpacks"
+	@cargo nextest run --cargo-quiet --locked --package vmm --lib --run-ignored ignored-only --no-fail-fast
 	@echo "Format, lints, dependencies and all tests are good."
 
 bench: test-packages $(vmm) $(guest)/.built $(demo) ## Measure what a run and an import cost

@@ -84,6 +84,9 @@ const FIRST: Process = Process {
     process: ProcessId(0),
 };
 
+/// The writable layer lives in the workload's memory and may take this part of it, as tmpfs(5) has it by default.
+const UPPER_SHARE: u64 = 2;
+
 impl RunPlan {
     /// Decides the machine's shape and puts the parts together.
     ///
@@ -125,7 +128,7 @@ impl RunPlan {
             quirks,
         };
         let upper = Upper::Tmpfs {
-            size_bytes: choices.memory.bytes(),
+            size_bytes: choices.memory.bytes() / UPPER_SHARE,
         };
         let root = RootSource {
             source: source.to_owned(),

@@ -97,7 +97,8 @@ fn run_here(
         quirks,
         streams.declared(),
     )?;
-    let (mut machine, control) = Registry::open(directories.machines())?.create(new)?;
+    let registry = Registry::open(directories.machines())?;
+    let (mut machine, control) = registry.create(new)?;
     let console_log = machine.create_console_log()?;
     plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
     timings.end_of("plan");
@@ -139,6 +140,9 @@ fn run_here(
     let (outcome, control) = result?;
     let ended = machine.finish(&outcome)?;
     control.finish(&ended);
+    if let Err(error) = registry.clean() {
+        tracing::debug!(%error, "leftovers of killed machines stay for the next run");
+    }
     timings.end_of("end");
     print_timings(arguments.timings, &timings);
     report_outcome(&outcome)

@@ -196,13 +196,9 @@ impl Machine {
             doorbell::SIZE_BYTES,
             Arc::new(doorbell(&notifier)),
         )?;
-        place_virtio(
-            &vm,
-            &mut mmio,
-            &memory,
-            &event_loop,
-            virtio_devices(config, vsock)?,
-        )?;
+        let virtio = virtio_devices(config, vsock)?;
+        let used_slots = virtio.len();
+        place_virtio(&vm, &mut mmio, &memory, &event_loop, virtio)?;
         let mut pio = Bus::new();
         pio.insert(
             i8042::BASE,
@@ -219,7 +215,7 @@ impl Machine {
             mmio: Arc::new(mmio),
         };
 
-        let command_line = command_line::build(config.verbose_kernel, &config.quirks)?;
+        let command_line = command_line::build(config.verbose_kernel, &config.quirks, used_slots)?;
         registers::write_tables(&memory.all).map_err(BuildError::BootParameters)?;
         boot::write_parameters(
             &memory.all,

@@ -33,7 +33,8 @@ pub enum Quirk {
     NoFsrm,
     /// `int3` in the guest's kernel ends in an emulation failure; the VMM delivers the exception itself.
     NoInt3,
-    /// `fwait` in the guest's kernel ends in an emulation failure; the VMM steps over it.
+    /// `fwait` in the guest's kernel ends in an emulation failure; our kernel leaves it out when told, for another the VMM steps
+    /// over it.
     NoFwait,
     /// `syscall` arrives as a page fault at the kernel's entry point; the guest kernel repairs it when told.
     SyscallFaults,
@@ -50,6 +51,15 @@ impl Quirk {
             Self::NoErms => Some("erms"),
             Self::NoFsrm => Some("fsrm"),
             Self::NoXsave | Self::NoInt3 | Self::NoFwait | Self::SyscallFaults => None,
+        }
+    }
+
+    /// The name under which the guest's kernel knows a repair of its own (`vmm_quirks=`).
+    fn repaired_by_guest(self) -> Option<&'static str> {
+        match self {
+            Self::SyscallFaults => Some("syscall"),
+            Self::NoFwait => Some("fwait"),
+            _ => None,
         }
     }
 
@@ -133,8 +143,9 @@ impl Quirks {
         if !cleared.is_empty() {
             parameters.push(format!("clearcpuid={}", cleared.join(",")));
         }
-        if self.has(Quirk::SyscallFaults) {
-            parameters.push("vmm_quirks=syscall".to_owned());
+        let repaired: Vec<&str> = self.iter().filter_map(Quirk::repaired_by_guest).collect();
+        if !repaired.is_empty() {
+            parameters.push(format!("vmm_quirks={}", repaired.join(",")));
         }
         parameters
     }
