@@ -33,6 +33,12 @@ pub enum MergeError {
         /// The path.
         path: String,
     },
+    /// A symbolic link in the path leads above the root.
+    #[error("`{path}` leads out of the image's root through a symbolic link")]
+    Escapes {
+        /// The path.
+        path: String,
+    },
     /// A hard link to nothing.
     #[error("`{path}` is a hard link to `{target}`, which does not exist")]
     LinkToNothing {
@@ -271,9 +277,13 @@ impl Merger {
             match &*component {
                 b"" | b"." => continue,
                 b".." => {
-                    if stack.len() > 1 {
-                        stack.pop();
+                    // Only a symbolic link's target has such a component.
+                    if stack.len() == 1 {
+                        return Err(MergeError::Escapes {
+                            path: whole.display(),
+                        });
                     }
+                    stack.pop();
                     continue;
                 }
                 _ => {}

@@ -144,7 +144,7 @@ struct Converter<'a, I: Input> {
 
 impl<I: Input> Converter<'_, I> {
     fn member(&mut self, member: &Member) -> Result<(), LayerError> {
-        let path = clean(&member.path)?;
+        let path = entry_path(&member.path)?;
         if let Some((parent, name)) = path.split()
             && name.starts_with(WHITEOUT_PREFIX)
         {
@@ -318,11 +318,24 @@ impl<I: Input> Converter<'_, I> {
     }
 }
 
+/// The path of an entry, which is relative (OCI image specification, "Image Layer Filesystem Changeset"); a hard link may name its
+/// target from the root on.
+fn entry_path(name: &[u8]) -> Result<LayerPath, LayerError> {
+    match name {
+        [b'/', ..] => Err(bad_path(name, BadPath::Absolute)),
+        name => clean(name),
+    }
+}
+
 fn clean(name: &[u8]) -> Result<LayerPath, LayerError> {
-    LayerPath::clean(name).map_err(|problem| LayerError::Path {
+    LayerPath::clean(name).map_err(|problem| bad_path(name, problem))
+}
+
+fn bad_path(name: &[u8], problem: BadPath) -> LayerError {
+    LayerError::Path {
         path: String::from_utf8_lossy(name).chars().take(300).collect(),
         problem,
-    })
+    }
 }
 
 fn refused(path: &LayerPath, problem: impl Into<String>) -> LayerError {

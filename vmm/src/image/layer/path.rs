@@ -18,6 +18,9 @@ pub enum BadPath {
     /// It leads above the root.
     #[error("leads out of the image's root")]
     Escapes,
+    /// It begins at the root of whoever unpacks it.
+    #[error("is absolute")]
+    Absolute,
     /// It or a component is longer than Linux allows.
     #[error("is longer than Linux allows")]
     TooLong,

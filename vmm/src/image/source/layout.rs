@@ -113,6 +113,7 @@ struct Candidate {
 
 /// Opens the one image of a layout that `selection` means.
 pub(super) fn open(files: Files, selection: &Selection<'_>) -> Result<OpenedImage, SourceError> {
+    check_version(&files)?;
     let name = "index.json";
     let bytes = files
         .read(name, DOCUMENT_MAX_BYTES)?
@@ -347,6 +348,27 @@ fn blob(files: &Files, descriptor: &Descriptor) -> Result<Vec<u8>, SourceError> 
             expected: digest,
             actual,
         })
+    }
+}
+
+/// Refuses a layout of a version to come. One that does not say its version is taken for the only one there is (OCI image
+/// specification, "oci-layout file").
+fn check_version(files: &Files) -> Result<(), SourceError> {
+    #[derive(Deserialize)]
+    struct Marker {
+        #[serde(rename = "imageLayoutVersion")]
+        version: String,
+    }
+    const VERSION: &str = "1.0.0";
+    let name = "oci-layout";
+    let Some(bytes) = files.read(name, DOCUMENT_MAX_BYTES)? else {
+        return Ok(());
+    };
+    match parse::<Marker>(&bytes, name)?.version {
+        version if version == VERSION => Ok(()),
+        version => Err(SourceError::LayoutVersion(
+            version.chars().take(100).collect(),
+        )),
     }
 }
 

@@ -97,6 +97,9 @@ pub enum SourceError {
     /// A directory without a layout.
     #[error("the directory is not an OCI image layout: it has no index.json")]
     NotALayout,
+    /// A layout of another version.
+    #[error("it is an image layout of version `{0}`, which is not known")]
+    LayoutVersion(String),
     /// The archive is damaged.
     #[error("the archive is damaged")]
     Archive(#[source] TarError),

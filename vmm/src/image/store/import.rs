@@ -109,7 +109,10 @@ impl Store {
         let Some(known) = self.known_source(source, record) else {
             return Ok(None);
         };
-        let names: Vec<Reference> = known.names.iter().chain(&options.name).cloned().collect();
+        let names = match &options.name {
+            Some(name) => vec![name.clone()],
+            None => known.names.clone(),
+        };
         let guard = self.lock(Hold::Shared)?;
         if !self.has_image(known.id) {
             return Ok(None);
@@ -489,11 +492,10 @@ impl Import<'_> {
             publication.publish(made, &place)?;
         }
         let image = store.open_image(self.opened.id)?;
-        let names: Vec<Reference> = self
-            .source_names()
-            .into_iter()
-            .chain(self.options.name.clone())
-            .collect();
+        let names = match &self.options.name {
+            Some(name) => vec![name.clone()],
+            None => self.source_names(),
+        };
         store.add_names(self.opened.id, &names)?;
         publication.keep();
         Ok(image)

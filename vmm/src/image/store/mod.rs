@@ -49,7 +49,7 @@ pub struct Store {
 /// How to import.
 #[derive(Debug, Clone)]
 pub struct ImportOptions {
-    /// A name to give the image, beside those that the source gives.
+    /// A name to give the image, in place of those that the source gives.
     pub name: Option<Reference>,
     /// Which image to take of a source that holds several.
     pub select: Option<String>,
