@@ -184,7 +184,7 @@ fn several_images_need_a_choice() {
 }
 
 #[test]
-fn the_archives_own_name_and_the_given_one_both_find_the_image() {
+fn a_given_name_stands_in_place_of_the_archives_own() {
     let fixture = Fixture::new();
     let options = ImportOptions {
         name: Some("mine:1".parse().unwrap()),
@@ -193,7 +193,7 @@ fn the_archives_own_name_and_the_given_one_both_find_the_image() {
     let image = fixture
         .import_with(Image::of(hello()).named("app").archive(), &options)
         .unwrap();
-    assert_eq!(fixture.store.find("app").unwrap().id, image.id);
+    assert!(fixture.store.find("app").is_err());
     assert_eq!(
         fixture.store.find("docker.io/library/mine:1").unwrap().id,
         image.id
