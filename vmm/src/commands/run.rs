@@ -2,6 +2,7 @@
 //!
 //! The reading path of the whole program: image, plan, machine on record, VM process, workload, outcome.
 
+use std::cell::RefCell;
 use std::io::{self, Write};
 
 use super::load::import_options;
@@ -17,9 +18,9 @@ use crate::machine::host::{ProbeError, Quirks, open_kvm};
 use crate::monitor::{MonitorError, RawTerminal, Signals, Supervised, client_streams, window_size};
 use crate::outcome::{ExitCode, Outcome};
 use crate::plan::{MachineChoices, RunPlan};
-use crate::report::{Help, Report};
+use crate::report::{Help, Report, chain};
 use crate::state::{
-    ImageLabel, MachineId, NewMachine, OwnedMachine, Registry, StartReporter, detach,
+    Ended, ImageLabel, MachineId, NewMachine, OwnedMachine, Registry, StartReporter, detach,
 };
 use crate::timings::Timings;
 use crate::vm_process::{SpawnError, VmProcess};
@@ -97,13 +98,14 @@ fn run_here(
         quirks,
         streams.declared(),
     )?;
+    // From here on a signal ends the machine in good order.
+    let signals = Signals::take()?;
     let registry = Registry::open(directories.machines())?;
     let (mut machine, control) = registry.create(new)?;
     let console_log = machine.create_console_log()?;
     plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
     timings.end_of("plan");
 
-    let signals = Signals::take()?;
     let vm = VmProcess::spawn(&kvm, &plan.machine)?;
     let supervised = Supervised {
         vm: &vm,
@@ -112,15 +114,19 @@ fn run_here(
         signals,
         has_terminal: arguments.tty,
     };
-    let terminal = arguments
-        .tty
-        .then(RawTerminal::enter)
-        .transpose()
-        .map_err(MonitorError::Watch)?;
+    let takes_keys = arguments.tty && arguments.interactive;
+    let mut terminal = None;
     let mut failure = None;
     let result = {
-        let timings = std::cell::RefCell::new(&mut timings);
-        let mut on_ready = || timings.borrow_mut().end_of("boot");
+        let timings = RefCell::new(&mut timings);
+        let mut on_ready = || {
+            timings.borrow_mut().end_of("boot");
+            // Not before: until somebody reads the keys, ^C is the terminal's to handle.
+            match takes_keys.then(RawTerminal::enter).transpose() {
+                Ok(raw) => terminal = raw.flatten(),
+                Err(error) => tracing::warn!(%error, "the terminal stays as it is"),
+            }
+        };
         let mut on_started = || {
             timings.borrow_mut().end_of("start");
             if let Err(report) = tell_started(&mut machine, reporter) {
@@ -137,15 +143,38 @@ fn run_here(
         return Err(report);
     }
 
-    let (outcome, control) = result?;
-    let ended = machine.finish(&outcome)?;
-    control.finish(&ended);
+    let (outcome, control) = match result {
+        Ok(result) => result,
+        Err(error) => {
+            // Nobody listens to a machine in the background: its record keeps the reason.
+            note(
+                machine,
+                &Outcome::GuestDied {
+                    message: chain(&error),
+                    last_log_lines: Vec::new(),
+                },
+            );
+            return Err(error.into());
+        }
+    };
+    note(machine, &outcome);
+    control.finish(&Ended::of(&outcome));
     if let Err(error) = registry.clean() {
         tracing::debug!(%error, "leftovers of killed machines stay for the next run");
     }
     timings.end_of("end");
     print_timings(arguments.timings, &timings);
     report_outcome(&outcome)
+}
+
+/// Writes down how the machine ended. That this fails does not change how it ended.
+fn note(machine: OwnedMachine, outcome: &Outcome) {
+    if let Err(error) = machine.finish(outcome) {
+        tracing::warn!(
+            error = chain(&error),
+            "the machine's record is not up to date"
+        );
+    }
 }
 
 /// The image, and what it was called.

@@ -14,7 +14,7 @@ mod vcpu;
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 use devices::bus::{Bus, BusDevice, InsertError, MmioAddress};
 use devices::doorbell::{self, Doorbell, Ring};
@@ -279,19 +279,28 @@ impl Machine {
             _memory,
             ..
         } = self;
+        // No vCPU enters the guest before every thread is jailed.
+        let jailed = Arc::new(Barrier::new(vcpus.len() + 1));
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let jail = jail.clone();
+            let jailed = Arc::clone(&jailed);
             std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
-                .spawn(move || match jail(ThreadRole::Vcpu) {
-                    Ok(()) => vcpu.run(),
-                    Err(error) => vcpu.notifier.notify(Notice::GuestFault(format!(
-                        "cannot jail a vCPU thread: {error}"
-                    ))),
+                .spawn(move || {
+                    let result = jail(ThreadRole::Vcpu);
+                    if let Err(error) = &result {
+                        let reason = format!("cannot jail a vCPU thread: {error}");
+                        vcpu.notifier.notify(Notice::GuestFault(reason));
+                    }
+                    jailed.wait();
+                    if result.is_ok() {
+                        vcpu.run();
+                    }
                 })
                 .map_err(RunError::Thread)?;
         }
         jail(ThreadRole::EventLoop).map_err(RunError::Jail)?;
+        jailed.wait();
         loop {
             event_loop.run_once(-1)?;
             while let Some(notice) = notices.next() {

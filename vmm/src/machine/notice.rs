@@ -1,7 +1,7 @@
 //! How the threads of a machine tell its event loop that something happened.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 
 use devices::doorbell::Ring;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -19,19 +19,25 @@ pub(super) enum Notice {
 }
 
 /// As many as vCPUs can have in flight; a guest that rings faster than the loop reads loses rings.
-const PENDING_NOTICES: usize = 64;
+const PENDING_RINGS: usize = 64;
 
 /// The sending side; clones send to the same loop.
 #[derive(Debug, Clone)]
 pub(super) struct Notifier {
-    notices: SyncSender<Notice>,
+    rings: SyncSender<Notice>,
+    /// The first notice after which the machine cannot go on; never lost.
+    end: Arc<OnceLock<Notice>>,
     wake: Arc<EventFd>,
 }
 
 impl Notifier {
     /// Never blocks.
     pub(super) fn notify(&self, notice: Notice) {
-        if self.notices.try_send(notice).is_ok() {
+        let is_kept = match notice {
+            Notice::Ring(_) => self.rings.try_send(notice).is_ok(),
+            Notice::Reset | Notice::GuestFault(_) => self.end.set(notice).is_ok(),
+        };
+        if is_kept {
             // A counter that is full is a loop that will wake.
             let _ = self.wake.write(1);
         }
@@ -41,22 +47,23 @@ impl Notifier {
 /// The receiving side.
 #[derive(Debug)]
 pub(super) struct Notices {
-    notices: Receiver<Notice>,
+    rings: Receiver<Notice>,
+    end: Arc<OnceLock<Notice>>,
     wake: Arc<EventFd>,
 }
 
 impl Notices {
     /// Makes both sides.
     pub(super) fn new() -> std::io::Result<(Notifier, Self)> {
-        let (sender, notices) = sync_channel(PENDING_NOTICES);
+        let (sender, rings) = sync_channel(PENDING_RINGS);
+        let end = Arc::new(OnceLock::new());
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-        Ok((
-            Notifier {
-                notices: sender,
-                wake: Arc::clone(&wake),
-            },
-            Self { notices, wake },
-        ))
+        let notifier = Notifier {
+            rings: sender,
+            end: Arc::clone(&end),
+            wake: Arc::clone(&wake),
+        };
+        Ok((notifier, Self { rings, end, wake }))
     }
 
     /// What wakes the loop.
@@ -64,9 +71,12 @@ impl Notices {
         Waker(Arc::clone(&self.wake))
     }
 
-    /// The next notice, if there is one.
+    /// The next notice, if there is one: rings in their order, then the end.
     pub(super) fn next(&self) -> Option<Notice> {
-        self.notices.try_recv().ok()
+        self.rings
+            .try_recv()
+            .ok()
+            .or_else(|| self.end.get().cloned())
     }
 }
 

@@ -11,6 +11,10 @@ use super::notice::Notifier;
 
 /// Breakpoint exception, #BP.
 const BREAKPOINT_VECTOR: u8 = 3;
+/// Invalid opcode, #UD.
+const INVALID_OPCODE_VECTOR: u8 = 6;
+/// Linux processes lie below (Documentation/arch/x86/x86_64/mm.rst, four-level page tables).
+const USER_SPACE_END: u64 = 1 << 47;
 /// Set in `emulation_failure.flags` when KVM gives the instruction's bytes (KVM API,
 /// `KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES`).
 const FLAG_INSTRUCTION_BYTES: u64 = 1;
@@ -108,6 +112,8 @@ impl Vcpu {
         let repaired = match instruction.first() {
             Some(&OPCODE_INT3) => self.deliver_breakpoint(&regs),
             Some(&OPCODE_FWAIT) => self.step_over(&regs),
+            // In a process it is the process's own affair.
+            _ if regs.rip < USER_SPACE_END => self.raise(INVALID_OPCODE_VECTOR),
             _ => {
                 let bytes: Vec<String> = instruction
                     .iter()
@@ -152,9 +158,14 @@ impl Vcpu {
     /// #BP is a trap: the frame's instruction pointer is behind the `int3` (Intel SDM 3A, section 6.15).
     fn deliver_breakpoint(&self, regs: &kvm_regs) -> Result<(), kvm_ioctls::Error> {
         self.step_over(regs)?;
+        self.raise(BREAKPOINT_VECTOR)
+    }
+
+    /// Lets the guest take an exception without an error code when it is entered next.
+    fn raise(&self, vector: u8) -> Result<(), kvm_ioctls::Error> {
         let mut events = self.fd.get_vcpu_events()?;
         events.exception.injected = 1;
-        events.exception.nr = BREAKPOINT_VECTOR;
+        events.exception.nr = vector;
         events.exception.has_error_code = 0;
         self.fd.set_vcpu_events(&events)
     }

@@ -4,9 +4,9 @@
 //! whatever happens into one [`Outcome`]. In the foreground the client is the monitor; with `-d` it is a process of its own.
 //!
 //! ```text
-//! main thread     wait for the agent ── AgentLink::run ───────────── outcome
-//!                                          ▲ events
-//! "monitor" thread      signals, control socket ┘
+//! main thread       wait for the agent ── AgentLink::run ── outcome
+//!                        ▲ end                ▲ events
+//! "monitor" thread       └─ signals, control socket
 //! ```
 
 mod terminal;
@@ -15,19 +15,21 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use protocol::{Create, ExitStatus, FailureKind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 
 use crate::agent_link::{
-    AgentLink, ClientStreams, Dialer, Event, EventSender, LinkError, WorkloadExit, event_channel,
+    AgentLink, ClientStreams, Dialer, Event, EventReceiver, EventSender, LinkError, WorkloadExit,
+    event_channel,
 };
 use crate::outcome::{NotStarted, Outcome};
 use crate::process;
 use crate::report::Help;
-use crate::state::{Control, ControlServer, Signal, Status};
+use crate::state::{Control, ControlServer, Signal, Status, Timestamp};
 use crate::vm_process::{ChannelError, End, Report, VmProcess};
 
 pub use self::terminal::{RawTerminal, window_size};
@@ -147,74 +149,123 @@ impl Supervised<'_> {
             signals,
             has_terminal,
         } = self;
-        if let Some(outcome) = wait_for_agent(vm, console_log, &signals)? {
-            return Ok((outcome, control));
-        }
-        on_ready();
         let (sender, events) = event_channel().map_err(MonitorError::Watch)?;
-        let status = Arc::new(Mutex::new(Status::Created));
-        let attendant = Attendant {
-            signals,
-            control,
-            sender,
-            status: Arc::clone(&status),
-            has_terminal,
-        };
         let (stop, stopped) = UnixStream::pair().map_err(MonitorError::Watch)?;
-        let attendant = std::thread::Builder::new()
-            .name("monitor".to_owned())
-            .spawn(move || attendant.attend(&stopped))
-            .map_err(MonitorError::Watch)?;
-        let mut started = || {
-            *status.lock().unwrap_or_else(PoisonError::into_inner) = Status::Running {
-                started: crate::state::Timestamp::now(),
+        let run = Run {
+            vm,
+            status: Mutex::new(Status::Created),
+            ended_by: AtomicU8::new(0),
+        };
+        std::thread::scope(|scope| {
+            let attendant = Attendant {
+                run: &run,
+                signals,
+                control,
+                control_is_open: true,
+                sender,
+                has_terminal,
+                impatience: 0,
             };
-            on_started();
-        };
-        let dialer = Guest(vm);
-        let result = AgentLink::connect(&dialer)
-            .and_then(|mut link| link.run(&dialer, create, streams, &events, &mut started));
-        drop(stop);
-        let control = attendant.join().map_err(|_| MonitorError::Vanished)?;
-        let outcome = match result {
-            Ok(exit) => outcome_of(exit),
-            Err(error) => last_word(vm, console_log, error)?,
-        };
-        Ok((outcome, control))
+            let attendant = std::thread::Builder::new()
+                .name("monitor".to_owned())
+                .spawn_scoped(scope, move || attendant.attend(&stopped))
+                .map_err(MonitorError::Watch)?;
+            let mut started = || {
+                run.set_running();
+                on_started();
+            };
+            let result = run.converse(
+                create,
+                streams,
+                &events,
+                console_log,
+                on_ready,
+                &mut started,
+            );
+            drop(stop);
+            let control = attendant.join().map_err(|_| MonitorError::Vanished)?;
+            let outcome = match (result, run.ended_by()) {
+                (
+                    Ok(
+                        outcome @ (Outcome::Exited(_)
+                        | Outcome::Signalled { .. }
+                        | Outcome::NotStarted { .. }),
+                    ),
+                    _,
+                ) => outcome,
+                (_, Some(outcome)) => outcome,
+                (result, None) => result?,
+            };
+            Ok((outcome, control))
+        })
     }
 }
 
-/// Waits until the agent listens. An outcome comes back when the machine ended before, or a signal ended it.
-fn wait_for_agent(
-    vm: &VmProcess,
-    console_log: &File,
-    signals: &Signals,
-) -> Result<Option<Outcome>, MonitorError> {
-    loop {
-        let mut descriptors = [
-            PollFd::new(vm, PollFlags::IN),
-            PollFd::new(&signals.0, PollFlags::IN),
-        ];
-        match poll(&mut descriptors, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(MonitorError::Watch(error.into())),
+/// A run as both threads see it.
+#[derive(Debug)]
+struct Run<'a> {
+    vm: &'a VmProcess,
+    status: Mutex<Status>,
+    /// The signal for which the machine was ended from outside; 0 for none.
+    ended_by: AtomicU8,
+}
+
+impl Run<'_> {
+    fn status(&self) -> Status {
+        self.status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set_running(&self) {
+        let started = Timestamp::now();
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Status::Running { started };
+    }
+
+    /// Whether the workload's program runs, and so can get signals.
+    fn is_running(&self) -> bool {
+        matches!(self.status(), Status::Running { .. })
+    }
+
+    /// Ends the machine without asking the guest.
+    fn end(&self, signal: u8) {
+        self.ended_by.store(signal, Ordering::SeqCst);
+        self.vm.kill();
+    }
+
+    fn ended_by(&self) -> Option<Outcome> {
+        match self.ended_by.load(Ordering::SeqCst) {
+            0 => None,
+            signal if i32::from(signal) == libc::SIGKILL => Some(Outcome::Killed),
+            signal => Some(Outcome::Signalled {
+                signal,
+                out_of_memory: false,
+            }),
         }
-        let [vm_events, _] = descriptors.map(|descriptor| descriptor.revents());
-        while let Some(signal) = signals.next() {
-            if i32::from(signal) != libc::SIGWINCH {
-                vm.kill();
-                return Ok(Some(Outcome::Signalled {
-                    signal,
-                    out_of_memory: false,
-                }));
-            }
+    }
+
+    /// The conversation with the agent, from its first word to the outcome.
+    fn converse(
+        &self,
+        create: Create,
+        streams: ClientStreams<'_>,
+        events: &EventReceiver,
+        console_log: &File,
+        on_ready: &mut dyn FnMut(),
+        on_started: &mut dyn FnMut(),
+    ) -> Result<Outcome, MonitorError> {
+        match self.vm.next_report()? {
+            Some(Report::Ready) => on_ready(),
+            Some(Report::Ended(end)) => return ended(end, console_log),
+            None => return Err(MonitorError::Vanished),
         }
-        if !vm_events.is_empty() {
-            return match vm.next_report()? {
-                Some(Report::Ready) => Ok(None),
-                Some(Report::Ended(end)) => ended(end, console_log).map(Some),
-                None => Err(MonitorError::Vanished),
-            };
+        let dialer = Guest(self.vm);
+        let result = AgentLink::connect(&dialer)
+            .and_then(|mut link| link.run(&dialer, create, streams, events, on_started));
+        match result {
+            Ok(exit) => Ok(outcome_of(exit)),
+            Err(error) => last_word(self.vm, console_log, error),
         }
     }
 }
@@ -225,17 +276,21 @@ fn last_word(
     console_log: &File,
     error: LinkError,
 ) -> Result<Outcome, MonitorError> {
-    let mut descriptors = [PollFd::new(vm, PollFlags::IN)];
-    match poll(&mut descriptors, Some(&LAST_WORD)) {
-        Ok(0) | Err(_) => {
-            vm.kill();
-            Err(error.into())
+    loop {
+        let mut descriptors = [PollFd::new(vm, PollFlags::IN)];
+        match poll(&mut descriptors, Some(&LAST_WORD)) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Ok(0) | Err(_) => {
+                vm.kill();
+                return Err(error.into());
+            }
+            Ok(_) => {}
         }
-        Ok(_) => match vm.next_report()? {
-            Some(Report::Ended(end)) => ended(end, console_log),
-            Some(Report::Ready) => Err(error.into()),
-            None => Err(MonitorError::Vanished),
-        },
+        match vm.next_report()? {
+            Some(Report::Ended(end)) => return ended(end, console_log),
+            Some(Report::Ready) => {}
+            None => return Err(MonitorError::Vanished),
+        }
     }
 }
 
@@ -307,24 +362,36 @@ impl Dialer for Guest<'_> {
     }
 }
 
+/// So many SIGINT or SIGTERM end a machine whose workload does not heed them, as with docker.
+const IMPATIENCE: u8 = 3;
+
 /// The thread that listens to signals and to the control socket while the main thread carries the streams.
-struct Attendant {
+#[derive(Debug)]
+struct Attendant<'a> {
+    run: &'a Run<'a>,
     signals: Signals,
     control: ControlServer,
+    control_is_open: bool,
     sender: EventSender,
-    status: Arc<Mutex<Status>>,
     has_terminal: bool,
+    /// How many SIGINT and SIGTERM have come.
+    impatience: u8,
 }
 
-impl Attendant {
+impl Attendant<'_> {
     /// Attends until `stopped` hangs up, and gives the control socket back.
     fn attend(mut self, stopped: &UnixStream) -> ControlServer {
         self.tell_window();
         loop {
+            let control_interest = if self.control_is_open {
+                PollFlags::IN
+            } else {
+                PollFlags::empty()
+            };
             let mut descriptors = [
                 PollFd::new(stopped, PollFlags::IN),
                 PollFd::new(&self.signals.0, PollFlags::IN),
-                PollFd::from_borrowed_fd(self.control.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.control.as_fd(), control_interest),
             ];
             match poll(&mut descriptors, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -339,27 +406,34 @@ impl Attendant {
                 return self.control;
             }
             if has_signal {
-                self.forward_signals();
+                self.take_signals();
             }
-            if has_request {
+            if has_request && self.control_is_open {
                 let mut requests = Requests {
+                    run: self.run,
                     sender: &self.sender,
-                    status: &self.status,
                 };
                 if let Err(error) = self.control.handle(&mut requests) {
                     tracing::warn!(%error, "the control socket failed");
-                    return self.control;
+                    self.control_is_open = false;
                 }
             }
         }
     }
 
-    fn forward_signals(&self) {
+    fn take_signals(&mut self) {
         while let Some(signal) = self.signals.next() {
             if i32::from(signal) == libc::SIGWINCH {
                 self.tell_window();
-            } else if let Err(error) = self.sender.send(Event::Signal(signal)) {
-                tracing::debug!(%error, signal, "a signal was not forwarded");
+                continue;
+            }
+            if [libc::SIGINT, libc::SIGTERM].contains(&i32::from(signal)) {
+                self.impatience = self.impatience.saturating_add(1);
+            }
+            if self.impatience >= IMPATIENCE {
+                self.run.end(signal);
+            } else {
+                deliver(self.run, &self.sender, signal);
             }
         }
     }
@@ -374,24 +448,34 @@ impl Attendant {
     }
 }
 
+/// Lets the workload have a signal. Before its program runs there is nobody to have it: the machine ends.
+fn deliver(run: &Run<'_>, sender: &EventSender, signal: u8) {
+    if !run.is_running() {
+        run.end(signal);
+    } else if let Err(error) = sender.send(Event::Signal(signal)) {
+        tracing::debug!(%error, signal, "a signal was not forwarded");
+    }
+}
+
 /// Answers requests of other clients.
 struct Requests<'a> {
+    run: &'a Run<'a>,
     sender: &'a EventSender,
-    status: &'a Mutex<Status>,
 }
 
 impl Control for Requests<'_> {
+    /// SIGKILL needs no help of the guest's.
     fn kill(&mut self, signal: Signal) -> Result<(), String> {
-        self.sender
-            .send(Event::Signal(signal.number()))
-            .map_err(|error| error.to_string())
+        if i32::from(signal.number()) == libc::SIGKILL {
+            self.run.end(signal.number());
+        } else {
+            deliver(self.run, self.sender, signal.number());
+        }
+        Ok(())
     }
 
     fn status(&self) -> Status {
-        self.status
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.run.status()
     }
 }
 

@@ -167,11 +167,17 @@ fn run(mut machine: Machine, channel: &Arc<Channel>) -> Result<MachineEnd, RunEr
     };
     machine.add_subscriber(Box::new(control));
     sandbox::enter_process().map_err(RunError::Jail)?;
-    machine.run(
-        sandbox::enter_thread,
-        || channel.report(&Report::Ready),
-        || hung_up.load(Ordering::Relaxed),
-    )
+    let mut is_ready = false;
+    let on_ready = || {
+        // A guest may ring as often as it likes; the monitor is told once.
+        if !is_ready {
+            is_ready = true;
+            channel.report(&Report::Ready);
+        }
+    };
+    machine.run(sandbox::enter_thread, on_ready, || {
+        hung_up.load(Ordering::Relaxed)
+    })
 }
 
 /// The channel on the machine's event loop.
