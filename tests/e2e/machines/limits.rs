@@ -90,11 +90,11 @@ fn two_processes_keep_their_vector_registers_apart() {
 #[test]
 fn what_is_written_to_the_root_has_a_limit_too() {
     let fixture = Fixture::with_machines();
-    let script = "dd if=/dev/zero of=/big bs=1M count=120; rm /big; echo goes on";
+    let script = "dd if=/dev/zero of=/big bs=1M count=48; rm /big; echo goes on";
     let done = fixture
         .run(
             &busybox_with_probe(&fixture),
-            &["--memory", "64m"],
+            &["--memory", "32m"],
             &["sh", "-c", script],
         )
         .run();

@@ -59,7 +59,11 @@ fn typed_lines_reach_a_shell_and_control_d_ends_it() {
     terminal.press(b"echo $((6 * 7)) and; tty\r");
     terminal.wait_for("42 and");
     terminal.wait_for("/dev/pts/0");
-    terminal.press(b"(exit 9)\r\x04");
+    terminal.press(b"echo begin; cat; exit 9\r");
+    terminal.wait_for("begin\r\n");
+    terminal.press(b"line\r");
+    terminal.wait_for("line\r\nline\r\n");
+    terminal.press(b"\x04");
     terminal.finish().code_is(9);
 }
 
