@@ -3,7 +3,7 @@
 //! The reading path of the whole program: image, plan, machine on record, VM process, workload, outcome.
 
 use std::cell::RefCell;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use super::load::import_options;
 use super::progress::ImportProgress;
@@ -61,6 +61,9 @@ fn run_here(
     reporter: &mut Option<StartReporter>,
 ) -> Result<ExitCode, Report> {
     let mut timings = Timings::start();
+    if arguments.tty && arguments.interactive && !io::stdin().is_terminal() {
+        return Err(RunError::NoTerminal.into());
+    }
     let kvm = open_kvm()?;
     let quirks = Quirks::of_host(&directories.cache().join("host.json"))?;
     let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
@@ -280,6 +283,9 @@ fn report_outcome(outcome: &Outcome) -> Result<ExitCode, Report> {
 /// Why a workload said nothing itself.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// Keys were to be passed on, and there is no keyboard.
+    #[error("standard input is not a terminal, as -i together with -t needs it")]
+    NoTerminal,
     /// It never ran.
     #[error("the workload did not start: {0}")]
     NotStarted(String),
@@ -288,7 +294,14 @@ pub enum RunError {
     GuestDied(String),
 }
 
-impl Help for RunError {}
+impl Help for RunError {
+    fn help(&self) -> Option<String> {
+        match self {
+            Self::NoTerminal => Some("leave out -t to pass standard input on as it is".to_owned()),
+            Self::NotStarted(_) | Self::GuestDied(_) => None,
+        }
+    }
+}
 
 impl Help for ProbeError {
     fn help(&self) -> Option<String> {
