@@ -189,6 +189,69 @@ fn a_killed_program_reports_the_signal() -> Test {
 }
 
 #[test]
+fn a_signal_before_the_start_is_kept_for_the_program() -> Test {
+    needs_containers!();
+    let agent = Agent::start()?;
+    // Not process 1 of a namespace, so that a signal without a handler ends it.
+    let workload = Workload::new(&["sleep", "1000"]).with(
+        "/linux/namespaces",
+        json!([{ "type": "mount" }, { "type": "uts" }, { "type": "cgroup" }]),
+    );
+    let process = workload.process();
+    let mut control = agent.control()?;
+    let streams = DeclaredStreams {
+        stdout: true,
+        ..DeclaredStreams::default()
+    };
+    control.send(&Request::Create(Box::new(
+        workload.create(&agent.image(), streams),
+    )))?;
+    control.send(&Request::Start(process))?;
+
+    control.send(&Request::Signal {
+        process,
+        signal: 15,
+    })?;
+    let _stdout = agent.connect(Role::Stream {
+        process,
+        kind: StreamKind::Stdout,
+    })?;
+
+    assert_eq!(control.report()?, Report::Started(process));
+    let exit = Exit {
+        status: ExitStatus::Signal(15),
+        oom_killed: false,
+    };
+    assert_eq!(control.report()?, Report::Exited { process, exit });
+    Ok(())
+}
+
+#[test]
+fn a_process_that_is_killed_before_its_start_does_not_start() -> Test {
+    needs_containers!();
+    let agent = Agent::start()?;
+    let workload = Workload::new(&["sleep", "1000"]);
+    let process = workload.process();
+    let mut control = agent.control()?;
+    let streams = DeclaredStreams {
+        stdout: true,
+        ..DeclaredStreams::default()
+    };
+    control.send(&Request::Create(Box::new(
+        workload.create(&agent.image(), streams),
+    )))?;
+    control.send(&Request::Start(process))?;
+
+    control.send(&Request::Signal { process, signal: 9 })?;
+
+    let Report::NotStarted { failure, .. } = control.report()? else {
+        return Err("it started".into());
+    };
+    assert_eq!(failure.message, "it was killed before it started");
+    Ok(())
+}
+
+#[test]
 fn output_that_the_host_closes_ends_the_writer() -> Test {
     needs_containers!();
     let agent = Agent::start()?;
