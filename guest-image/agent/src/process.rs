@@ -141,9 +141,9 @@ impl Process {
     }
 
     fn launch(&mut self) -> Result<(), StartFailure> {
-        let cgroup = self.plan.cgroup.make()?;
-        let launched = launch::launch(&self.plan, &cgroup)?;
-        self.cgroup = Some(cgroup);
+        // Kept before the launch, so that it is removed also if that fails.
+        let cgroup = self.cgroup.insert(self.plan.cgroup.make()?);
+        let launched = launch::launch(&self.plan, cgroup)?;
         self.state = State::Launching {
             pid: launched.pid,
             channel: launched.channel,
@@ -290,6 +290,10 @@ impl Process {
                 self.state = State::Ended {
                     status: exit_status(wait_status),
                 };
+            }
+            State::Reported { child } if *child == Some(pid) => {
+                *child = None;
+                return;
             }
             _ => return,
         }

@@ -7,7 +7,9 @@ use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
-use harness::{Agent, CONTAINERS, Failure, Run, Workload, can_make_containers, cgroup_name};
+use harness::{
+    Agent, CONTAINERS, Failure, Run, Workload, can_make_containers, cgroup_goes, cgroup_name,
+};
 use protocol::{
     DeclaredStreams, Exit, ExitStatus, FailureKind, Report, Request, Role, StreamKind, WindowSize,
 };
@@ -704,6 +706,33 @@ fn a_missing_program_is_not_found() -> Test {
 
     assert_eq!(failure.kind, FailureKind::NotFound);
     assert!(failure.step.contains("no-such-program"));
+    Ok(())
+}
+
+#[test]
+fn a_process_that_did_not_start_leaves_its_ids_free() -> Test {
+    needs_containers!();
+    let agent = Agent::start()?;
+    let (missing, present) = (
+        Workload::new(&["no-such-program"]),
+        Workload::new(&["true"]),
+    );
+    let process = missing.process();
+    let mut control = agent.control()?;
+    let create = |workload: &Workload| {
+        let create = workload.create(&agent.image(), DeclaredStreams::default());
+        Request::Create(Box::new(create))
+    };
+    control.send(&create(&missing))?;
+    control.send(&Request::Start(process))?;
+    let first = control.report()?;
+    let is_gone = cgroup_goes(missing.container);
+
+    control.send(&create(&present))?;
+    control.send(&Request::Start(process))?;
+
+    assert!(is_gone && matches!(first, Report::NotStarted { .. }));
+    assert_eq!(control.report()?, Report::Started(process));
     Ok(())
 }
 
