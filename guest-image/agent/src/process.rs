@@ -9,13 +9,16 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use protocol::{Exit, ExitStatus, FailureKind, Report, StartFailure, StreamKind, WindowSize};
 use rustix::event::PollFlags;
-use rustix::process::{Pid, WaitStatus};
+use rustix::process::{Pid, Signal, WaitStatus};
 
 use crate::container::launch::{self, LaunchChannel, LaunchNews};
 use crate::container::{self, Cgroup, Plan};
 use crate::pump::{Input, Interests, Output};
 use crate::step::failure;
 use crate::sys;
+
+/// How many signals wait for a process that is not its program yet: as many as there are signals, more are dropped.
+const MAX_PENDING: usize = 64;
 
 /// A process that the host asked for.
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub(crate) struct Process {
     plan: Plan,
     state: State,
     connections: Connections,
+    /// What was sent to it before it was its program. If SIGKILL is among them, it must not start.
+    pending: Vec<Signal>,
     cgroup: Option<Cgroup>,
     terminal: Option<OwnedFd>,
     stdin: Option<Input>,
@@ -75,6 +80,7 @@ impl Process {
                 start_requested: false,
             },
             connections: Connections::default(),
+            pending: Vec::new(),
             cgroup: None,
             terminal: None,
             stdin: None,
@@ -112,6 +118,13 @@ impl Process {
         else {
             return None;
         };
+        if self.pending.contains(&Signal::KILL) {
+            return Some(self.fail(failure(
+                FailureKind::Failed,
+                "starting the process",
+                "it was killed before it started",
+            )));
+        }
         let (declared, there) = (self.plan.streams, &self.connections);
         let waits_for =
             |declared: bool, connection: &Option<Connection>| declared && connection.is_none();
@@ -128,9 +141,9 @@ impl Process {
     }
 
     fn launch(&mut self) -> Result<(), StartFailure> {
-        let cgroup = self.plan.cgroup.make()?;
-        let launched = launch::launch(&self.plan, &cgroup)?;
-        self.cgroup = Some(cgroup);
+        // Kept before the launch, so that it is removed also if that fails.
+        let cgroup = self.cgroup.insert(self.plan.cgroup.make()?);
+        let launched = launch::launch(&self.plan, cgroup)?;
         self.state = State::Launching {
             pid: launched.pid,
             channel: launched.channel,
@@ -184,6 +197,7 @@ impl Process {
                 LaunchNews::Running => {
                     self.state =
                         ended.map_or(State::Running { pid }, |status| State::Ended { status });
+                    self.send_pending();
                     return Some(Report::Started(self.id));
                 }
                 LaunchNews::Failed(failure) => return Some(self.fail(failure)),
@@ -277,6 +291,10 @@ impl Process {
                     status: exit_status(wait_status),
                 };
             }
+            State::Reported { child } if *child == Some(pid) => {
+                *child = None;
+                return;
+            }
             _ => return,
         }
         if !self.plan.namespaces.has_pid() {
@@ -315,18 +333,32 @@ impl Process {
         }
     }
 
-    /// Sends a signal, if the process runs.
-    pub(crate) fn signal(&self, number: u8) {
-        if let (
-            State::Running { pid }
-            | State::Launching {
+    /// Sends a signal, or keeps it until the process is its program: before that, process 1 of a namespace would not take
+    /// it, except SIGKILL.
+    pub(crate) fn signal(&mut self, number: u8) {
+        let Some(signal) = sys::signal(number) else {
+            return;
+        };
+        match self.state {
+            State::Running { pid } => kill(pid, signal),
+            State::Launching {
                 pid, ended: None, ..
-            },
-            Some(signal),
-        ) = (&self.state, sys::signal(number))
-        {
-            // It was not reaped, so the id is still its own; that it may just have ended is no error.
-            let _ = rustix::process::kill_process(*pid, signal);
+            } if signal == Signal::KILL => kill(pid, signal),
+            State::Created { .. } if signal == Signal::KILL => self.pending = vec![signal],
+            State::Created { .. } | State::Launching { ended: None, .. }
+                if self.pending.len() < MAX_PENDING =>
+            {
+                self.pending.push(signal);
+            }
+            _ => (),
+        }
+    }
+
+    /// Sends what was kept, if the process runs.
+    fn send_pending(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        if let State::Running { pid } = self.state {
+            pending.into_iter().for_each(|signal| kill(pid, signal));
         }
     }
 
@@ -336,6 +368,12 @@ impl Process {
             let _ = rustix::termios::tcsetwinsize(terminal.as_fd(), container::winsize(size));
         }
     }
+}
+
+/// Sends a signal to a process that was not reaped, so that the id is still its own.
+fn kill(pid: Pid, signal: Signal) {
+    // That it may just have ended is no error.
+    let _ = rustix::process::kill_process(pid, signal);
 }
 
 /// The failure of a request about a process that does not exist.

@@ -315,7 +315,7 @@ impl Server {
                 }),
             },
             Request::Signal { process, signal } => {
-                if let Some(process) = self.processes.get(&process) {
+                if let Some(process) = self.processes.get_mut(&process) {
                     process.signal(signal);
                 }
             }

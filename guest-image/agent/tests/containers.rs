@@ -7,7 +7,9 @@ use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
-use harness::{Agent, CONTAINERS, Failure, Run, Workload, can_make_containers, cgroup_name};
+use harness::{
+    Agent, CONTAINERS, Failure, Run, Workload, can_make_containers, cgroup_goes, cgroup_name,
+};
 use protocol::{
     DeclaredStreams, Exit, ExitStatus, FailureKind, Report, Request, Role, StreamKind, WindowSize,
 };
@@ -185,6 +187,69 @@ fn a_killed_program_reports_the_signal() -> Test {
         oom_killed: false,
     };
     assert_eq!(control.report()?, Report::Exited { process, exit });
+    Ok(())
+}
+
+#[test]
+fn a_signal_before_the_start_is_kept_for_the_program() -> Test {
+    needs_containers!();
+    let agent = Agent::start()?;
+    // Not process 1 of a namespace, so that a signal without a handler ends it.
+    let workload = Workload::new(&["sleep", "1000"]).with(
+        "/linux/namespaces",
+        json!([{ "type": "mount" }, { "type": "uts" }, { "type": "cgroup" }]),
+    );
+    let process = workload.process();
+    let mut control = agent.control()?;
+    let streams = DeclaredStreams {
+        stdout: true,
+        ..DeclaredStreams::default()
+    };
+    control.send(&Request::Create(Box::new(
+        workload.create(&agent.image(), streams),
+    )))?;
+    control.send(&Request::Start(process))?;
+
+    control.send(&Request::Signal {
+        process,
+        signal: 15,
+    })?;
+    let _stdout = agent.connect(Role::Stream {
+        process,
+        kind: StreamKind::Stdout,
+    })?;
+
+    assert_eq!(control.report()?, Report::Started(process));
+    let exit = Exit {
+        status: ExitStatus::Signal(15),
+        oom_killed: false,
+    };
+    assert_eq!(control.report()?, Report::Exited { process, exit });
+    Ok(())
+}
+
+#[test]
+fn a_process_that_is_killed_before_its_start_does_not_start() -> Test {
+    needs_containers!();
+    let agent = Agent::start()?;
+    let workload = Workload::new(&["sleep", "1000"]);
+    let process = workload.process();
+    let mut control = agent.control()?;
+    let streams = DeclaredStreams {
+        stdout: true,
+        ..DeclaredStreams::default()
+    };
+    control.send(&Request::Create(Box::new(
+        workload.create(&agent.image(), streams),
+    )))?;
+    control.send(&Request::Start(process))?;
+
+    control.send(&Request::Signal { process, signal: 9 })?;
+
+    let Report::NotStarted { failure, .. } = control.report()? else {
+        return Err("it started".into());
+    };
+    assert_eq!(failure.message, "it was killed before it started");
     Ok(())
 }
 
@@ -641,6 +706,33 @@ fn a_missing_program_is_not_found() -> Test {
 
     assert_eq!(failure.kind, FailureKind::NotFound);
     assert!(failure.step.contains("no-such-program"));
+    Ok(())
+}
+
+#[test]
+fn a_process_that_did_not_start_leaves_its_ids_free() -> Test {
+    needs_containers!();
+    let agent = Agent::start()?;
+    let (missing, present) = (
+        Workload::new(&["no-such-program"]),
+        Workload::new(&["true"]),
+    );
+    let process = missing.process();
+    let mut control = agent.control()?;
+    let create = |workload: &Workload| {
+        let create = workload.create(&agent.image(), DeclaredStreams::default());
+        Request::Create(Box::new(create))
+    };
+    control.send(&create(&missing))?;
+    control.send(&Request::Start(process))?;
+    let first = control.report()?;
+    let is_gone = cgroup_goes(missing.container);
+
+    control.send(&create(&present))?;
+    control.send(&Request::Start(process))?;
+
+    assert!(is_gone && matches!(first, Report::NotStarted { .. }));
+    assert_eq!(control.report()?, Report::Started(process));
     Ok(())
 }
 

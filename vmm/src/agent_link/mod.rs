@@ -204,7 +204,8 @@ impl AgentLink {
         protocol::encode(request, MAX_REQUEST_BYTES, &mut self.unsent).map_err(LinkError::TooLarge)
     }
 
-    /// Sends what the connection takes now.
+    /// Sends what the connection takes now. To an agent that hung up, nothing is sent: [`Self::receive`] says so, once what
+    /// the agent had reported before is read.
     fn flush(&mut self) -> Result<(), LinkError> {
         while !self.unsent.is_empty() {
             match rustix::net::send(
@@ -215,7 +216,7 @@ impl AgentLink {
                 Ok(sent) => drop(self.unsent.drain(..sent)),
                 Err(Errno::INTR) => (),
                 Err(Errno::AGAIN) => return Ok(()),
-                Err(Errno::PIPE | Errno::CONNRESET) => return Err(LinkError::HungUp),
+                Err(Errno::PIPE | Errno::CONNRESET) => self.unsent.clear(),
                 Err(error) => return Err(LinkError::Send(error.into())),
             }
         }
@@ -357,7 +358,11 @@ impl<'a> Session<'a> {
     fn run(mut self, started: &mut dyn FnMut()) -> Result<WorkloadExit, LinkError> {
         let mut last_progress = Instant::now();
         loop {
-            self.link.flush()?;
+            let sent = self.link.flush();
+            // After the exit, what cannot be sent is of no use to anybody.
+            if self.exit.is_none() {
+                sent?;
+            }
             if let Some(exit) = self.finished(last_progress) {
                 return Ok(WorkloadExit::Exited(exit));
             }
@@ -495,6 +500,8 @@ impl<'a> Session<'a> {
     fn forward_events(&mut self) -> Result<(), LinkError> {
         let process = self.process;
         match self.events.receive().map_err(LinkError::Events)? {
+            // The process will not take it any more.
+            event::Received::Event(_) if self.exit.is_some() => Ok(()),
             event::Received::Event(Event::Signal(signal)) => {
                 self.link.queue(&Request::Signal { process, signal })
             }

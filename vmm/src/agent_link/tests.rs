@@ -361,6 +361,51 @@ fn a_machine_that_dies_hangs_up() {
 }
 
 #[test]
+fn what_was_reported_before_a_hang_up_is_heard() {
+    let (sender, connections) = mpsc::channel();
+    let mut link = AgentLink::connect(&PairDialer(sender)).unwrap();
+    link.flush().unwrap();
+    let mut guest = Guest::accept(&connections, DeclaredStreams::default());
+    guest.welcome();
+    guest.report(&Report::Started(PROCESS));
+    drop(guest);
+    link.queue(&Request::Start(PROCESS)).unwrap();
+
+    link.flush().unwrap();
+    link.receive().unwrap();
+
+    assert_eq!(link.next_report().unwrap(), Some(Report::Started(PROCESS)));
+    assert!(matches!(link.receive(), Err(LinkError::HungUp)));
+}
+
+#[test]
+fn a_hang_up_after_the_exit_loses_no_output() {
+    let (sender, events) = event_channel().unwrap();
+    let (out_reader, out) = pipe();
+
+    let exit = run(
+        ClientStreams {
+            stdout: Some(out.as_fd()),
+            ..ClientStreams::default()
+        },
+        &events,
+        move |mut guest| {
+            guest.start();
+            let mut stdout = guest.stdout.take().unwrap();
+            guest.exit();
+            drop(guest);
+            sender.send(Event::Signal(15)).unwrap();
+            thread::sleep(Duration::from_millis(50));
+            stdout.write_all(b"the rest").unwrap();
+        },
+    );
+    drop(out);
+
+    assert_eq!(exit.unwrap(), WorkloadExit::Exited(EXIT));
+    assert_eq!(read_all(out_reader), b"the rest");
+}
+
+#[test]
 fn a_report_about_another_process_is_out_of_turn() {
     let (_sender, events) = event_channel().unwrap();
     let other = Process {

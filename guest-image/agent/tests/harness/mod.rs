@@ -26,6 +26,9 @@ pub(crate) const BUSYBOX: &str = "/bin/busybox";
 /// The containers that tests make.
 pub(crate) const CONTAINERS: [u32; 2] = [1, 2];
 
+/// Where the host may have the hierarchy that the agent mounts.
+const HIERARCHIES: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+
 /// The host's hierarchy is everybody's, so a name says whose it is.
 pub(crate) fn cgroup_name(container: u32) -> String {
     format!("agent-test-{}-{container}", std::process::id())
@@ -210,12 +213,25 @@ impl Drop for Agent {
         let _ = self.process.kill();
         let _ = self.process.wait();
         // One that was killed before it could tidy up leaves empty cgroups behind.
-        for hierarchy in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+        for hierarchy in HIERARCHIES {
             for container in CONTAINERS {
                 remove_cgroup(&Path::new(hierarchy).join(cgroup_name(container)));
             }
         }
     }
+}
+
+/// Waits until the agent has removed a container's cgroup, and says whether it did.
+pub(crate) fn cgroup_goes(container: u32) -> bool {
+    let exists = |hierarchy: &&str| Path::new(hierarchy).join(cgroup_name(container)).exists();
+    let deadline = Instant::now() + PATIENCE;
+    while HIERARCHIES.iter().any(exists) {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
 }
 
 /// Removes a cgroup, whose last processes may take a moment to die.
