@@ -121,6 +121,8 @@ fn lines_with_content(fixture: &Fixture) -> Vec<String> {
         .store_listing()
         .lines()
         .filter(|line| !line.ends_with(' '))
+        // Whether a file is remembered depends on how long it lay still before it was read.
+        .filter(|line| !line.starts_with("sources/"))
         .map(str::to_owned)
         .collect()
 }

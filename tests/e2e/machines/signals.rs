@@ -96,7 +96,15 @@ fn a_killed_vmm_leaves_no_process_and_the_next_run_cleans_its_files() {
         "",
         "the next run cleans the record of the killed one"
     );
-    tests::snapshot::assert_unchanged(&store, &fixture.store_listing());
+    // Whether a file is remembered depends on how long it lay still before it was read.
+    let without_sources = |listing: String| {
+        let lines = listing.lines().filter(|line| !line.starts_with("sources/"));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    tests::snapshot::assert_unchanged(
+        &without_sources(store),
+        &without_sources(fixture.store_listing()),
+    );
     fixture
         .vmm(["ps", "--all", "--quiet"])
         .run()
