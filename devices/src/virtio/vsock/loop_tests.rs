@@ -1,6 +1,6 @@
 //! The whole vsock device: transport, event loop and worker, with a guest that echoes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -34,7 +34,17 @@ struct EchoGuest<'a> {
     /// By host port: how much was sent back.
     echoed: HashMap<u32, u32>,
     /// Host ports of connections that were reset by the device, in order.
+    credit: HashMap<u32, Credit>,
+    held: VecDeque<(Vec<u8>, u32, u16)>,
     resets: Vec<u32>,
+}
+
+/// What the host has said of its room, and what was sent into it.
+#[derive(Default)]
+struct Credit {
+    buf_alloc: u32,
+    fwd_cnt: u32,
+    sent: u32,
 }
 
 impl<'a> EchoGuest<'a> {
@@ -50,6 +60,8 @@ impl<'a> EchoGuest<'a> {
             tx,
             event_idx: features != 0,
             echoed: HashMap::new(),
+            credit: HashMap::new(),
+            held: VecDeque::new(),
             resets: Vec::new(),
         };
         for _ in 0..guest.rx.free_descriptors() {
@@ -68,8 +80,9 @@ impl<'a> EchoGuest<'a> {
         }
     }
 
-    /// Receives one packet and answers it; `false` if there is none.
+    /// Receives one packet and answers it as soon as the host has room; `false` if there is none.
     fn step(&mut self) -> bool {
+        self.answer_held();
         let Some((head, length)) = self.rx.take_used() else {
             return false;
         };
@@ -83,16 +96,38 @@ impl<'a> EchoGuest<'a> {
         let packet_op = u16::from_le_bytes(packet[30..32].try_into().unwrap());
         let flags = u32::from_le_bytes(packet[32..36].try_into().unwrap());
         *self.echoed.entry(host_port).or_default() += length - 44;
+        let credit = self.credit.entry(host_port).or_default();
+        credit.buf_alloc = u32::from_le_bytes(packet[36..40].try_into().unwrap());
+        credit.fwd_cnt = u32::from_le_bytes(packet[40..44].try_into().unwrap());
         match packet_op {
-            op::REQUEST => self.answer(packet, host_port, op::RESPONSE),
-            op::RW => self.answer(packet, host_port, op::RW),
-            op::SHUTDOWN if flags == shutdown::BOTH => self.answer(packet, host_port, op::RST),
-            op::SHUTDOWN => self.answer(packet, host_port, op::SHUTDOWN),
-            op::CREDIT_REQUEST => self.answer(packet, host_port, op::CREDIT_UPDATE),
+            op::REQUEST => self.held.push_back((packet, host_port, op::RESPONSE)),
+            op::RW => self.held.push_back((packet, host_port, op::RW)),
+            op::SHUTDOWN if flags == shutdown::BOTH => {
+                self.held.push_back((packet, host_port, op::RST))
+            }
+            op::SHUTDOWN => self.held.push_back((packet, host_port, op::SHUTDOWN)),
+            op::CREDIT_REQUEST => self.held.push_back((packet, host_port, op::CREDIT_UPDATE)),
             op::RST => self.resets.push(host_port),
             _ => {}
         }
+        self.answer_held();
         true
+    }
+
+    /// Answers in order, and never sends more than the host has room for (VirtIO 1.2 section 5.10.6.3).
+    fn answer_held(&mut self) {
+        while let Some((packet, host_port, _)) = self.held.front() {
+            let length = u32::try_from(packet.len()).unwrap() - 44;
+            let credit = self.credit.entry(*host_port).or_default();
+            let in_flight = credit.sent.wrapping_sub(credit.fwd_cnt);
+            if length > 0 && in_flight + length > credit.buf_alloc {
+                return;
+            }
+            credit.sent = credit.sent.wrapping_add(length);
+            if let Some((packet, host_port, answer)) = self.held.pop_front() {
+                self.answer(packet, host_port, answer);
+            }
+        }
     }
 
     fn answer(&mut self, mut packet: Vec<u8>, host_port: u32, answer: u16) {
