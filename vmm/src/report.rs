@@ -133,7 +133,9 @@ impl fmt::Display for Report {
         if self.ending == Ending::PrintAsIs {
             return self.error.fmt(formatter);
         }
-        write!(formatter, "vmm: {}", chain(self.error.as_ref()))?;
+        // Names of a foreign image are quoted in errors; a terminal must not obey them.
+        let sentence = chain(self.error.as_ref()).replace(char::is_control, "\u{fffd}");
+        write!(formatter, "vmm: {sentence}")?;
         if let Some(help) = &self.help {
             write!(formatter, "\nhelp: {help}")?;
         }
@@ -194,6 +196,15 @@ mod tests {
             "vmm: cannot open /etc/nothing: no such file\nhelp: create it"
         );
         assert_eq!(report.exit_code(), ExitCode::APPLIANCE_FAILED);
+    }
+
+    #[test]
+    fn an_escape_sequence_in_an_error_does_not_reach_the_terminal() {
+        let cause = io::Error::other("layer path \x1b[2Jx");
+
+        let report = Report::from(Outer(cause));
+
+        assert!(!report.to_string().contains('\x1b'), "{report}");
     }
 
     #[test]

@@ -13,6 +13,8 @@ use super::layer::{Entry, EntryKind, LayerPath};
 const SYMLINKS_MAX: u32 = 40;
 /// Directories that one path may lead through once its symbolic links are followed.
 const DEPTH_MAX: usize = 4096;
+/// Files and directories of an image, those included that its paths only imply: each costs some hundred bytes of memory.
+const NODES_MAX: usize = 8_000_000;
 /// Directories that all paths of an image together may lead through: some seconds of work.
 const STEPS_MAX: u64 = 400_000_000;
 
@@ -301,6 +303,9 @@ impl Merger {
                 }
                 let made = self.make_directory(here, &component, whole)?;
                 stack.push(made);
+                if stack.len() > DEPTH_MAX {
+                    return Err(too_far());
+                }
                 continue;
             };
             match &self.tree.node(child).contents {
@@ -370,6 +375,9 @@ impl Merger {
     }
 
     fn add(&mut self, node: Node) -> Result<NodeId, MergeError> {
+        if self.changed_by.len() >= NODES_MAX {
+            return Err(MergeError::TooMany);
+        }
         let id = self.tree.add(node).ok_or(MergeError::TooMany)?;
         self.changed_by.push(self.layer);
         Ok(id)

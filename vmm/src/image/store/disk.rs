@@ -226,11 +226,20 @@ pub(super) fn remove_abandoned(scratch: &Path) -> io::Result<bool> {
             continue;
         }
         any = true;
-        if file.metadata()?.is_dir() {
-            fs::remove_dir_all(&path)?;
+        let removed = if file.metadata()?.is_dir() {
+            fs::remove_dir_all(&path)
         } else {
-            fs::remove_file(&path)?;
-        }
+            fs::remove_file(&path)
+        };
+        gone_is_fine(removed)?;
     }
     Ok(any)
+}
+
+/// Whoever worked on it may have removed it between our look and our lock.
+pub(super) fn gone_is_fine(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }

@@ -363,7 +363,8 @@ impl Store {
                 continue;
             };
             if super::disk::try_lock(&file).map_err(StoreError::at("lock", &path))? {
-                fs::remove_file(&path).map_err(StoreError::at("remove", &path))?;
+                super::disk::gone_is_fine(fs::remove_file(&path))
+                    .map_err(StoreError::at("remove", &path))?;
             }
         }
         Ok(())

@@ -34,6 +34,9 @@ pub(super) struct SparseRecords {
     pending: Option<u64>,
 }
 
+/// Extended attributes of one file; Linux lets their names take 64 KiB together.
+const XATTRS_MAX: usize = 1024;
+
 /// Parses the body of a PAX header; `None` if it is malformed.
 pub(super) fn parse(mut body: &[u8]) -> Option<Records> {
     let mut records = Records::default();
@@ -51,6 +54,10 @@ pub(super) fn parse(mut body: &[u8]) -> Option<Records> {
 
 fn apply(records: &mut Records, key: &[u8], value: &[u8]) -> Option<()> {
     if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+        // Each is compared with those before it.
+        if records.xattrs.len() >= XATTRS_MAX {
+            return None;
+        }
         records.xattrs.retain(|(known, _)| known != name);
         records.xattrs.push((name.to_vec(), value.to_vec()));
         return Some(());

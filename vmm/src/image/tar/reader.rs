@@ -197,6 +197,7 @@ impl<I: Input, S: RawSink> Reader<I, S> {
 
     /// Passes to the next member; `None` at the end of the archive.
     pub(in crate::image) fn next_member(&mut self) -> Result<Option<Member>, TarError> {
+        let mut has_records = false;
         let mut records = Records::default();
         let (mut long_path, mut long_link) = (None, None);
         loop {
@@ -208,7 +209,10 @@ impl<I: Input, S: RawSink> Reader<I, S> {
             let header = Header::parse(&block).ok_or(TarError::BadHeader { offset })?;
             let number = |BadNumber(field)| TarError::BadNumber { field, offset };
             match header.type_flag() {
+                // One for each member: more would be work without an end.
+                b'x' if has_records => return Err(TarError::BadPax { offset }),
                 b'x' => {
+                    has_records = true;
                     let body = self.special(&header, offset)?;
                     records = pax::parse(&body).ok_or(TarError::BadPax { offset })?;
                 }
