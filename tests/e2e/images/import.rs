@@ -282,6 +282,9 @@ fn a_file_that_was_imported_is_recognised_without_being_read() {
             .layout()
             .archive(),
     );
+    // A file is remembered only if it lay still for a while before it was read: its times could not show a change otherwise.
+    // What is waited for here is the clock.
+    std::thread::sleep(std::time::Duration::from_secs(3));
     fixture.load(&file).run().succeeded();
     let listing = fixture.store_listing();
     let before = bytes_read_so_far();
