@@ -9,9 +9,9 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 
-use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
-/// A child that has not been waited for.
+/// A child process.
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
@@ -24,14 +24,26 @@ impl Child {
         self.pid
     }
 
-    /// Waits for its end.
+    /// Waits for its end and lets go of its process id.
     ///
     /// # Errors
-    /// As waitpid(2) says.
+    /// As waitid(2) says.
     pub fn wait(self) -> io::Result<ChildStatus> {
+        self.wait_with(WaitIdOptions::EXITED)
+    }
+
+    /// Waits for its end. Its process id stays its own, so that it can still be named.
+    ///
+    /// # Errors
+    /// As waitid(2) says.
+    pub fn await_end(&self) -> io::Result<ChildStatus> {
+        self.wait_with(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
+    }
+
+    fn wait_with(&self, options: WaitIdOptions) -> io::Result<ChildStatus> {
         loop {
-            match waitpid(Some(self.pid), WaitOptions::empty()) {
-                Ok(Some((_, status))) => return Ok(ChildStatus(status)),
+            match waitid(WaitId::Pid(self.pid), options) {
+                Ok(Some(status)) => return Ok(ChildStatus(status)),
                 Ok(None) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -40,8 +52,8 @@ impl Child {
 }
 
 /// How a child ended.
-#[derive(Debug, Clone, Copy)]
-pub struct ChildStatus(WaitStatus);
+#[derive(Debug, Clone)]
+pub struct ChildStatus(WaitIdStatus);
 
 impl std::fmt::Display for ChildStatus {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -1,5 +1,6 @@
 //! `-d`, `ps`, `kill`, `rm`: machines without a client.
 
+use rustix::process::Signal;
 use serde_json::Value;
 use tests::Fixture;
 use tests::process::MACHINE_LIMIT;
@@ -52,6 +53,21 @@ fn a_machine_in_the_background_is_listed_and_killed() {
         .succeeded();
     fixture.nothing_runs();
     assert_eq!(machines(&fixture, &[]).len(), 0);
+}
+
+#[test]
+fn a_machine_whose_client_goes_before_it_has_started_goes_too() {
+    let fixture = Fixture::with_machines();
+    fixture.load(&busybox(&fixture)).run().succeeded();
+    let client = fixture
+        .run_name("busybox:test", &["-d"], &["sleep", "1000"])
+        .start();
+    while machines(&fixture, &["--all"]).is_empty() {}
+
+    client.signal(Signal::KILL);
+
+    client.finish();
+    fixture.nothing_runs();
 }
 
 #[test]

@@ -109,12 +109,14 @@ fn run_here(
     plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
     timings.end_of("plan");
 
+    let client = reporter.as_ref().map(StartReporter::client).transpose()?;
     let vm = VmProcess::spawn(&kvm, &plan.machine)?;
     let supervised = Supervised {
         vm: &vm,
         console_log: &console_log,
         control,
         signals,
+        client,
         has_terminal: arguments.tty,
     };
     let takes_keys = arguments.tty && arguments.interactive;

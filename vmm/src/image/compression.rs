@@ -1,6 +1,7 @@
 //! Compressions of archives and layers, recognised by their first bytes.
 
 use std::io::{self, BufRead, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 
@@ -40,6 +41,20 @@ pub(super) fn decoder<'a, R: BufRead + 'a>(
         Compression::Gzip => Box::new(MultiGzDecoder::new(input)),
         Compression::Zstd => Box::new(ZstdReader { input, frame: None }),
     })
+}
+
+/// Counts what is read, for whoever compares it with what it unpacks to.
+pub(super) struct Counted<'a, R> {
+    pub(super) inner: R,
+    pub(super) count: &'a AtomicU64,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.count.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
 }
 
 type Frame = ruzstd::decoding::FrameDecoder;

@@ -13,7 +13,7 @@ pub struct Limits {
     pub entries: u64,
     /// Bytes of all paths, attributes and sparse maps together.
     pub index_bytes: u64,
-    /// How many times its compressed size a layer may unpack to ...
+    /// How many times its compressed size a layer or an archive may unpack to ...
     pub ratio: u64,
     /// ... once it is larger than this.
     pub ratio_floor_bytes: u64,
@@ -31,6 +31,16 @@ impl Default for Limits {
             ratio: 200,
             ratio_floor_bytes: 64 << 20,
         }
+    }
+}
+
+impl Limits {
+    /// Compares what was unpacked so far with what it was unpacked from.
+    pub(super) fn ratio(&self, unpacked: u64, compressed: u64) -> Result<(), LimitError> {
+        if unpacked > self.ratio_floor_bytes && unpacked / self.ratio.max(1) > compressed {
+            return Err(LimitError::Ratio(self.ratio));
+        }
+        Ok(())
     }
 }
 
@@ -107,10 +117,7 @@ impl Budget {
         if self.unpacked_bytes > self.limits.unpacked_bytes {
             return Err(LimitError::Unpacked(self.limits.unpacked_bytes));
         }
-        if total > self.limits.ratio_floor_bytes && total / self.limits.ratio.max(1) > compressed {
-            return Err(LimitError::Ratio(self.limits.ratio));
-        }
-        Ok(())
+        self.limits.ratio(total, compressed)
     }
 
     /// Takes over what a copy of this budget counted as unpacked.

@@ -65,8 +65,11 @@ pub enum MonitorError {
         reason: String,
     },
     /// The VM process went without a word.
-    #[error("the VM process was killed")]
-    Vanished,
+    #[error("the VM process ended unexpectedly, with {status}")]
+    Vanished {
+        /// Its exit status or signal.
+        status: String,
+    },
     /// The channel to the VM process failed.
     #[error(transparent)]
     Channel(#[from] ChannelError),
@@ -81,8 +84,8 @@ pub enum MonitorError {
 impl Help for MonitorError {
     fn help(&self) -> Option<String> {
         match self {
-            Self::Vanished => Some(
-                "look for it in the host's kernel log: out of memory, or a forbidden system call"
+            Self::Vanished { .. } => Some(
+                "signal 9 with a word in the host's kernel log is want of memory, signal 31 a forbidden system call"
                     .to_owned(),
             ),
             _ => None,
@@ -122,6 +125,8 @@ pub struct Supervised<'a> {
     pub control: ControlServer,
     /// This process's signals.
     pub signals: Signals,
+    /// Of a machine in the background: reports an error once the client that waits for its start is gone.
+    pub client: Option<OwnedFd>,
     /// Whether the workload has this process's terminal.
     pub has_terminal: bool,
 }
@@ -147,6 +152,7 @@ impl Supervised<'_> {
             console_log,
             control,
             signals,
+            client,
             has_terminal,
         } = self;
         let (sender, events) = event_channel().map_err(MonitorError::Watch)?;
@@ -160,6 +166,7 @@ impl Supervised<'_> {
             let attendant = Attendant {
                 run: &run,
                 signals,
+                client,
                 control,
                 control_is_open: true,
                 sender,
@@ -183,7 +190,9 @@ impl Supervised<'_> {
                 &mut started,
             );
             drop(stop);
-            let control = attendant.join().map_err(|_| MonitorError::Vanished)?;
+            let control = attendant
+                .join()
+                .map_err(|_| MonitorError::Watch(io::Error::other("a thread failed")))?;
             let outcome = match (result, run.ended_by()) {
                 (
                     Ok(
@@ -258,7 +267,7 @@ impl Run<'_> {
         match self.vm.next_report()? {
             Some(Report::Ready) => on_ready(),
             Some(Report::Ended(end)) => return ended(end, console_log),
-            None => return Err(MonitorError::Vanished),
+            None => return Err(vanished(self.vm)),
         }
         let dialer = Guest(self.vm);
         let result = AgentLink::connect(&dialer)
@@ -289,8 +298,14 @@ fn last_word(
         match vm.next_report()? {
             Some(Report::Ended(end)) => return ended(end, console_log),
             Some(Report::Ready) => {}
-            None => return Err(MonitorError::Vanished),
+            None => return Err(vanished(vm)),
         }
+    }
+}
+
+fn vanished(vm: &VmProcess) -> MonitorError {
+    MonitorError::Vanished {
+        status: vm.last_status(),
     }
 }
 
@@ -362,6 +377,9 @@ impl Dialer for Guest<'_> {
     }
 }
 
+/// What ends a machine whose client went before it had started.
+const SIGHUP: u8 = 1;
+
 /// So many SIGINT or SIGTERM end a machine whose workload does not heed them, as with docker.
 const IMPATIENCE: u8 = 3;
 
@@ -370,6 +388,7 @@ const IMPATIENCE: u8 = 3;
 struct Attendant<'a> {
     run: &'a Run<'a>,
     signals: Signals,
+    client: Option<OwnedFd>,
     control: ControlServer,
     control_is_open: bool,
     sender: EventSender,
@@ -388,10 +407,13 @@ impl Attendant<'_> {
             } else {
                 PollFlags::empty()
             };
+            // Errors are reported without being asked for, hence the empty set.
+            let client = self.client.as_ref().unwrap_or(&self.signals.0);
             let mut descriptors = [
                 PollFd::new(stopped, PollFlags::IN),
                 PollFd::new(&self.signals.0, PollFlags::IN),
                 PollFd::from_borrowed_fd(self.control.as_fd(), control_interest),
+                PollFd::new(client, PollFlags::empty()),
             ];
             match poll(&mut descriptors, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -400,13 +422,17 @@ impl Attendant<'_> {
                     return self.control;
                 }
             }
-            let [is_stopped, has_signal, has_request] =
+            let [is_stopped, has_signal, has_request, has_no_client] =
                 descriptors.map(|descriptor| !descriptor.revents().is_empty());
             if is_stopped {
                 return self.control;
             }
             if has_signal {
                 self.take_signals();
+            }
+            if has_no_client && self.client.take().is_some() && !self.run.is_running() {
+                // Nobody would ever learn of this machine.
+                self.run.end(SIGHUP);
             }
             if has_request && self.control_is_open {
                 let mut requests = Requests {

@@ -26,9 +26,20 @@ impl RawTerminal {
         let before = tcgetattr(terminal)?;
         let mut raw = before.clone();
         raw.make_raw();
+        restore_in_panics(before.clone());
         tcsetattr(terminal, OptionalActions::Flush, &raw)?;
         Ok(Some(Self { before }))
     }
+}
+
+/// A panic ends this program without dropping anything: its report should find a terminal that shows it.
+fn restore_in_panics(before: Termios) {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // The panic is what has to be told, not this.
+        let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &before);
+        report(panic);
+    }));
 }
 
 impl Drop for RawTerminal {

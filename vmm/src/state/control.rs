@@ -118,7 +118,6 @@ pub struct ControlServer {
     listener: UnixListener,
     connections: BTreeMap<u64, Connection>,
     next_token: u64,
-    is_accepting: bool,
 }
 
 /// One client.
@@ -150,17 +149,17 @@ impl ControlServer {
         fs::set_permissions(directory.join(SOCKET), fs::Permissions::from_mode(0o600))?;
         listener.set_nonblocking(true)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        watch(&epoll, &listener, LISTENER)?;
+        // Edge-triggered: clients for whom there is no room wait without waking anybody.
+        watch(&epoll, &listener, LISTENER, epoll::EventFlags::ET)?;
         Ok(Self {
             epoll,
             listener,
             connections: BTreeMap::new(),
             next_token: LISTENER + 1,
-            is_accepting: true,
         })
     }
 
-    /// Accepts clients and answers their requests, without waiting.
+    /// Accepts clients, as many as there is room for, and answers their requests, without waiting.
     ///
     /// # Errors
     ///
@@ -176,7 +175,7 @@ impl ControlServer {
         for event in events {
             let token = event.data.u64();
             if token == LISTENER {
-                self.accept()?;
+                self.accept();
             } else {
                 self.converse(token, control);
             }
@@ -193,31 +192,33 @@ impl ControlServer {
         }
     }
 
-    fn accept(&mut self) -> io::Result<()> {
+    fn accept(&mut self) {
         while self.connections.len() < MAX_CONNECTIONS {
-            let stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            match self.accept_one() {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                // Out of descriptors: those who wait are taken when the next client comes or goes.
                 Err(error) => {
-                    // A client that went away before, or too many open files: neither is the machine's end.
                     tracing::debug!(%error, "cannot accept a control connection");
-                    return Ok(());
+                    return;
                 }
-            };
-            stream.set_nonblocking(true)?;
-            let token = self.next_token;
-            self.next_token += 1;
-            watch(&self.epoll, &stream, token)?;
-            let connection = Connection {
-                stream,
-                received: Vec::new(),
-                state: ConnectionState::New,
-            };
-            self.connections.insert(token, connection);
+            }
         }
-        // Full: the listener stays readable, so it must not be watched.
-        epoll::delete(&self.epoll, &self.listener)?;
-        self.is_accepting = false;
+    }
+
+    fn accept_one(&mut self) -> io::Result<()> {
+        let (stream, _) = self.listener.accept()?;
+        stream.set_nonblocking(true)?;
+        let token = self.next_token;
+        self.next_token += 1;
+        watch(&self.epoll, &stream, token, epoll::EventFlags::empty())?;
+        let connection = Connection {
+            stream,
+            received: Vec::new(),
+            state: ConnectionState::New,
+        };
+        self.connections.insert(token, connection);
         Ok(())
     }
 
@@ -230,9 +231,8 @@ impl ControlServer {
         }
         // Closing the stream takes it out of the epoll.
         self.connections.remove(&token);
-        if !self.is_accepting && watch(&self.epoll, &self.listener, LISTENER).is_ok() {
-            self.is_accepting = true;
-        }
+        // There is room for one of those who wait.
+        self.accept();
     }
 }
 
@@ -428,9 +428,14 @@ fn with_short_path<T>(
 }
 
 /// Adds a descriptor to those that make the epoll readable.
-fn watch(epoll: &OwnedFd, descriptor: &impl AsFd, token: u64) -> io::Result<()> {
+fn watch(
+    epoll: &OwnedFd,
+    descriptor: &impl AsFd,
+    token: u64,
+    how: epoll::EventFlags,
+) -> io::Result<()> {
     let data = epoll::EventData::new_u64(token);
-    epoll::add(epoll, descriptor, data, epoll::EventFlags::IN)?;
+    epoll::add(epoll, descriptor, data, epoll::EventFlags::IN | how)?;
     Ok(())
 }
 

@@ -9,7 +9,8 @@
 //!   prints the id                          goes on
 //! ```
 
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::io::{self, BufReader, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -82,14 +83,11 @@ impl StartWaiter {
     /// The monitor's own report, which has its exit code; or one that says that the monitor went
     /// without a word.
     pub fn wait(self) -> Result<MachineId, Report> {
-        let mut text = Vec::new();
-        self.reader
-            .take(MAX_MESSAGE_BYTES)
-            .read_to_end(&mut text)
-            .map_err(DetachError::Pipe)?;
-        match serde_json::from_slice(&text) {
+        let reader = BufReader::new(self.reader.take(MAX_MESSAGE_BYTES));
+        match Message::deserialize(&mut serde_json::Deserializer::from_reader(reader)) {
             Ok(Message::Started(id)) => Ok(id),
             Ok(Message::Failed { text, exit_code }) => Err(Report::of_text(text, exit_code)),
+            Err(error) if error.is_io() => Err(DetachError::Pipe(error.into()))?,
             Err(_) => Err(DetachError::Silent)?,
         }
     }
@@ -104,6 +102,18 @@ pub struct StartReporter {
 }
 
 impl StartReporter {
+    /// A descriptor that reports an error (poll(2), `POLLERR`) as soon as the client is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`DetachError::Pipe`] if there is none to be had.
+    pub fn client(&self) -> Result<OwnedFd, DetachError> {
+        self.writer
+            .try_clone()
+            .map(OwnedFd::from)
+            .map_err(DetachError::Pipe)
+    }
+
     /// Tells the client that the workload runs, and lets go of the client's terminal and directory.
     ///
     /// # Errors

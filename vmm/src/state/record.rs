@@ -19,6 +19,23 @@ pub(super) const RECORD: &str = "record.json";
 const NEXT_RECORD: &str = "record.json.next";
 /// A record is a few kilobytes, or as long as its command; more than this is something else.
 const MAX_RECORD_BYTES: u64 = 4 << 20;
+/// How much of a command is written down: it is there to be recognised, and an image may hold megabytes.
+const MAX_COMMAND_BYTES: usize = 64 << 10;
+
+/// The beginning of a command, up to [`MAX_COMMAND_BYTES`] with a byte for each argument's end.
+pub(super) fn shortened(command: Vec<String>) -> Vec<String> {
+    let mut left = MAX_COMMAND_BYTES;
+    let mut shortened = Vec::new();
+    for mut argument in command {
+        if left == 0 {
+            break;
+        }
+        argument.truncate(argument.floor_char_boundary(left));
+        left = left.saturating_sub(argument.len() + 1);
+        shortened.push(argument);
+    }
+    shortened
+}
 
 /// A machine as it is written down.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,5 +191,26 @@ impl Record {
             File::open(directory)?.sync_all()?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_written_down_whole_if_it_is_short() {
+        let command = vec!["sh".to_owned(), "-c".to_owned(), "true".to_owned()];
+
+        assert_eq!(shortened(command.clone()), command);
+    }
+
+    #[test]
+    fn what_is_written_down_of_a_command_is_bounded() {
+        let long = shortened(vec!["é".repeat(1 << 20), "next".to_owned()]);
+        let many = shortened(vec![String::new(); 1 << 20]);
+
+        assert_eq!(long, ["é".repeat(MAX_COMMAND_BYTES / 2)]);
+        assert_eq!(many.len(), MAX_COMMAND_BYTES);
     }
 }

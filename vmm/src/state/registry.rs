@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::control::ControlServer;
-use super::record::{Ended, FORMAT, ImageLabel, Record, Status, Timestamp};
+use super::record::{Ended, FORMAT, ImageLabel, Record, Status, Timestamp, shortened};
 use super::words::made_up_name;
 use super::{MachineId, MachineName};
 use crate::dirs::{DirectoriesError, create_private};
@@ -154,7 +154,7 @@ impl Registry {
             },
             id,
             image: new.image,
-            command: new.command,
+            command: shortened(new.command),
             created: Timestamp::now(),
             ephemeral: new.ephemeral,
             status: Status::Created,

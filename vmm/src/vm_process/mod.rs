@@ -77,6 +77,13 @@ impl VmProcess {
         Ok(self.channel.receive::<Report>()?.map(|(report, _)| report))
     }
 
+    /// How a VM process ended whose channel hung up.
+    pub fn last_status(&self) -> String {
+        self.child
+            .await_end()
+            .map_or_else(|error| error.to_string(), |status| status.to_string())
+    }
+
     /// Ends the machine at once, whatever the guest does.
     pub fn kill(&self) {
         if let Err(error) = rustix::process::kill_process(self.child.pid(), Signal::KILL) {

@@ -138,8 +138,12 @@ impl CgroupPlan {
             limits_memory: self.limits_memory,
         };
         for (file, value) in &self.settings {
-            write_file(&cgroup.directory, file, value)
-                .step(|| format!("setting {file} to {value}"))?;
+            let set = write_file(&cgroup.directory, file, value)
+                .step(|| format!("setting {file} to {value}"));
+            if let Err(failure) = set {
+                cgroup.remove();
+                return Err(failure);
+            }
         }
         Ok(cgroup)
     }

@@ -215,17 +215,17 @@ impl<I: Input> Converter<'_, I> {
 
     fn file(&mut self, member: &Member, path: &LayerPath) -> Result<EntryKind, LayerError> {
         let size_bytes = member.size;
+        let size_blocks = blocks(size_bytes, path)?;
         let (chunk_bits, extents) = match &member.sparse {
             None if size_bytes == 0 => (None, Box::default()),
             None => {
-                let blocks = blocks(size_bytes, path)?;
-                let part_block = self.allocate(blocks, path)?;
+                let part_block = self.allocate(size_blocks, path)?;
                 self.content(u64::from(part_block) * BLOCK_BYTES, size_bytes)?;
                 (
                     None,
                     Box::from([Extent {
                         file_block: 0,
-                        blocks,
+                        blocks: size_blocks,
                         part_block,
                     }]),
                 )

@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use oci_spec::image::ImageConfiguration;
 
 use super::digest::{Digest, ParseDigestError};
+use super::limits::{LimitError, Limits};
 use super::platform::Platform;
 use super::progress::Progress;
 use super::stamp::Stamp;
@@ -106,6 +107,9 @@ pub enum SourceError {
     /// The archive, as it has to be copied, is too long.
     #[error("it is longer than {0} bytes")]
     SpoolLimit(u64),
+    /// The archive, as it is compressed, unpacks to absurdly much.
+    #[error("it {0}")]
+    SpoolRatio(#[source] LimitError),
     /// The copy of a stream could not be written.
     #[error("cannot copy it into the store")]
     Spool(#[source] io::Error),
@@ -287,7 +291,7 @@ impl OpenedImage {
 pub(super) struct Selection<'a> {
     pub(super) platform: &'a Platform,
     pub(super) name: Option<&'a str>,
-    pub(super) spool_bytes: u64,
+    pub(super) limits: &'a Limits,
 }
 
 /// Opens a source. `spool` makes the file that a stream is copied to.
@@ -300,7 +304,7 @@ pub(super) fn open(
     let mut stamps = BTreeMap::new();
     let files = match source {
         ImageSource::Stream { name, input } => {
-            spool::from_stream(input, &name, selection.spool_bytes, progress, spool)?
+            spool::from_stream(input, &name, selection.limits, progress, spool)?
         }
         ImageSource::Path(path) => {
             let metadata =
@@ -313,11 +317,11 @@ pub(super) fn open(
                     .metadata()
                     .map_err(|source| SourceError::read("it", source))?;
                 stamps.insert(String::new(), Stamp::of(&metadata));
-                spool::from_file(file, selection.spool_bytes, progress, spool)?
+                spool::from_file(file, selection.limits, progress, spool)?
             } else {
                 // A pipe (`<(command)`) is read like standard input.
                 let file = File::open(&path).map_err(|source| SourceError::read("it", source))?;
-                spool::from_stream(Box::new(file), "it", selection.spool_bytes, progress, spool)?
+                spool::from_stream(Box::new(file), "it", selection.limits, progress, spool)?
             }
         }
     };

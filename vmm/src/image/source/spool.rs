@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::super::compression::{Compression, decoder};
+use super::super::compression::{Compression, Counted, decoder};
+use super::super::limits::Limits;
 use super::super::progress::{Progress, Step};
 use super::super::tar::{BLOCK, Header};
 use super::SourceError;
@@ -13,7 +15,7 @@ use super::files::Files;
 /// Takes a file as it is if it is a plain archive; unpacks it to a spool if it is compressed.
 pub(super) fn from_file(
     file: File,
-    max_bytes: u64,
+    limits: &Limits,
     progress: &dyn Progress,
     spool: impl FnOnce() -> io::Result<File>,
 ) -> Result<Files, SourceError> {
@@ -25,14 +27,7 @@ pub(super) fn from_file(
     .map_err(|source| SourceError::read("it", source))?;
     match recognise(&start[..filled])? {
         Compression::None => Files::archive(file).map_err(SourceError::Archive),
-        compression => {
-            let input = decoder(
-                compression,
-                Box::new(BufReader::with_capacity(1 << 17, file)),
-            )
-            .map_err(|source| SourceError::read("it", source))?;
-            copy(input, "it", max_bytes, progress, spool)
-        }
+        compression => copy(file, compression, "it", limits, progress, spool),
     }
 }
 
@@ -40,7 +35,7 @@ pub(super) fn from_file(
 pub(super) fn from_stream(
     mut input: Box<dyn Read + Send>,
     name: &str,
-    max_bytes: u64,
+    limits: &Limits,
     progress: &dyn Progress,
     spool: impl FnOnce() -> io::Result<File>,
 ) -> Result<Files, SourceError> {
@@ -49,12 +44,7 @@ pub(super) fn from_stream(
         .map_err(|source| SourceError::read(name, source))?;
     let compression = recognise(&start[..filled])?;
     let whole = io::Cursor::new(start[..filled].to_vec()).chain(input);
-    let input = decoder(
-        compression,
-        Box::new(BufReader::with_capacity(1 << 17, whole)),
-    )
-    .map_err(|source| SourceError::read(name, source))?;
-    copy(input, name, max_bytes, progress, spool)
+    copy(whole, compression, name, limits, progress, spool)
 }
 
 fn read_up_to(
@@ -99,12 +89,21 @@ fn recognise(start: &[u8]) -> Result<Compression, SourceError> {
 }
 
 fn copy(
-    mut input: impl Read,
+    input: impl Read,
+    compression: Compression,
     name: &str,
-    max_bytes: u64,
+    limits: &Limits,
     progress: &dyn Progress,
     spool: impl FnOnce() -> io::Result<File>,
 ) -> Result<Files, SourceError> {
+    let compressed = AtomicU64::new(0);
+    let counted = Counted {
+        inner: input,
+        count: &compressed,
+    };
+    let buffered = BufReader::with_capacity(1 << 17, counted);
+    let mut input = decoder(compression, Box::new(buffered))
+        .map_err(|source| SourceError::read(name, source))?;
     let mut file = spool().map_err(SourceError::Spool)?;
     progress.begin(&Step::Spool, None);
     let mut buffer = vec![0; 256 * 1024];
@@ -117,9 +116,12 @@ fn copy(
             Err(source) => return Err(SourceError::read(name, source)),
         };
         total += count as u64;
-        if total > max_bytes {
-            return Err(SourceError::SpoolLimit(max_bytes));
+        if total > limits.spool_bytes {
+            return Err(SourceError::SpoolLimit(limits.spool_bytes));
         }
+        limits
+            .ratio(total, compressed.load(Ordering::Relaxed))
+            .map_err(SourceError::SpoolRatio)?;
         file.write_all(&buffer[..count])
             .map_err(SourceError::Spool)?;
         progress.advance(count as u64);

@@ -171,7 +171,9 @@ impl SourceError {
                 "an image is an OCI archive, an OCI layout directory or an archive of `docker save`",
             ),
             Self::Ambiguous(_) | Self::NotNamed { .. } => Some("choose one of them by its name"),
-            Self::SpoolLimit(_) => Some("raise the limits if you trust the image"),
+            Self::SpoolLimit(_) | Self::SpoolRatio(_) => {
+                Some("raise the limits if you trust the image")
+            }
             Self::MissingBlob(_)
             | Self::WrongDigest { .. }
             | Self::WrongSize { .. }

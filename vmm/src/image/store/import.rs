@@ -65,7 +65,7 @@ impl Store {
         let selection = Selection {
             platform: &options.platform,
             name: options.select.as_deref(),
-            spool_bytes: options.limits.spool_bytes,
+            limits: &options.limits,
         };
         let spool = work.path().join("spool");
         let opened = source::open(source, &selection, progress, || create_nameless(&spool))

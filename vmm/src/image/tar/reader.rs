@@ -260,8 +260,11 @@ impl<I: Input, S: RawSink> Reader<I, S> {
                         path,
                         link,
                     };
+                    let padded = stored
+                        .checked_next_multiple_of(BLOCK as u64)
+                        .ok_or(number(BadNumber("size")))?;
                     self.content = stored;
-                    self.padding = stored.next_multiple_of(BLOCK as u64) - stored;
+                    self.padding = padded - stored;
                     let is_gnu_sparse = flag == b'S';
                     return self
                         .with_sparse_map(member, records, is_gnu_sparse.then_some(&header))

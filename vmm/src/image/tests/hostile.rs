@@ -425,6 +425,30 @@ fn a_layer_that_inflates_a_thousandfold_is_refused() {
 }
 
 #[test]
+fn an_archive_that_inflates_a_thousandfold_is_refused() {
+    let fixture = Fixture::new();
+    let bomb = gzip(&Image::of(Tar::new().file("zeros", vec![0; 3 << 20])).archive());
+    let mut options = ImportOptions::default();
+    options.limits.ratio_floor_bytes = 1 << 20;
+    let refusal = fixture.refusal_with(bomb, &options);
+    assert!(
+        refusal.ends_with("it unpacks to more than 200 times its size"),
+        "{refusal}"
+    );
+}
+
+#[test]
+fn sizes_at_the_end_of_the_numbers_are_refused() {
+    let refusal_of_size =
+        |size: &str| refusal_of(Tar::new().pax(&[("size", size.as_bytes())]).file("a", "b"));
+
+    let refusal = refusal_of_size("18446744073709551615");
+    assert!(refusal.contains("is not a valid number"), "{refusal}");
+    let refusal = refusal_of_size("18446744073709551104");
+    assert!(refusal.contains("is longer than 16 TiB"), "{refusal}");
+}
+
+#[test]
 fn limits_can_be_set() {
     let fixture = Fixture::new();
     let mut options = ImportOptions::default();
