@@ -109,7 +109,7 @@ pub enum SourceError {
     SpoolLimit(u64),
     /// The archive, as it is compressed, unpacks to absurdly much.
     #[error("it {0}")]
-    SpoolRatio(#[source] LimitError),
+    SpoolRatio(LimitError),
     /// The copy of a stream could not be written.
     #[error("cannot copy it into the store")]
     Spool(#[source] io::Error),

@@ -443,8 +443,8 @@ fn sizes_at_the_end_of_the_numbers_are_refused() {
         |size: &str| refusal_of(Tar::new().pax(&[("size", size.as_bytes())]).file("a", "b"));
 
     let refusal = refusal_of_size("18446744073709551615");
-    assert!(refusal.contains("is not a valid number"), "{refusal}");
-    let refusal = refusal_of_size("18446744073709551104");
+    assert!(refusal.contains("PAX header"), "{refusal}");
+    let refusal = refusal_of_size("9223372036854775807");
     assert!(refusal.contains("is longer than 16 TiB"), "{refusal}");
 }
 
