@@ -52,8 +52,9 @@ fn vmm_depends_on_devices_and_protocol() {
 }
 
 #[test]
-fn the_end_to_end_tests_know_the_binary_alone() {
-    assert_eq!(our_dependencies_of("tests"), NOBODY);
+fn the_end_to_end_tests_know_the_binary_and_the_lab_alone() {
+    assert_eq!(our_dependencies_of("tests"), ["lab"]);
+    assert_eq!(our_dependencies_of("lab"), NOBODY);
 }
 
 #[test]

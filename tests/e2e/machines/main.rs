@@ -7,6 +7,7 @@ mod exit_codes;
 mod files;
 mod guest_image;
 mod images;
+mod lab;
 mod limits;
 mod signals;
 mod streams;

@@ -38,6 +38,15 @@ pub fn file(name: &str, inputs: &[&[u8]], make: impl FnOnce(&Path)) -> PathBuf {
     path
 }
 
+/// The variable that names a directory of things by their names, for a machine that cannot make them itself.
+pub const MADE_ELSEWHERE: &str = "VMM_TEST_THINGS";
+
+/// Returns the thing called `name` if this machine was given one.
+pub fn made_elsewhere(name: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(env::var_os(MADE_ELSEWHERE)?).join(name);
+    path.is_file().then_some(path)
+}
+
 #[expect(clippy::print_stderr, reason = "a test that takes long says why")]
 fn announce(sentence: &str) {
     eprintln!("{sentence}");

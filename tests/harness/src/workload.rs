@@ -3,7 +3,7 @@
 //! Their sources lie in `tests/workloads`; each is one file without dependencies, compiled by `rustc` when first needed.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::{binary, cache};
@@ -22,6 +22,14 @@ const FLAGS: [&str; 8] = [
 
 /// Returns the bytes of the static program made from `tests/workloads/<name>.rs`.
 pub fn program(name: &str) -> Vec<u8> {
+    fs::read(program_file(name)).expect("a cached program can be read")
+}
+
+/// Returns the file that holds the program.
+pub fn program_file(name: &str) -> PathBuf {
+    if let Some(made) = cache::made_elsewhere(name) {
+        return made;
+    }
     let source = binary::checkout()
         .join("tests/workloads")
         .join(name)
@@ -34,10 +42,9 @@ pub fn program(name: &str) -> Vec<u8> {
         .expect("rustc can be run")
         .stdout;
     let flags = FLAGS.join(" ");
-    let path = cache::file(name, &[&text, &compiler, flags.as_bytes()], |output| {
+    cache::file(name, &[&text, &compiler, flags.as_bytes()], |output| {
         compile(&source, output)
-    });
-    fs::read(path).expect("a cached program can be read")
+    })
 }
 
 fn compile(source: &Path, output: &Path) {

@@ -1,0 +1,54 @@
+//! The same tests on a complete KVM: this program runs itself again, in the lab.
+
+use std::env;
+use std::path::Path;
+use std::time::Duration;
+
+use lab::Lab;
+use tests::{binary, cache, real_images, workload};
+
+/// How long all of it may take: a lab is some ten times slower than hardware, and one test runs after the other.
+const LIMIT: Duration = Duration::from_secs(900);
+/// Where the lab finds what it cannot make.
+const THINGS: &str = "/things";
+
+#[test]
+fn every_test_passes_on_a_complete_kvm_too() {
+    let mut lab = Lab::new().unwrap_or_else(|error| panic!("no lab: {error}"));
+    lab.limit = LIMIT;
+    lab.memory_mib = 6 << 10;
+    lab.cpus = 2;
+    let put = |lab: &mut Lab| {
+        let this = env::current_exe().expect("a program knows where it is");
+        lab.tree.program(&this, "/usr/bin/machines")?;
+        lab.put_vmm(&binary::vmm(), &binary::vmm())?;
+        for tool in ["tar", "setsid", "unshare", "mount", "sh"] {
+            lab.tree.program_called(tool)?;
+        }
+        for made in [
+            real_images::python3(),
+            real_images::layered(),
+            workload::program_file("probe"),
+        ] {
+            let name = made.file_name().expect("a thing has a name");
+            lab.tree.copy(&made, Path::new(THINGS).join(name))?;
+        }
+        Ok::<(), lab::LabError>(())
+    };
+    put(&mut lab).unwrap_or_else(|error| panic!("no lab: {error}"));
+    let set = |lab: &mut Lab, name: &str, value: &Path| {
+        let value = value.to_str().expect("paths here are text").to_owned();
+        lab.environment.push((name.to_owned(), value));
+    };
+    set(&mut lab, "VMM", &binary::vmm());
+    set(&mut lab, cache::MADE_ELSEWHERE, Path::new(THINGS));
+
+    let (mut said, mut complaint) = (Vec::new(), Vec::new());
+    let command = ["machines", "--test-threads=1", "--skip", "lab::"];
+    let ended = lab.run(&command, &mut said, &mut complaint);
+
+    let said = String::from_utf8_lossy(&said);
+    let complaint = String::from_utf8_lossy(&complaint);
+    let ended = ended.unwrap_or_else(|error| panic!("{error}\n{said}\n{complaint}"));
+    assert_eq!(ended.code, 0, "{said}\n{complaint}");
+}
