@@ -19,7 +19,7 @@ guest_sources := $(manifests) $(shell find guest-image -type f)
 demo_sources := $(shell find resources/demo-image -type f) $(wildcard /bin/busybox)
 
 .DELETE_ON_ERROR:
-.PHONY: help run test test-full bench guest-image install fmt lint clean
+.PHONY: help run test test-full bench lab guest-image install fmt lint clean
 .PHONY: toolchain run-packages test-packages cargo-nextest cargo-deny
 
 help: ## Say what there is
@@ -32,6 +32,8 @@ run: $(vmm) $(guest)/.built $(demo) ## Build all that it takes and run the demo 
 test: test-packages lint cargo-nextest $(vmm) $(guest)/.built $(demo) ## Check format and lints, run unit and end-to-end tests
 	@echo "Building and running the tests"
 	@cargo nextest run --cargo-quiet --locked --workspace --no-fail-fast
+	@echo "Counting instructions in the lab, against the ceilings of tests/bench/lab/budgets.json"
+	@cargo bench --quiet --locked --profile dev --package tests --bench lab -- --budgets
 	@echo "Format, lints and tests are good."
 
 test-full: test-packages cargo-deny lint cargo-nextest $(vmm) $(guest)/.built $(demo) ## The same with the tests that take too long for every change
@@ -43,7 +45,14 @@ test-full: test-packages cargo-deny lint cargo-nextest $(vmm) $(guest)/.built $(
 	@echo "Format, lints, dependencies and all tests are good."
 
 bench: test-packages $(vmm) $(guest)/.built $(demo) ## Measure what a run and an import cost
+	@echo "In the lab: millions of instructions, which repeat on any machine"
+	@cargo bench --quiet --locked --profile dev --package tests --bench lab
+	@echo "On this machine: times, which are its own"
 	@cargo bench --quiet --locked --package tests --bench ratios
+
+lab: | toolchain run-packages test-packages ## Build target/debug/lab, which runs a command on a complete KVM
+	@cargo build --quiet --locked --package lab
+	@target/debug/lab parts
 
 guest-image: $(guest)/.built ## Build the guest image: kernel, agent, manifest
 	@readlink -f $(guest)/current

@@ -119,7 +119,8 @@ fn hold_registers(pattern: u64) {
         low_lost += u32::from(after[..2] != value[..2]);
         high_lost += u32::from(after[2..] != value[2..]);
     }
-    println!("pattern {pattern}: low halves lost {low_lost}, high halves lost {high_lost}");
+    let bits = if wide { 256 } else { 128 };
+    println!("pattern {pattern}: {bits} bits, low halves lost {low_lost}, high halves lost {high_lost}");
 }
 
 /// How often each process looks.

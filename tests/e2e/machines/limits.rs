@@ -52,7 +52,7 @@ fn virtual_processors_are_the_next_whole_number() {
 #[test]
 fn half_a_processor_gives_about_half_the_time() {
     let fixture = Fixture::with_machines();
-    let script = "probe spin 3000 1 >/dev/null; awk '/^cpu /{ print \"user\", $2 }' /proc/stat; cat /proc/self/cgroup";
+    let script = "probe spin 3000 1 >/dev/null; cat /sys/fs/cgroup/cpu.stat";
     let done = fixture
         .run(
             &busybox_with_probe(&fixture),
@@ -61,14 +61,16 @@ fn half_a_processor_gives_about_half_the_time() {
         )
         .run();
     let text = done.code_is(0).stdout_text();
-    let ticks: u32 = text
-        .lines()
-        .find_map(|line| line.strip_prefix("user "))
-        .unwrap()
-        .parse()
-        .unwrap();
-    // /proc/stat counts in hundredths of a second: 3 s of wall time at half a processor are 150.
-    assert!((75..=240).contains(&ticks), "{done:?}");
+    let number = |name: &str| -> f64 {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+            .unwrap_or_else(|| panic!("cpu.stat has a line {name}: {done:?}"))
+    };
+    // A period is 100 ms in which somebody wanted to run: spinning never lets one pass.
+    let time_us = number("nr_periods") * 100_000.0;
+    let share = number("usage_usec") / time_us;
+    assert!((0.3..=0.7).contains(&share), "a share of {share}: {done:?}");
+    assert!(number("nr_throttled") >= 10.0, "{done:?}");
 }
 
 #[test]
@@ -82,9 +84,8 @@ fn two_processes_keep_their_vector_registers_apart() {
         )
         .run();
     // The upper halves are another matter on a host whose emulator has no XSAVE: documented, not asserted.
-    done.code_is(0)
-        .stdout_has("pattern 1: low halves lost 0,")
-        .stdout_has("pattern 2: low halves lost 0,");
+    let kept = done.code_is(0).stdout_text();
+    assert_eq!(kept.matches("low halves lost 0,").count(), 2, "{done:?}");
 }
 
 #[test]

@@ -2,11 +2,13 @@
 //! belongs to one subject.
 
 mod background;
+mod complete_kvm;
 mod environment;
 mod exit_codes;
 mod files;
 mod guest_image;
 mod images;
+mod kernels;
 mod lab;
 mod limits;
 mod signals;

@@ -18,6 +18,7 @@ pub mod fixture;
 pub mod guest_image;
 pub mod host;
 pub mod image_maker;
+pub mod kernels;
 pub mod process;
 pub mod real_images;
 pub mod snapshot;

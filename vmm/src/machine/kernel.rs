@@ -30,6 +30,9 @@ pub enum KernelError {
     /// It is something else.
     #[error("the kernel is not an uncompressed x86-64 ELF file (vmlinux)")]
     NotElf,
+    /// The file is shorter than its headers say.
+    #[error("the kernel's file ends in the middle of a segment")]
+    Truncated,
     /// A segment cannot be mapped where it belongs.
     #[error(
         "the kernel's segment for address {address:#x} is not aligned for mapping, or lies outside the machine's memory"
@@ -64,6 +67,7 @@ pub(super) fn map(file: &File, memory: &MachineMemory) -> Result<u64, KernelErro
     {
         return Err(KernelError::NotElf);
     }
+    let length_bytes = file.metadata().map_err(KernelError::Read)?.len();
     let mut holds_entry = false;
     for index in 0..u64::from(header.e_phnum) {
         let offset = index
@@ -72,6 +76,11 @@ pub(super) fn map(file: &File, memory: &MachineMemory) -> Result<u64, KernelErro
             .ok_or(KernelError::NotElf)?;
         let segment: Elf64_Phdr = read(file, offset)?;
         if segment.p_type == PT_LOAD && segment.p_memsz > 0 {
+            // A mapping goes on behind the end of its file, and whoever touches it there dies of SIGBUS.
+            let end = segment.p_offset.checked_add(segment.p_filesz);
+            if end.is_none_or(|end| end > length_bytes) {
+                return Err(KernelError::Truncated);
+            }
             map_segment(file, &segment, memory)?;
             holds_entry |= header.e_entry >= segment.p_paddr
                 && header.e_entry - segment.p_paddr < segment.p_memsz;

@@ -1,0 +1,229 @@
+//! Sets up a lab with everything that a scenario may need, and measures.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use std::{fs, str};
+
+use lab::{Clock, Lab, LabError};
+use serde_json::Value;
+use tempfile::TempDir;
+use tests::image_maker::ImageMaker;
+use tests::{binary, host, real_images};
+
+use crate::scenarios::{SCRIPTS, Scenario};
+
+/// How often a scenario is measured, after a first time that only warms the page cache.
+const REPEATS: usize = 3;
+/// How long one scenario may take here.
+const LIMIT: Duration = Duration::from_secs(900);
+/// What counts the exits of every guest: a histogram of the lab kernel's tracepoint.
+const KVM_EXIT: &str = "/sys/kernel/tracing/events/kvm/kvm_exit";
+
+/// A lab with everything in it.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    lab: Lab,
+    /// What was put in, for the report.
+    pub(crate) versions: Vec<(&'static str, String)>,
+    /// The bundles' files lie here until the last lab has read them.
+    _bundles: TempDir,
+}
+
+/// Why nothing was measured.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// There is no lab.
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    /// A scenario did not end well.
+    #[error("{name} did not end well: {said}")]
+    Scenario {
+        /// Which.
+        name: &'static str,
+        /// What it printed.
+        said: String,
+    },
+    /// A budget that nobody can keep.
+    #[error("the budgets name {0}, which is no scenario")]
+    UnknownBudget(String),
+}
+
+/// What was measured.
+#[derive(Debug, Clone)]
+pub(crate) struct Figure {
+    /// The middle one of the repeats, in millions of instructions.
+    pub(crate) virtual_ms: f64,
+    /// The distance between the least and the largest, as a share of the middle one.
+    pub(crate) spread: f64,
+    /// Exits from guests in one more run.
+    pub(crate) exits: u64,
+}
+
+impl Stage {
+    /// Makes the images and bundles, and puts everything together.
+    pub(crate) fn set() -> Result<Self, Failure> {
+        for (tool, package) in [
+            ("crun", "crun"),
+            ("runc", "runc"),
+            ("umoci", "umoci"),
+            ("skopeo", "skopeo"),
+        ] {
+            host::require_tool(tool, package);
+        }
+        let bundles =
+            TempDir::with_prefix("vmm-bench-").expect("a temporary directory can be made");
+        let hello = bundles.path().join("hello.oci");
+        let image = ImageMaker::busybox().name("hello:1").layout().archive();
+        fs::write(&hello, image).expect("an image can be written");
+        let python = real_images::python3();
+        unpack(&hello, bundles.path(), "hello", &[]);
+        unpack(
+            &python,
+            bundles.path(),
+            "python",
+            &["python3", "-c", "print(1)"],
+        );
+
+        let mut lab = Lab::new()?;
+        lab.clock = Clock::Instructions;
+        lab.limit = LIMIT;
+        let put = |lab: &mut Lab| -> Result<(), LabError> {
+            lab.put_vmm(&binary::vmm(), Path::new("/usr/bin/vmm"))?;
+            lab.put_this_program()?;
+            for name in ["crun", "runc"] {
+                let found = lab.tree.program_called(name)?;
+                lab.tree.symlink(format!("/usr/local/bin/{name}"), found);
+            }
+            lab.tree.program_called("sh")?;
+            lab.tree.copy(&hello, "/images/hello.oci")?;
+            lab.tree.copy(&python, "/images/python3.oci")?;
+            for name in ["hello", "python"] {
+                let bundle = bundles.path().join(name);
+                lab.tree
+                    .copy(bundle.join("rootfs"), format!("/bundles/{name}/rootfs"))?;
+                lab.tree.copy(
+                    bundle.join("config.json"),
+                    format!("/bundles/{name}/config.json"),
+                )?;
+            }
+            for (name, text) in SCRIPTS {
+                lab.tree.bytes(format!("/scripts/{name}"), *text, 0o755);
+            }
+            Ok(())
+        };
+        put(&mut lab)?;
+        let versions = vec![
+            ("vmm", said(&binary::vmm().display().to_string())),
+            ("guest image", guest_version()),
+            ("crun", said("crun")),
+            ("runc", said("runc")),
+            ("QEMU", lab.parts.qemu_version.clone()),
+            ("lab kernel", lab.parts.kernel_release.clone()),
+        ];
+        Ok(Self {
+            lab,
+            versions,
+            _bundles: bundles,
+        })
+    }
+
+    /// Boots a lab and measures.
+    pub(crate) fn measure(&self, scenario: &Scenario) -> Result<Figure, Failure> {
+        let Scenario {
+            before, command, ..
+        } = scenario;
+        let times = REPEATS + 1;
+        let script = format!(
+            "set -e\n{{ :; {before}\n}} >/dev/null\nlab time {times} {command}\n\
+             echo hist:keys=exit_reason >{KVM_EXIT}/trigger\n\
+             {command} >/dev/null\n\
+             cat {KVM_EXIT}/hist\n"
+        );
+        let (mut said, mut complaint) = (Vec::new(), Vec::new());
+        let ended = self
+            .lab
+            .run(&["sh", "-c", &script], &mut said, &mut complaint)?;
+        let text = String::from_utf8_lossy(&said);
+        if ended.code != 0 {
+            let complaint = String::from_utf8_lossy(&complaint);
+            return Err(Failure::Scenario {
+                name: scenario.name,
+                said: format!("{text}{complaint}"),
+            });
+        }
+        let mut nanoseconds: Vec<f64> = text
+            .lines()
+            .map_while(|line| line.parse().ok())
+            .skip(1)
+            .collect();
+        nanoseconds.sort_by(f64::total_cmp);
+        let exits = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("Hits: ")?.parse().ok());
+        let (Some(exits), REPEATS) = (exits, nanoseconds.len()) else {
+            return Err(Failure::Scenario {
+                name: scenario.name,
+                said: text.into_owned(),
+            });
+        };
+        let middle = nanoseconds[REPEATS / 2];
+        Ok(Figure {
+            virtual_ms: middle / 1e6,
+            spread: (nanoseconds[REPEATS - 1] - nanoseconds[0]) / middle,
+            exits,
+        })
+    }
+}
+
+/// Unpacks an image as a bundle for crun and runc, by umoci.
+fn unpack(archive: &Path, directory: &Path, name: &str, command: &[&str]) {
+    let layout = directory.join(format!("{name}.layout"));
+    run(Command::new("skopeo")
+        .args(["copy", "--quiet"])
+        .arg(format!("oci-archive:{}", archive.display()))
+        .arg(format!("oci:{}:image", layout.display())));
+    let bundle = directory.join(name);
+    let is_root = rustix::process::geteuid().is_root();
+    run(Command::new("umoci")
+        .arg("unpack")
+        .args((!is_root).then_some("--rootless"))
+        .arg("--image")
+        .arg(format!("{}:image", layout.display()))
+        .arg(&bundle));
+    let path = bundle.join("config.json");
+    let text = fs::read(&path).expect("umoci writes a configuration");
+    let mut config: Value = serde_json::from_slice(&text).expect("which is JSON");
+    config["process"]["terminal"] = false.into();
+    if !command.is_empty() {
+        config["process"]["args"] = command.into();
+    }
+    fs::write(&path, config.to_string()).expect("a configuration can be written");
+}
+
+fn run(command: &mut Command) {
+    let done = command.output().expect("the tool was there before");
+    assert!(
+        done.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+}
+
+/// The first line of what a program says of its version.
+fn said(program: &str) -> String {
+    let output = Command::new(program)
+        .arg("--version")
+        .output()
+        .expect("the program was there before");
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+fn guest_version() -> String {
+    let current = fs::read_link(binary::guest_directory().join("current"));
+    current
+        .expect("a guest image is current")
+        .display()
+        .to_string()
+}

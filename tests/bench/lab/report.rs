@@ -1,0 +1,147 @@
+//! A table, JSON, and a chart.
+
+use std::fmt::Write as _;
+use std::fs;
+
+use serde_json::{Map, Value, json};
+use tests::binary::checkout;
+
+use crate::measure::{Figure, Stage};
+use crate::scenarios::Scenario;
+
+/// What the others are compared with.
+const YARDSTICK: &str = "crun-run";
+/// Where the README's table stands.
+const MARKS: (&str, &str) = ("<!-- lab bench -->\n", "<!-- end of lab bench -->\n");
+const CHART: &str = "resources/lab-bench.svg";
+
+/// One scenario as a line of text.
+pub(crate) fn line(scenario: &Scenario, figure: &Figure) -> String {
+    format!(
+        "{:20} {:9.1} virtual ms  ±{:4.1} %  {:7} exits   {}",
+        scenario.name,
+        figure.virtual_ms,
+        figure.spread * 50.0,
+        figure.exits,
+        scenario.says
+    )
+}
+
+/// Writes everything that is kept of a whole run.
+pub(crate) fn write(stage: &Stage, figures: &[(&Scenario, Figure)]) {
+    let directory = checkout().join("target/bench");
+    fs::create_dir_all(&directory).expect("target/bench can be made");
+    let text = serde_json::to_string_pretty(&as_json(stage, figures)).expect("figures are JSON");
+    fs::write(directory.join("lab.json"), text + "\n").expect("lab.json can be written");
+    fs::write(checkout().join(CHART), chart(figures)).expect("the chart can be written");
+
+    let readme = checkout().join("README.md");
+    let text = fs::read_to_string(&readme).expect("the README can be read");
+    let (before, rest) = text.split_once(MARKS.0).expect("the README has a mark");
+    let (_, after) = rest
+        .split_once(MARKS.1)
+        .expect("the README has an end mark");
+    let table = table(stage, figures);
+    fs::write(
+        readme,
+        format!("{before}{}{table}{}{after}", MARKS.0, MARKS.1),
+    )
+    .expect("the README can be written");
+}
+
+fn as_json(stage: &Stage, figures: &[(&Scenario, Figure)]) -> Value {
+    let scenarios: Map<String, Value> = figures
+        .iter()
+        .map(|(scenario, figure)| {
+            let value = json!({
+                "virtual_ms": figure.virtual_ms,
+                "spread": figure.spread,
+                "exits": figure.exits,
+                "says": scenario.says,
+            });
+            (scenario.name.to_owned(), value)
+        })
+        .collect();
+    let versions: Map<String, Value> = stage
+        .versions
+        .iter()
+        .map(|(name, version)| ((*name).to_owned(), version.as_str().into()))
+        .collect();
+    json!({ "scenarios": scenarios, "versions": versions })
+}
+
+fn yardstick(figures: &[(&Scenario, Figure)]) -> f64 {
+    figures
+        .iter()
+        .find(|(scenario, _)| scenario.name == YARDSTICK)
+        .map_or(f64::NAN, |(_, figure)| figure.virtual_ms)
+}
+
+fn table(stage: &Stage, figures: &[(&Scenario, Figure)]) -> String {
+    let unit = yardstick(figures);
+    let mut table = String::from("| what | virtual ms | of crun | VM exits |\n|---|--:|--:|--:|\n");
+    for (scenario, figure) in figures {
+        let _ = writeln!(
+            table,
+            "| {} | {:.1} | {:.1} | {} |",
+            scenario.says,
+            figure.virtual_ms,
+            figure.virtual_ms / unit,
+            figure.exits
+        );
+    }
+    let versions: Vec<String> = stage
+        .versions
+        .iter()
+        .map(|(name, version)| match version.starts_with(name) {
+            true => version.clone(),
+            false => format!("{name} {version}"),
+        })
+        .collect();
+    let _ = writeln!(table, "\n{}.", versions.join(", "));
+    table
+}
+
+/// Horizontal bars, one a scenario, without those that do something many times.
+fn chart(figures: &[(&Scenario, Figure)]) -> String {
+    const BAR_HEIGHT: u32 = 22;
+    const LABEL_WIDTH: u32 = 150;
+    const BARS_WIDTH: u32 = 420;
+    let shown: Vec<_> = figures
+        .iter()
+        .filter(|(scenario, _)| scenario.name.ends_with("-run") || scenario.name.contains("-run-"))
+        .collect();
+    let largest = shown
+        .iter()
+        .map(|(_, figure)| figure.virtual_ms)
+        .fold(1.0, f64::max);
+    let height = BAR_HEIGHT * u32::try_from(shown.len()).unwrap_or(0) + 30;
+    let width = LABEL_WIDTH + BARS_WIDTH + 80;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"13\">\n\
+         <text x=\"{LABEL_WIDTH}\" y=\"16\" fill=\"#666\">hello, spawn to exit, in millions of instructions</text>\n"
+    );
+    for (row, (scenario, figure)) in (0..).zip(&shown) {
+        let top = 26 + row * BAR_HEIGHT;
+        let length = figure.virtual_ms / largest * f64::from(BARS_WIDTH);
+        let colour = match scenario.name.starts_with("vmm") {
+            true => "#2a6fb0",
+            false => "#b0b0b0",
+        };
+        let _ = writeln!(
+            svg,
+            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\" fill=\"#666\">{}</text>\
+             <rect x=\"{LABEL_WIDTH}\" y=\"{top}\" width=\"{length:.1}\" height=\"{}\" fill=\"{colour}\"/>\
+             <text x=\"{:.1}\" y=\"{}\" fill=\"#666\">{:.1}</text>",
+            LABEL_WIDTH - 8,
+            top + 14,
+            scenario.name,
+            BAR_HEIGHT - 6,
+            f64::from(LABEL_WIDTH) + length + 6.0,
+            top + 14,
+            figure.virtual_ms
+        );
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
