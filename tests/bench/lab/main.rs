@@ -13,8 +13,7 @@ mod scenarios;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
-use std::process::{Command, ExitCode, Stdio};
-use std::time::Instant;
+use std::process::{Command, ExitCode};
 
 use measure::{Failure, Figure, Stage};
 use scenarios::{SCENARIOS, Scenario};
@@ -108,18 +107,12 @@ fn say(line: &str) {
     writeln!(io::stdout(), "{line}").expect("standard output takes the report");
 }
 
-/// From before the spawn to the return of wait, with nothing to read and nobody to read it.
+/// What `lab time` does, from inside this program.
 fn time(repeat: u32, command: &[&str]) -> ExitCode {
     let (program, rest) = command.split_first().expect("a command to time");
     for _ in 0..repeat {
-        let mut command = Command::new(program);
-        command
-            .args(rest)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        let start = Instant::now();
-        let status = command.status().expect("the command can be run");
-        let taken = start.elapsed();
+        let (taken, status) =
+            lab::time(Command::new(program).args(rest)).expect("the command can be run");
         assert!(status.success(), "{program} failed: {status}");
         say(&taken.as_nanos().to_string());
     }

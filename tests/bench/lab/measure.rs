@@ -73,6 +73,12 @@ impl Stage {
         }
         let bundles =
             TempDir::with_prefix("vmm-bench-").expect("a temporary directory can be made");
+        let left = bundles.path().to_owned();
+        let clean = move || {
+            // What cannot be removed is the temporary directory's.
+            let _ = fs::remove_dir_all(left);
+        };
+        lab::end_on_signals(clean).expect("signals can be heard");
         let hello = bundles.path().join("hello.oci");
         let image = ImageMaker::busybox().name("hello:1").layout().archive();
         fs::write(&hello, image).expect("an image can be written");

@@ -19,11 +19,15 @@
 //! are no caches. Count exits beside it.
 
 mod error;
+mod interrupt;
 mod machine;
 mod parts;
+mod stopwatch;
 mod tree;
 
 pub use error::LabError;
+pub use interrupt::end_on_signals;
 pub use machine::{Clock, Ended, Lab};
 pub use parts::Parts;
+pub use stopwatch::time;
 pub use tree::Tree;

@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use lab::{Clock, Lab, LabError};
@@ -17,7 +17,7 @@ use lab::{Clock, Lab, LabError};
 Examples:
   lab run -- cat /proc/cpuinfo
   lab run --vmm target/release/vmm --with target/demo.oci -- vmm run --image target/demo.oci
-  lab run --icount --program crun -- lab time -- crun --version"
+  lab run --icount --program crun -- lab time --repeat 3 -- crun --version"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -30,7 +30,7 @@ enum Subcommands {
     Run(Run),
     /// Fetch what a lab takes, and say what it is
     Parts,
-    /// Run a command some times and print how long each run took, one JSON object a line
+    /// Run a command some times and print how many nanoseconds each run took; fail if one fails
     Time(Time),
 }
 
@@ -100,6 +100,10 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 fn run(arguments: &Run) -> Result<ExitCode, LabError> {
+    lab::end_on_signals(|| ()).map_err(|source| LabError::Host {
+        doing: "listen to signals",
+        source,
+    })?;
     let mut lab = Lab::new()?;
     lab.memory_mib = arguments.memory;
     lab.limit = Duration::from_secs(arguments.limit);
@@ -156,21 +160,13 @@ fn time(arguments: &Time) -> Result<ExitCode, LabError> {
         source,
     };
     for _ in 0..arguments.repeat {
-        let mut command = Command::new(program);
-        command
-            .args(rest)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let start = Instant::now();
-        let status = command.status().map_err(failed)?;
-        let taken = start.elapsed();
-        let line = serde_json::json!({
-            "nanoseconds": u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX),
-            "code": status.code(),
-        });
+        let (taken, status) = lab::time(Command::new(program).args(rest)).map_err(failed)?;
         // Nobody is left to tell if standard output is gone.
-        let _ = writeln!(io::stdout(), "{line}");
+        let _ = writeln!(io::stdout(), "{}", taken.as_nanos());
+        if !status.success() {
+            let _ = writeln!(io::stderr(), "lab: {} failed: {status}", program.display());
+            return Ok(ExitCode::FAILURE);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
