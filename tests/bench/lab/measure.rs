@@ -5,13 +5,13 @@ use std::process::Command;
 use std::time::Duration;
 use std::{fs, str};
 
-use lab::{Clock, Lab, LabError};
+use lab::{Lab, LabError};
 use serde_json::Value;
 use tempfile::TempDir;
-use tests::image_maker::ImageMaker;
-use tests::{binary, host, real_images};
+use tests::image_maker::{ImageMaker, Layer};
+use tests::{binary, host, real_images, workload};
 
-use crate::scenarios::{SCRIPTS, Scenario};
+use crate::scenarios::{Clock, SCRIPTS, Scenario, WORK};
 
 /// How often a scenario is measured, after a first time that only warms the page cache.
 const REPEATS: usize = 3;
@@ -83,6 +83,8 @@ impl Stage {
         let image = ImageMaker::busybox().name("hello:1").layout().archive();
         fs::write(&hello, image).expect("an image can be written");
         let python = real_images::python3();
+        let work = bundles.path().join("work.oci");
+        fs::write(&work, work_image()).expect("an image can be written");
         unpack(&hello, bundles.path(), "hello", &[]);
         unpack(
             &python,
@@ -90,9 +92,11 @@ impl Stage {
             "python",
             &["python3", "-c", "print(1)"],
         );
+        unpack(&work, bundles.path(), "work", &[]);
 
         let mut lab = Lab::new()?;
-        lab.clock = Clock::Instructions;
+        lab.clock = lab::Clock::Instructions;
+        lab.memory_mib = 4 << 10;
         lab.limit = LIMIT;
         let put = |lab: &mut Lab| -> Result<(), LabError> {
             lab.put_vmm(&binary::vmm(), Path::new("/usr/bin/vmm"))?;
@@ -104,7 +108,8 @@ impl Stage {
             lab.tree.program_called("sh")?;
             lab.tree.copy(&hello, "/images/hello.oci")?;
             lab.tree.copy(&python, "/images/python3.oci")?;
-            for name in ["hello", "python"] {
+            lab.tree.copy(&work, "/images/work.oci")?;
+            for name in ["hello", "python", "work"] {
                 let bundle = bundles.path().join(name);
                 lab.tree
                     .copy(bundle.join("rootfs"), format!("/bundles/{name}/rootfs"))?;
@@ -112,6 +117,14 @@ impl Stage {
                     bundle.join("config.json"),
                     format!("/bundles/{name}/config.json"),
                 )?;
+            }
+            for kind in WORK {
+                let bundle = format!("/bundles/work-{kind}");
+                lab.tree
+                    .symlink(format!("{bundle}/rootfs"), "../work/rootfs");
+                let config = configuration(&bundles.path().join("work"), &["work", kind]);
+                lab.tree
+                    .bytes(format!("{bundle}/config.json"), config, 0o644);
             }
             for (name, text) in SCRIPTS {
                 lab.tree.bytes(format!("/scripts/{name}"), *text, 0o755);
@@ -140,8 +153,12 @@ impl Stage {
             before, command, ..
         } = scenario;
         let times = REPEATS + 1;
+        let measured = match scenario.clock {
+            Clock::Outside => format!("lab time {times} {command}"),
+            Clock::Inside => format!("for i in $(seq {times}); do {command}; done"),
+        };
         let script = format!(
-            "set -e\n{{ :; {before}\n}} >/dev/null\nlab time {times} {command}\n\
+            "set -e\n{{ :; {before}\n}} >/dev/null\n{measured}\n\
              echo hist:keys=exit_reason >{KVM_EXIT}/trigger\n\
              {command} >/dev/null\n\
              cat {KVM_EXIT}/hist\n"
@@ -197,14 +214,34 @@ fn unpack(archive: &Path, directory: &Path, name: &str, command: &[&str]) {
         .arg("--image")
         .arg(format!("{}:image", layout.display()))
         .arg(&bundle));
-    let path = bundle.join("config.json");
-    let text = fs::read(&path).expect("umoci writes a configuration");
+    fs::write(bundle.join("config.json"), configuration(&bundle, command))
+        .expect("a configuration can be written");
+}
+
+/// A bundle's configuration with this command, without a terminal.
+fn configuration(bundle: &Path, command: &[&str]) -> String {
+    let text = fs::read(bundle.join("config.json")).expect("umoci writes a configuration");
     let mut config: Value = serde_json::from_slice(&text).expect("which is JSON");
     config["process"]["terminal"] = false.into();
     if !command.is_empty() {
         config["process"]["args"] = command.into();
     }
-    fs::write(&path, config.to_string()).expect("a configuration can be written");
+    config.to_string()
+}
+
+/// Busybox with the program `work` and the archive that it unpacks.
+fn work_image() -> Vec<u8> {
+    let mut tree = Layer::new();
+    for number in 0..2_000_u32 {
+        let path = format!("tree/{}/{number}.c", number % 50);
+        let letter = u8::try_from(u32::from(b'a') + number % 26).unwrap_or(b'z');
+        tree = tree.file(path, vec![letter; 4096]);
+    }
+    let layer = Layer::new()
+        .executable("bin/work", workload::program("work"))
+        .file("tree.tar", tree.tar());
+    let image = ImageMaker::busybox().layer(layer).name("work:1");
+    image.layout().archive()
 }
 
 fn run(command: &mut Command) {

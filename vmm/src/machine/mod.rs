@@ -523,6 +523,11 @@ fn create_vcpu(
         .map_err(kvm_refuses("to create a vCPU"))?;
     fd.set_cpuid2(cpuid)
         .map_err(kvm_refuses("the vCPU's features"))?;
+    let states = cpuid::extended_states(cpuid);
+    if states != 0 {
+        fd.set_xcrs(&registers::extended_control(states))
+            .map_err(kvm_refuses("the vCPU's extended control register"))?;
+    }
     if let Some(msrs) = registers::msrs() {
         fd.set_msrs(&msrs).map_err(kvm_refuses("the vCPU's MSRs"))?;
     }

@@ -10,6 +10,7 @@ const LEAF_FEATURES: u32 = 0x1;
 const LEAF_CACHES: u32 = 0x4;
 const LEAF_PERFORMANCE_COUNTERS: u32 = 0xa;
 const LEAF_TOPOLOGY: u32 = 0xb;
+const LEAF_EXTENDED_STATES: u32 = 0xd;
 const LEAF_TOPOLOGY_V2: u32 = 0x1f;
 const LEAF_AMD_CACHES: u32 = 0x8000_001d;
 const LEAF_AMD_SIZES: u32 = 0x8000_0008;
@@ -90,6 +91,15 @@ fn adjust(entry: &mut kvm_cpuid_entry2, apic_id: u32, vcpus: u32, tsc_deadline: 
     }
 }
 
+/// The register states that XSAVE may be told to switch: leaf 0xd, sub-leaf 0, EAX and EDX.
+pub(in crate::machine) fn extended_states(cpuid: &CpuId) -> u64 {
+    cpuid
+        .as_slice()
+        .iter()
+        .find(|entry| entry.function == LEAF_EXTENDED_STATES && entry.index == 0)
+        .map_or(0, |entry| u64::from(entry.edx) << 32 | u64::from(entry.eax))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,5 +129,14 @@ mod tests {
         let cpuid = for_vcpu(&supported, 0, VcpuCount::new(1).unwrap(), false);
         assert_eq!(cpuid.as_slice()[0].edx & EDX_HTT, 0);
         assert_eq!(cpuid.as_slice()[0].ecx, ECX_HYPERVISOR);
+    }
+
+    #[test]
+    fn extended_states_are_both_halves_of_the_first_sub_leaf() {
+        let mut states = leaf(0xd, 0);
+        (states.eax, states.edx) = (7, 1);
+        let cpuid = CpuId::from_entries(&[leaf(0xd, 1), states]).unwrap();
+
+        assert_eq!(extended_states(&cpuid), 0x1_0000_0007);
     }
 }

@@ -3,7 +3,7 @@
 //! Linux Documentation/arch/x86/boot.rst, "64-bit Boot Protocol": paging on with the kernel, the zero page and the command
 //! line mapped one to one, flat segments `__BOOT_CS` (0x10) and `__BOOT_DS` (0x18), interrupts off, RSI at the zero page.
 
-use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::layout::{
@@ -123,8 +123,20 @@ pub(in crate::machine) fn general_registers(entry: u64) -> kvm_regs {
     }
 }
 
-/// The model-specific registers of every vCPU.
+/// XCR0 of every vCPU with everything enabled, as firmware may leave it; the kernel sets it again before it uses it.
 ///
+/// A KVM on a processor that QEMU emulates (7.2) is not told when a guest sets XCR0. If it already holds what the guest will
+/// write, KVM's idea of it, and with it the guest's AVX, is right there, too.
+pub(in crate::machine) fn extended_control(states: u64) -> kvm_xcrs {
+    let mut registers = kvm_xcrs {
+        nr_xcrs: 1,
+        ..Default::default()
+    };
+    registers.xcrs[0].value = states;
+    registers
+}
+
+/// The model-specific registers of every vCPU.
 pub(in crate::machine) fn msrs() -> Option<Msrs> {
     let entry = |index, data| kvm_msr_entry {
         index,
