@@ -42,6 +42,8 @@ test-full: test-packages cargo-deny lint cargo-nextest $(vmm) $(guest)/.built $(
 	@cargo nextest run --cargo-quiet --locked --workspace --no-fail-fast --profile full
 	@echo "Comparing converted images with what umoci unpacks"
 	@cargo nextest run --cargo-quiet --locked --package vmm --lib --run-ignored ignored-only --no-fail-fast
+	@echo "Counting everything again in the lab, against the figures that are committed"
+	@cargo bench --quiet --locked --profile dev --package tests --bench lab -- --check
 	@echo "Format, lints, dependencies and all tests are good."
 
 bench: test-packages $(vmm) $(guest)/.built $(demo) ## Measure what a run and an import cost

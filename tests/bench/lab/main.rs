@@ -3,6 +3,7 @@
 //! - Without an argument: every scenario, each alone in a freshly booted lab; a table, `target/bench/lab.json`, and a chart
 //!   and a table for the README.
 //! - `--budgets`: only the scenarios that have a ceiling in `budgets.json`; fails where one is above it.
+//! - `--check`: everything again, held against what is committed; fails where a figure moved though nothing else did.
 //! - `--only NAME`: that scenario, printed.
 //! - `time REPEAT COMMAND…`: what runs inside the lab; one duration in nanoseconds a line.
 
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         }
         [] => all(),
         ["--budgets"] => budgets(),
+        ["--check"] => check(),
         ["--only", name] => only(name),
         _ => {
             say(&format!("lab bench: unknown arguments {arguments:?}"));
@@ -60,6 +62,27 @@ fn all() -> Result<ExitCode, Failure> {
     }
     report::write(&stage, &figures);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Measures everything again if all that was measured is still the same, byte for byte.
+fn check() -> Result<ExitCode, Failure> {
+    let stage = Stage::set()?;
+    let committed = report::Committed::read();
+    if let Some(difference) = committed.difference(&stage) {
+        say(&format!(
+            "The committed figures are of another build ({difference}): not compared."
+        ));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut is_same = true;
+    for scenario in SCENARIOS {
+        let figure = told(&stage, scenario)?;
+        if let Some(moved) = committed.moved(scenario, &figure) {
+            is_same = false;
+            say(&moved);
+        }
+    }
+    Ok(ExitCode::from(u8::from(!is_same)))
 }
 
 fn only(name: &str) -> Result<ExitCode, Failure> {

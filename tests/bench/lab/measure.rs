@@ -9,7 +9,7 @@ use lab::{Lab, LabError};
 use serde_json::Value;
 use tempfile::TempDir;
 use tests::image_maker::{ImageMaker, Layer};
-use tests::{binary, host, real_images, workload};
+use tests::{binary, host, real_images, snapshot, workload};
 
 use crate::scenarios::{Clock, SCRIPTS, Scenario, WORK};
 
@@ -133,12 +133,13 @@ impl Stage {
         };
         put(&mut lab)?;
         let versions = vec![
-            ("vmm", said(&binary::vmm().display().to_string())),
+            ("vmm", digest(&binary::vmm())),
             ("guest image", guest_version()),
             ("crun", said("crun")),
             ("runc", said("runc")),
             ("QEMU", lab.parts.qemu_version.clone()),
             ("lab kernel", lab.parts.kernel_release.clone()),
+            ("lab kernel's digest", digest(&lab.parts.kernel)),
         ];
         Ok(Self {
             lab,
@@ -261,6 +262,12 @@ fn said(program: &str) -> String {
         .expect("the program was there before");
     let text = String::from_utf8_lossy(&output.stdout);
     text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// The first digits of a file's SHA-256.
+fn digest(path: &Path) -> String {
+    let bytes = fs::read(path).expect("a file that was there before can be read");
+    snapshot::sha256(&bytes).split_at(12).0.to_owned()
 }
 
 fn guest_version() -> String {

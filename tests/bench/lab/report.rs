@@ -14,6 +14,10 @@ const YARDSTICK: &str = "crun-run";
 /// Where the README's table stands.
 const MARKS: (&str, &str) = ("<!-- lab bench -->\n", "<!-- end of lab bench -->\n");
 const CHART: &str = "resources/lab-bench.svg";
+/// What the README's table was made from.
+const FIGURES: &str = "tests/bench/lab/figures.json";
+/// How far a figure may be from the committed one, as a share of it.
+const TOLERANCE: f64 = 0.03;
 
 /// One scenario as a line of text.
 pub(crate) fn line(scenario: &Scenario, figure: &Figure) -> String {
@@ -32,7 +36,9 @@ pub(crate) fn write(stage: &Stage, figures: &[(&Scenario, Figure)]) {
     let directory = checkout().join("target/bench");
     fs::create_dir_all(&directory).expect("target/bench can be made");
     let text = serde_json::to_string_pretty(&as_json(stage, figures)).expect("figures are JSON");
-    fs::write(directory.join("lab.json"), text + "\n").expect("lab.json can be written");
+    for path in [directory.join("lab.json"), checkout().join(FIGURES)] {
+        fs::write(path, format!("{text}\n")).expect("the figures can be written");
+    }
     fs::write(checkout().join(CHART), chart(figures)).expect("the chart can be written");
 
     let readme = checkout().join("README.md");
@@ -47,6 +53,40 @@ pub(crate) fn write(stage: &Stage, figures: &[(&Scenario, Figure)]) {
         format!("{before}{}{table}{}{after}", MARKS.0, MARKS.1),
     )
     .expect("the README can be written");
+}
+
+/// The figures that are committed.
+#[derive(Debug)]
+pub(crate) struct Committed(Value);
+
+impl Committed {
+    pub(crate) fn read() -> Self {
+        let text = fs::read(checkout().join(FIGURES)).expect("the committed figures can be read");
+        Self(serde_json::from_slice(&text).expect("the committed figures are JSON"))
+    }
+
+    /// The first thing that is not what it was when they were made.
+    pub(crate) fn difference(&self, stage: &Stage) -> Option<String> {
+        stage.versions.iter().find_map(|(name, version)| {
+            let before = self.0["versions"][name].as_str().unwrap_or("nothing");
+            (before != version).then(|| format!("{name} was {before}, is {version}"))
+        })
+    }
+
+    /// A sentence if a figure is not what it was. Programs of many threads vary more than the tolerance by themselves.
+    pub(crate) fn moved(&self, scenario: &Scenario, figure: &Figure) -> Option<String> {
+        let committed = &self.0["scenarios"][scenario.name];
+        let before = committed["virtual_ms"].as_f64().unwrap_or(f64::NAN);
+        let spread = committed["spread"].as_f64().unwrap_or(0.0);
+        let tolerance = TOLERANCE.max(spread).max(figure.spread);
+        let is_same = (figure.virtual_ms - before).abs() <= tolerance * before;
+        (!is_same).then(|| {
+            format!(
+                "{} was {before:.1} virtual ms, is {:.1}",
+                scenario.name, figure.virtual_ms
+            )
+        })
+    }
 }
 
 fn as_json(stage: &Stage, figures: &[(&Scenario, Figure)]) -> Value {
