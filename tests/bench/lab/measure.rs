@@ -1,13 +1,12 @@
 //! Sets up a lab with everything that a scenario may need, and measures.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use std::{fs, str};
 
 use lab::{Lab, LabError};
 use serde_json::Value;
-use tempfile::TempDir;
 use tests::image_maker::{ImageMaker, Layer};
 use tests::{binary, host, real_images, snapshot, workload};
 
@@ -27,7 +26,28 @@ pub(crate) struct Stage {
     /// What was put in, for the report.
     pub(crate) versions: Vec<(&'static str, String)>,
     /// The bundles' files lie here until the last lab has read them.
-    _bundles: TempDir,
+    bundles: Scratch,
+}
+
+/// A directory that is removed in the end.
+#[derive(Debug, Clone)]
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn remove(&self) {
+        // It may not be there.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.bundles.remove();
+    }
 }
 
 /// Why nothing was measured.
@@ -71,14 +91,12 @@ impl Stage {
         ] {
             host::require_tool(tool, package);
         }
-        let bundles =
-            TempDir::with_prefix("vmm-bench-").expect("a temporary directory can be made");
-        let left = bundles.path().to_owned();
-        let clean = move || {
-            // What cannot be removed is the temporary directory's.
-            let _ = fs::remove_dir_all(left);
-        };
-        lab::end_on_signals(clean).expect("signals can be heard");
+        // Always the same: what an interrupted program leaves there while its tools still write is the next one's to remove.
+        let bundles = Scratch(binary::checkout().join("target/bench/bundles"));
+        bundles.remove();
+        fs::create_dir_all(bundles.path()).expect("a directory can be made");
+        let left = bundles.clone();
+        lab::end_on_signals(move || left.remove()).expect("signals can be heard");
         let hello = bundles.path().join("hello.oci");
         let image = ImageMaker::busybox().name("hello:1").layout().archive();
         fs::write(&hello, image).expect("an image can be written");
@@ -144,7 +162,7 @@ impl Stage {
         Ok(Self {
             lab,
             versions,
-            _bundles: bundles,
+            bundles,
         })
     }
 
