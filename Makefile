@@ -19,7 +19,7 @@ guest_sources := $(manifests) $(shell find guest-image -type f)
 demo_sources := $(shell find resources/demo-image -type f) $(wildcard /bin/busybox)
 
 .DELETE_ON_ERROR:
-.PHONY: help run test test-full bench lab guest-image install fmt lint clean
+.PHONY: help run test test-full bench profile lab guest-image install fmt lint clean
 .PHONY: toolchain run-packages test-packages cargo-nextest cargo-deny
 
 help: ## Say what there is
@@ -51,6 +51,9 @@ bench: test-packages $(vmm) $(guest)/.built $(demo) ## Measure what a run and an
 	@cargo bench --quiet --locked --profile dev --package tests --bench lab
 	@echo "On this machine: times, which are its own"
 	@cargo bench --quiet --locked --package tests --bench ratios
+
+profile: test-packages $(vmm) $(guest)/.built $(demo) ## Take a cold start apart in the lab (tests/bench/lab/profile.md)
+	@cargo bench --quiet --locked --profile dev --package tests --bench lab -- --profile
 
 lab: | toolchain run-packages test-packages ## Build target/debug/lab, which runs a command on a complete KVM
 	@cargo build --quiet --locked --package lab

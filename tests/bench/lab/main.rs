@@ -4,6 +4,7 @@
 //!   and a table for the README.
 //! - `--budgets`: only the scenarios that have a ceiling in `budgets.json`; fails where one is above it.
 //! - `--check`: everything again, held against what is committed; fails where a figure moved though nothing else did.
+//! - `--profile`: where a cold start goes, written to `tests/bench/lab/profile.md`.
 //! - `--only NAME`: that scenario, printed.
 //! - `time REPEAT COMMAND…`: what runs inside the lab; one duration in nanoseconds a line.
 
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         [] => all(),
         ["--budgets"] => budgets(),
         ["--check"] => check(),
+        ["--profile"] => profile(),
         ["--only", name] => only(name),
         _ => {
             say(&format!("lab bench: unknown arguments {arguments:?}"));
@@ -83,6 +85,12 @@ fn check() -> Result<ExitCode, Failure> {
         }
     }
     Ok(ExitCode::from(u8::from(!is_same)))
+}
+
+fn profile() -> Result<ExitCode, Failure> {
+    let stage = Stage::set()?;
+    say(&report::write_profile(&stage, &stage.profile()?));
+    Ok(ExitCode::SUCCESS)
 }
 
 fn only(name: &str) -> Result<ExitCode, Failure> {

@@ -50,6 +50,25 @@ impl Drop for Stage {
     }
 }
 
+/// Runs hello once to warm up, once to see the steps, and once to see why the guest is left.
+const PROFILE: &str = "set -e
+vmm load --quiet --input /images/hello.oci --name hello:1 >/dev/null
+vmm run hello:1 >/dev/null
+vmm run --timings=json hello:1 2>&1 >/dev/null
+echo hist:keys=exit_reason >/sys/kernel/tracing/events/kvm/kvm_exit/trigger
+vmm run hello:1 >/dev/null
+cat /sys/kernel/tracing/events/kvm/kvm_exit/hist
+";
+
+/// Where a cold start goes.
+#[derive(Debug)]
+pub(crate) struct Profile {
+    /// The steps of `--timings`, in millions of instructions.
+    pub(crate) steps: Vec<(String, f64)>,
+    /// How often the guest was left for each of SVM's exit codes.
+    pub(crate) exits: Vec<(u32, u64)>,
+}
+
 /// Why nothing was measured.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
@@ -166,6 +185,51 @@ impl Stage {
         })
     }
 
+    /// Boots a lab and takes a cold start apart.
+    pub(crate) fn profile(&self) -> Result<Profile, Failure> {
+        let text = self.shell("profile", PROFILE)?;
+        let bad = || Failure::Scenario {
+            name: "profile",
+            said: text.clone(),
+        };
+        let steps: Value = text
+            .lines()
+            .find_map(|line| serde_json::from_str(line).ok())
+            .ok_or_else(bad)?;
+        let steps = steps["steps"].as_array().ok_or_else(bad)?;
+        let steps = steps.iter().filter_map(|step| {
+            let name = step["step"].as_str()?.to_owned();
+            Some((name, step["microseconds"].as_f64()? / 1e3))
+        });
+        // { exit_reason:        114 } hitcount:        255
+        let exits = text.lines().filter_map(|line| {
+            let (reason, count) = line.strip_prefix("{ exit_reason:")?.split_once('}')?;
+            let count = count.trim().strip_prefix("hitcount:")?;
+            Some((reason.trim().parse().ok()?, count.trim().parse().ok()?))
+        });
+        Ok(Profile {
+            steps: steps.collect(),
+            exits: exits.collect(),
+        })
+    }
+
+    /// Boots a lab, runs a script in it and returns what it prints.
+    fn shell(&self, name: &'static str, script: &str) -> Result<String, Failure> {
+        let (mut said, mut complaint) = (Vec::new(), Vec::new());
+        let ended = self
+            .lab
+            .run(&["sh", "-c", script], &mut said, &mut complaint)?;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        if ended.code != 0 {
+            let complaint = String::from_utf8_lossy(&complaint);
+            return Err(Failure::Scenario {
+                name,
+                said: format!("{said}{complaint}"),
+            });
+        }
+        Ok(said)
+    }
+
     /// Boots a lab and measures.
     pub(crate) fn measure(&self, scenario: &Scenario) -> Result<Figure, Failure> {
         let Scenario {
@@ -182,18 +246,7 @@ impl Stage {
              {command} >/dev/null\n\
              cat {KVM_EXIT}/hist\n"
         );
-        let (mut said, mut complaint) = (Vec::new(), Vec::new());
-        let ended = self
-            .lab
-            .run(&["sh", "-c", &script], &mut said, &mut complaint)?;
-        let text = String::from_utf8_lossy(&said);
-        if ended.code != 0 {
-            let complaint = String::from_utf8_lossy(&complaint);
-            return Err(Failure::Scenario {
-                name: scenario.name,
-                said: format!("{text}{complaint}"),
-            });
-        }
+        let text = self.shell(scenario.name, &script)?;
         let mut nanoseconds: Vec<f64> = text
             .lines()
             .map_while(|line| line.parse().ok())
@@ -206,7 +259,7 @@ impl Stage {
         let (Some(exits), REPEATS) = (exits, nanoseconds.len()) else {
             return Err(Failure::Scenario {
                 name: scenario.name,
-                said: text.into_owned(),
+                said: text,
             });
         };
         let middle = nanoseconds[REPEATS / 2];
