@@ -150,7 +150,7 @@ fn dependencies_of(package: &str) -> Vec<String> {
 fn our_dependencies_of(package: &str) -> Vec<String> {
     among(
         &dependencies_of(package),
-        &["agent", "devices", "protocol", "tests", "vmm"],
+        &["agent", "devices", "lab", "protocol", "tests", "vmm"],
     )
 }
 

@@ -215,9 +215,12 @@ impl Lab {
     }
 
     fn start(&self, initramfs: &File, lines: &[UnixStream]) -> Result<Child, LabError> {
-        // setpriv: an emulator without its caller would run for ever.
+        // An emulator without its caller would run for ever. A caller that is gone before it could be watched sends no signal,
+        // hence the second look.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]);
+        command.args(["sh", "-c", "test $PPID = $0 && exec \"$@\""]);
+        command.arg(std::process::id().to_string());
         command.arg(&self.parts.qemu);
         command
             .args("-no-user-config -nodefaults -no-reboot -display none -machine q35".split(' '));
