@@ -1,12 +1,14 @@
-//! The guest kernel: an uncompressed ELF file whose segments are mapped to where they run.
+//! The guest kernel: an uncompressed ELF file whose segments are mapped, or read, to where they run.
 //!
-//! System V ABI, "Program Header". A segment whose place in the file and whose physical address agree within a page is
-//! mapped; one where they do not is refused, since our own build aligns them.
+//! System V ABI, "Program Header". Code and constants are mapped, so that all machines share them; a segment whose place in the
+//! file and whose physical address do not agree within a page is refused, since our own build aligns them. Data are read into
+//! RAM: a boot writes to most of their pages, and each would be mapped, mapped again and copied one by one.
 
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
-use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
+use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr, PF_W, PT_LOAD};
 use thiserror::Error;
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError};
 
@@ -50,9 +52,9 @@ pub enum KernelError {
     /// Mapping failed.
     #[error("cannot map the kernel")]
     Map(#[from] MemoryError),
-    /// Clearing the rest of a segment failed.
-    #[error("cannot write the kernel's last page")]
-    Clear(#[source] GuestMemoryError),
+    /// A segment's memory could not be written.
+    #[error("cannot write the kernel into the machine's memory")]
+    Fill(#[source] GuestMemoryError),
 }
 
 /// Maps the kernel's segments into RAM and returns the physical address of its first instruction.
@@ -81,7 +83,7 @@ pub(super) fn map(file: &File, memory: &MachineMemory) -> Result<u64, KernelErro
             if end.is_none_or(|end| end > length_bytes) {
                 return Err(KernelError::Truncated);
             }
-            map_segment(file, &segment, memory)?;
+            load_segment(file, &segment, memory)?;
             holds_entry |= header.e_entry >= segment.p_paddr
                 && header.e_entry - segment.p_paddr < segment.p_memsz;
         }
@@ -94,20 +96,50 @@ pub(super) fn map(file: &File, memory: &MachineMemory) -> Result<u64, KernelErro
     Ok(header.e_entry)
 }
 
+fn load_segment(
+    file: &File,
+    segment: &Elf64_Phdr,
+    memory: &MachineMemory,
+) -> Result<(), KernelError> {
+    let address = segment.p_paddr;
+    let end = address.checked_add(segment.p_memsz.max(segment.p_filesz));
+    if address < HIGH_MEMORY_ADDRESS || end.is_none_or(|end| end > LOW_RAM_END) {
+        return Err(KernelError::BadSegment { address });
+    }
+    if segment.p_filesz == 0 {
+        return Ok(());
+    }
+    if segment.p_flags & PF_W == 0 {
+        map_segment(file, segment, memory)
+    } else {
+        read_segment(file, segment, memory)
+    }
+}
+
+fn read_segment(
+    mut file: &File,
+    segment: &Elf64_Phdr,
+    memory: &MachineMemory,
+) -> Result<(), KernelError> {
+    let address = segment.p_paddr;
+    let bad = KernelError::BadSegment { address };
+    let length = usize::try_from(segment.p_filesz).map_err(|_| bad)?;
+    file.seek(SeekFrom::Start(segment.p_offset))
+        .map_err(KernelError::Read)?;
+    memory
+        .all
+        .read_exact_volatile_from(GuestAddress(address), &mut file, length)
+        .map_err(KernelError::Fill)
+}
+
 fn map_segment(
     file: &File,
     segment: &Elf64_Phdr,
     memory: &MachineMemory,
 ) -> Result<(), KernelError> {
     let address = segment.p_paddr;
-    let bad = KernelError::BadSegment { address };
-    let end = address.checked_add(segment.p_memsz.max(segment.p_filesz));
-    let in_place = address % PAGE_BYTES == segment.p_offset % PAGE_BYTES;
-    if !in_place || address < HIGH_MEMORY_ADDRESS || end.is_none_or(|end| end > LOW_RAM_END) {
-        return Err(bad);
-    }
-    if segment.p_filesz == 0 {
-        return Ok(());
+    if address % PAGE_BYTES != segment.p_offset % PAGE_BYTES {
+        return Err(KernelError::BadSegment { address });
     }
     let lead = address % PAGE_BYTES;
     let length_bytes = (lead + segment.p_filesz).next_multiple_of(PAGE_BYTES);
@@ -123,7 +155,7 @@ fn map_segment(
     memory
         .all
         .write_slice(&zeros, GuestAddress(address + segment.p_filesz))
-        .map_err(KernelError::Clear)
+        .map_err(KernelError::Fill)
 }
 
 fn read<T: ByteValued + Default>(file: &File, offset: u64) -> Result<T, KernelError> {
