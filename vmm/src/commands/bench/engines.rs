@@ -18,13 +18,15 @@ use crate::state::Registry;
 
 /// The user that everything is run as.
 const USER: [&str; 2] = ["--user", "0:0"];
+/// The user and group of nobody, as the kernel counts them (`overflowuid`).
+const NOBODY: &str = "65534:65534";
 /// Labels containers in docker's daemon as one bench's.
 const LABEL: &str = "org.vmm.bench";
 
 /// Something that runs a program of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// chroot(8): the program as a process of the host. What the loops are compared with.
+    /// The program as a process of the host, see [`confined`]. What the loops are compared with.
     Native,
     /// This program, as a user types it.
     Vmm,
@@ -49,7 +51,7 @@ impl Kind {
 
     fn program(self) -> &'static str {
         match self {
-            Self::Native => "chroot",
+            Self::Native => "unshare",
             // Whatever file this process was started from.
             Self::Vmm => "/proc/self/exe",
             Self::Crun => "crun",
@@ -107,6 +109,11 @@ impl<'a> Engine<'a> {
         let needs_root = matches!(kind, Kind::Native | Kind::Crun | Kind::Runc);
         let program = find(kind.program())
             .ok_or_else(|| Stop::Because("is not installed: it is not on the PATH".to_owned()))?;
+        if kind == Kind::Native && (find("setpriv").is_none() || find("chroot").is_none()) {
+            return Err(Stop::Because(
+                "setpriv or chroot is not installed".to_owned(),
+            ));
+        }
         if needs_root && !geteuid().is_root() {
             let reason = "needs root's rights to run the image from a directory";
             return Err(Stop::Because(reason.to_owned()));
@@ -140,7 +147,7 @@ impl<'a> Engine<'a> {
         let first = text.lines().next().unwrap_or_default();
         Ok(match self.kind {
             Kind::Docker => first.to_owned(),
-            // As in `crun version 1.8.1` and `chroot (GNU coreutils) 9.1`.
+            // As in `crun version 1.8.1`.
             _ => first.rsplit(' ').next().unwrap_or_default().to_owned(),
         })
     }
@@ -186,12 +193,7 @@ impl<'a> Engine<'a> {
         let name = self.container(self.started);
         let mut command = self.base();
         match self.kind {
-            Kind::Native => {
-                let variables = task.environment.iter();
-                let variables = variables.filter_map(|variable| variable.split_once('='));
-                command.env_clear().envs(variables);
-                command.arg(self.place.root()).args(&task.arguments);
-            }
+            Kind::Native => confined(&mut command, &self.place.root(), task),
             Kind::Crun | Kind::Runc => {
                 command
                     .args(["run", "--bundle"])
@@ -312,6 +314,29 @@ impl Drop for Engine<'_> {
     }
 }
 
+/// Runs a program from a directory as a process of the host that can do no more than a container's could: what an image
+/// brings is as hostile here as elsewhere. Nobody's rights, none to be gained by a set-user-id file, and no network; the
+/// host's programs in front of it see none of the image's variables but the locale, which decides how a shell counts.
+fn confined(command: &mut Command, root: &Path, task: &Task) {
+    let tool = |name: &str| find(name).unwrap_or_else(|| PathBuf::from(name));
+    let variables = task.environment.iter();
+    let locale = variables
+        .filter_map(|variable| variable.split_once('='))
+        .filter(|(name, value)| (*name == "LANG" || name.starts_with("LC_")) && is_plain(value));
+    command.env_clear().envs(locale);
+    command.args(["--net", "--ipc", "--pid", "--fork", "--kill-child"]);
+    command.arg(tool("setpriv")).arg("--no-new-privs");
+    command.arg(tool("chroot"));
+    command.args(["--userspec", NOBODY, "--groups", ""]);
+    command.arg(root).args(&task.arguments);
+}
+
+/// Whether a value names a locale and not a path.
+fn is_plain(value: &str) -> bool {
+    let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte);
+    value.bytes().all(is_known) && !value.contains("..")
+}
+
 /// What `vmm run`, `podman run` and `docker run` have in common.
 fn add_program(command: &mut Command, task: &Task, image: &str) {
     if task.program.keeps_input {
@@ -379,4 +404,34 @@ fn find(program: &str) -> Option<PathBuf> {
             rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK).is_ok()
                 && candidate.is_file()
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_locale_is_passed_on_and_a_path_is_not() {
+        assert!(is_plain("en_GB.UTF-8@euro"));
+        assert!(!is_plain("../x"));
+        assert!(!is_plain("/tmp/x"));
+    }
+
+    #[test]
+    fn the_variables_of_an_image_do_not_reach_programs_of_the_host() {
+        let variables = ["LD_PRELOAD=/evil.so", "PATH=/evil", "LANG=C.UTF-8"];
+        let task = Task {
+            program: super::super::programs::start(),
+            arguments: vec!["/bin/sh".to_owned()],
+            environment: variables.map(str::to_owned).to_vec(),
+            bundle: PathBuf::new(),
+        };
+        let mut command = Command::new("unshare");
+
+        confined(&mut command, Path::new("/unpacked"), &task);
+
+        let passed: Vec<_> = command.get_envs().collect();
+        let locale = (OsStr::new("LANG"), Some(OsStr::new("C.UTF-8")));
+        assert_eq!(passed, [locale]);
+    }
 }

@@ -112,7 +112,8 @@ pub(super) const METHODS: [Method; 7] = [
     },
     Method {
         figure: "native",
-        how: "The program run by chroot(8) from the unpacked image, on the host's kernel, without namespaces or limits.",
+        how: "The program run by chroot(8) from the unpacked image as a process of the host: nobody's rights, no network, no \
+              limits.",
     },
     Method {
         figure: "vmm",
@@ -121,7 +122,7 @@ pub(super) const METHODS: [Method; 7] = [
     Method {
         figure: "crun, runc, podman, docker",
         how: "crun and runc run one unpacked directory, shared by their instances, with docker's default profile but \
-              for seccomp. podman and docker run the image loaded into a storage of their own, with their defaults. All \
-              run as the container's root with no network but loopback, and without resource limits.",
+              for seccomp. podman runs the image loaded into a storage of its own, docker into its daemon's, with their \
+              defaults. All run as the container's root, with no network but loopback.",
     },
 ];

@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use super::findings::{Findings, Starts};
+use super::findings::{Findings, LoopFigure, Starts};
 use super::statistics::{Spread, Time};
 use super::text::{facts, percentiles, spell_nanoseconds, spell_ratio, spell_time};
 use crate::commands::output::{printable, spell_size};
@@ -176,15 +176,19 @@ fn loop_section(body: &mut String, findings: &Findings) {
             label: row.engine.to_owned(),
             value: row.nanoseconds_per_iteration,
             marks: Vec::new(),
-            text: format!(
-                "{}, {} native, {} runs",
-                spell_nanoseconds(row.nanoseconds_per_iteration),
-                spell_ratio(row.ratio_to_native),
-                row.runs
-            ),
+            text: loop_text(row),
         });
         chart(body, bars);
     }
+}
+
+fn loop_text(row: &LoopFigure) -> String {
+    let time = spell_nanoseconds(row.nanoseconds_per_iteration);
+    let ratio = match row.ratio_to_native {
+        Some(ratio) => format!(", {} native", spell_ratio(Some(ratio))),
+        None => String::new(),
+    };
+    format!("{time}{ratio}, runs: {}", row.runs)
 }
 
 /// Draws horizontal bars from zero, the longest value as long as there is room.

@@ -2,7 +2,9 @@
 
 use std::cell::OnceCell;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
@@ -19,6 +21,8 @@ use crate::workload::{Choices, Workload};
 
 /// The shell that the measured programs are written for.
 pub(super) const SHELL: &str = "/bin/sh";
+/// The file that the loop over files uses.
+pub(super) const SCRATCH_FILE: &str = "/.vmm-bench";
 /// What the configurations for the runtimes claim to be written for: all that we ask for was in it, and old runtimes know it.
 const RUNTIME_SPEC_VERSION: &str = "1.0.2";
 
@@ -119,7 +123,17 @@ impl Place {
         unpacked.map_err(|error| {
             Stop::Because(format!("the image cannot be unpacked: {}", chain(&error)))
         })?;
+        if let Err(error) = place.make_scratch_file() {
+            tracing::debug!(%error, "the native loop over files will fail");
+        }
         Ok(place)
+    }
+
+    /// Makes the file of the loop over files, which the native one may not make itself. One of the image stays what it is.
+    fn make_scratch_file(&self) -> io::Result<()> {
+        let path = self.root().join(SCRATCH_FILE.trim_start_matches('/'));
+        let file = File::create_new(path)?;
+        file.set_permissions(Permissions::from_mode(0o666))
     }
 
     /// A path in the directory.
@@ -166,7 +180,7 @@ impl Place {
         Ok(self.archive.get_or_init(|| path))
     }
 
-    /// Whether the image has an executable file of this path, as a process inside sees it.
+    /// Whether the image has a file of this path, as a process inside sees it.
     pub(super) fn has(&self, path: &str) -> bool {
         let opened = File::open(self.root()).and_then(|root| {
             let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -213,13 +227,15 @@ impl Place {
     }
 
     /// Makes of a configuration for a machine one for a container on this host: another root, a network namespace of its
-    /// own with nothing in it, and the limits of this account, which may not be allowed to raise them.
+    /// own with nothing in it, the limits of this account, which may not be allowed to raise them, and no devices of the
+    /// host but those of every container: docker's rule, without which a container's root could make them.
     fn adapt(&self, config: &mut Value) {
         config["ociVersion"] = RUNTIME_SPEC_VERSION.into();
         config["root"]["path"] = self.root().to_string_lossy().into();
         if let Some(process) = config["process"].as_object_mut() {
             process.remove("rlimits");
         }
+        config["linux"]["resources"] = json!({"devices": [{"allow": false, "access": "rwm"}]});
         if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
             namespaces.push(json!({"type": "network"}));
         }

@@ -1,6 +1,6 @@
 //! What is run in the image: short scripts for its shell, which need no other program of it.
 
-use super::place::Program;
+use super::place::{Program, SCRATCH_FILE};
 
 /// Prints a byte and exits.
 const START: &str = "echo .";
@@ -52,14 +52,16 @@ impl Loop {
 
     /// The loop with so many iterations.
     pub(super) fn program(self, iterations: u64) -> Program {
-        let body = match self {
-            Self::Cpu => ":",
-            Self::Memory => "s=................; while [ ${#s} -lt 1048576 ]; do s=$s$s; done",
-            Self::File => "echo . >>/.vmm-bench; read line </.vmm-bench",
-        };
-        let before = match self {
-            Self::File => ": >/.vmm-bench; ",
-            Self::Cpu | Self::Memory => "",
+        let (before, body) = match self {
+            Self::Cpu => (String::new(), ":".to_owned()),
+            Self::Memory => (
+                String::new(),
+                "s=................; while [ ${#s} -lt 1048576 ]; do s=$s$s; done".to_owned(),
+            ),
+            Self::File => (
+                format!(": >{SCRATCH_FILE}; "),
+                format!("echo . >>{SCRATCH_FILE}; read line <{SCRATCH_FILE}"),
+            ),
         };
         Program::script(format!(
             "{before}echo .; i=0; while [ $i -lt {iterations} ]; do {body}; i=$((i+1)); done; echo ."
