@@ -13,7 +13,7 @@ fn help_goes_to_standard_output_and_names_every_command() {
     help.succeeded().stderr_is("");
     for command in [
         "run", "ps", "kill", "load", "save", "tag", "images", "history", "rmi", "prune", "system",
-        "guest", "doctor",
+        "guest", "doctor", "bench",
     ] {
         help.stdout_has(&format!("\n  {command} "));
     }
@@ -22,7 +22,7 @@ fn help_goes_to_standard_output_and_names_every_command() {
 
 #[test]
 fn every_command_has_help_with_nothing_on_standard_error() {
-    let commands: [&[&str]; 16] = [
+    let commands: [&[&str]; 17] = [
         &["run"],
         &["ps"],
         &["kill"],
@@ -39,6 +39,7 @@ fn every_command_has_help_with_nothing_on_standard_error() {
         &["guest", "list"],
         &["guest", "use"],
         &["doctor"],
+        &["bench"],
     ];
     for command in commands {
         let fixture = Fixture::new();

@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -96,6 +97,8 @@ pub enum Command {
     Guest(GuestCommand),
     /// Say what this host can do, and what is missing
     Doctor(DoctorArgs),
+    /// Compare what running an image costs with vmm, crun, runc, podman and docker on this host
+    Bench(Box<BenchArgs>),
     /// Print a completion script for a shell
     Completion(CompletionArgs),
     /// Write the manual pages to a directory
@@ -267,20 +270,7 @@ impl RunArgs {
     /// An empty command means the image's own. A `--` between name and command is dropped.
     #[must_use]
     pub fn image_and_command(&self) -> (RunImage<'_>, &[String]) {
-        if let Some(source) = &self.image {
-            let select = self.select.as_deref();
-            return (RunImage::File { source, select }, &self.words);
-        }
-        let (name, command) = match self.words.split_first() {
-            Some((name, command)) => (name.as_str(), command),
-            // `parse` lets nobody get here.
-            None => ("", [].as_slice()),
-        };
-        let command = match command.split_first() {
-            Some((dashes, rest)) if dashes == "--" => rest,
-            _ => command,
-        };
-        (RunImage::Name(name), command)
+        image_and_command(self.image.as_ref(), self.select.as_deref(), &self.words)
     }
 
     /// Tells whether nothing of the machine stays when it has ended.
@@ -288,6 +278,26 @@ impl RunArgs {
     pub fn is_ephemeral(&self) -> bool {
         self.rm || !self.detach
     }
+}
+
+fn image_and_command<'a>(
+    image: Option<&'a FileOrStdin>,
+    select: Option<&'a str>,
+    words: &'a [String],
+) -> (RunImage<'a>, &'a [String]) {
+    if let Some(source) = image {
+        return (RunImage::File { source, select }, words);
+    }
+    let (name, command) = match words.split_first() {
+        Some((name, command)) => (name.as_str(), command),
+        // `parse` lets nobody get here.
+        None => ("", [].as_slice()),
+    };
+    let command = match command.split_first() {
+        Some((dashes, rest)) if dashes == "--" => rest,
+        _ => command,
+    };
+    (RunImage::Name(name), command)
 }
 
 /// A place to read an archive from.
@@ -633,6 +643,97 @@ pub struct DoctorArgs {
     pub json: bool,
 }
 
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  vmm bench --image app.oci
+  vmm bench --html report.html app
+  vmm bench --engines vmm,crun --concurrency 1 --runs 20 app
+  vmm bench --json --time-limit 2m app -- /bin/app --version > report.json
+
+The measured command prints one byte and exits: the image's shell if none is given. Every command is run as the
+container's root, without a network. What could not be measured is said, with the reason.";
+
+/// Arguments of `vmm bench`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    override_usage = "vmm bench [OPTIONS] --image <FILE|-> [-- COMMAND [ARG]...]\n       vmm bench [OPTIONS] <NAME> [-- COMMAND [ARG]...]",
+    after_help = BENCH_EXAMPLES
+)]
+pub struct BenchArgs {
+    /// Measure with the image in FILE: an OCI archive or directory, a `docker save` archive, or - for standard input
+    #[arg(long, value_name = "FILE|-", help_heading = "Image")]
+    pub image: Option<FileOrStdin>,
+    /// With several images in FILE: the name of the one to take
+    #[arg(
+        long,
+        value_name = "REFERENCE",
+        requires = "image",
+        help_heading = "Image"
+    )]
+    pub select: Option<String>,
+    /// What an import may cost.
+    #[command(flatten)]
+    pub limits: ImportLimitArgs,
+    /// Compare only these; otherwise every one that is found
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub engines: Vec<BenchEngine>,
+    /// Measure only these; otherwise all
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub figures: Vec<BenchFigure>,
+    /// Starts to measure for each engine and concurrency, 1 to 10000; p99 is only said of 100 and more
+    #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub runs: u32,
+    /// How many starts to keep under way at once, 1 to 1000 each
+    #[arg(long, value_name = "NUMBER,...", value_delimiter = ',', default_value = "1,10,100", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub concurrency: Vec<u32>,
+    /// Leave out what does not fit into this time, in units of s, m or h
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_time_limit)]
+    pub time_limit: Duration,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Write a page with charts to FILE, too
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// The image's name unless --image is given, then the command whose start is measured
+    #[arg(value_name = "NAME|COMMAND", trailing_var_arg = true)]
+    pub words: Vec<String>,
+}
+
+impl BenchArgs {
+    /// Tells the image from the command, as [`RunArgs::image_and_command`].
+    #[must_use]
+    pub fn image_and_command(&self) -> (RunImage<'_>, &[String]) {
+        image_and_command(self.image.as_ref(), self.select.as_deref(), &self.words)
+    }
+}
+
+/// What `vmm bench` measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchFigure {
+    /// The time to the first byte of output and to the exit.
+    Start,
+    /// The memory of instances that wait.
+    Idle,
+    /// Loops bound by processor, memory and files.
+    Loops,
+}
+
+/// What `vmm bench` compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchEngine {
+    /// This program.
+    Vmm,
+    /// The container runtime in C.
+    Crun,
+    /// The container runtime in Go.
+    Runc,
+    /// The engine without a daemon.
+    Podman,
+    /// The engine with one.
+    Docker,
+}
+
 /// Arguments of `vmm completion`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
@@ -659,15 +760,24 @@ pub struct ManArgs {
 /// have been printed then, and the report says nothing more.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Report> {
     let cli = Cli::try_parse_from(arguments).map_err(|error| report_of(&error))?;
-    match &cli.command {
-        Command::Run(arguments) if arguments.image.is_none() && arguments.words.is_empty() => {
-            let error = UsageError("no image was named".to_owned());
-            Err(Report::new(error).with_help(
-                "give a name that `vmm images` lists, or a file: vmm run --image app.oci",
-            ))
-        }
-        _ => Ok(cli),
+    let (verb, has_image) = match &cli.command {
+        Command::Run(arguments) => (
+            "run",
+            arguments.image.is_some() || !arguments.words.is_empty(),
+        ),
+        Command::Bench(arguments) => (
+            "bench",
+            arguments.image.is_some() || !arguments.words.is_empty(),
+        ),
+        _ => return Ok(cli),
+    };
+    if has_image {
+        return Ok(cli);
     }
+    let error = UsageError("no image was named".to_owned());
+    Err(Report::new(error).with_help(format!(
+        "give a name that `vmm images` lists, or a file: vmm {verb} --image app.oci"
+    )))
 }
 
 /// Says in our way what the parser found.
@@ -763,6 +873,21 @@ pub(crate) fn parse_environment_line(text: &str) -> Option<Variable> {
     })
 }
 
+/// Takes a number of seconds, minutes or hours, above zero.
+fn parse_time_limit(text: &str) -> Result<Duration, ArgumentError> {
+    let refused = || ArgumentError::TimeLimit(text.to_owned());
+    let (number, unit_seconds) = match text.char_indices().next_back() {
+        Some((at, 's')) => (&text[..at], 1),
+        Some((at, 'm')) => (&text[..at], 60),
+        Some((at, 'h')) => (&text[..at], 3600),
+        _ => return Err(refused()),
+    };
+    match number.parse::<u32>() {
+        Ok(0) | Err(_) => Err(refused()),
+        Ok(number) => Ok(Duration::from_secs(u64::from(number) * unit_seconds)),
+    }
+}
+
 /// Takes an absolute path, as docker does.
 fn parse_workdir(text: &str) -> Result<String, ArgumentError> {
     if text.starts_with('/') {
@@ -814,6 +939,9 @@ pub enum ArgumentError {
     /// `--user` with an empty user or too many parts.
     #[error("'{0}' is no user or user:group")]
     User(String),
+    /// `--time-limit` that is no time.
+    #[error("'{0}' is no time as in 90s, 10m or 1h")]
+    TimeLimit(String),
     /// `--hostname` that no host can have.
     #[error("'{0}' is no host name of at most 64 letters, digits, dots and hyphens")]
     Hostname(String),
@@ -959,6 +1087,10 @@ mod tests {
                 .starts_with("vmm: no command was given: there are list, use, rollback\nhelp: ")
         );
         assert!(refusal(&["run"]).starts_with("vmm: no image was named\nhelp: "));
+        assert!(refusal(&["bench"]).contains("vmm bench --image app.oci"));
+        assert!(refusal(&["bench", "--runs", "0", "app"]).contains("--runs"));
+        assert!(refusal(&["bench", "--engines", "x", "app"]).contains("crun"));
+        assert!(refusal(&["bench", "--time-limit", "0s", "app"]).contains("'0s' is no time"));
         assert!(refusal(&["run", "--imag", "x"]).contains("'--image'"));
         assert!(refusal(&["run", "--workdir", "tmp", "app"]).contains("'tmp' is no absolute path"));
         assert!(refusal(&["run", "--hostname", "-", "app"]).contains("'-' is no host name"));

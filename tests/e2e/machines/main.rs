@@ -2,6 +2,7 @@
 //! belongs to one subject.
 
 mod background;
+mod bench;
 mod complete_kvm;
 mod environment;
 mod exit_codes;

@@ -3,6 +3,7 @@
 //! A command takes what was typed, asks the rooms below for what it means, and prints. It returns
 //! the exit code; a failure becomes a [`Report`] on the way out and is printed by `main`.
 
+mod bench;
 mod completion;
 mod df;
 mod doctor;
@@ -60,6 +61,7 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
         }
         Command::System(SystemCommand::Df(arguments)) => df::run(arguments, &here()?),
         Command::Guest(command) => guest::run(command, &here()?),
+        Command::Bench(arguments) => bench::run(arguments, &here()?, cli.global.root.as_deref()),
         Command::Doctor(arguments) => doctor::run(arguments, &here()?),
         Command::Completion(arguments) => completion::completion(arguments),
         Command::Man(arguments) => completion::man(arguments),

@@ -74,7 +74,7 @@ pub(super) fn print_line(line: impl AsRef<str>) -> Result<(), Report> {
 }
 
 /// Replaces control characters: names and histories come from images, and a terminal obeys them.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars()
         .map(|character| {
             if character.is_control() {

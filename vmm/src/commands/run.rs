@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal, Write};
 
 use super::load::import_options;
 use super::progress::ImportProgress;
-use crate::cli::{FileOrStdin, RunArgs, RunImage, TimingsFormat};
+use crate::cli::{FileOrStdin, ImportLimitArgs, RunArgs, RunImage, TimingsFormat};
 use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
 use crate::image::{
@@ -71,7 +71,11 @@ fn run_here(
 
     let id = MachineId::random().map_err(MonitorError::Watch)?;
     let choices = choices(arguments, &id)?;
-    let (image, reference) = image(arguments, directories)?;
+    let (image, reference) = open_image(
+        &arguments.image_and_command().0,
+        &arguments.limits,
+        directories,
+    )?;
     timings.end_of("image");
 
     let workload = Workload::new(&image.config, &choices, &OwnEnvironment)?;
@@ -182,11 +186,15 @@ fn note(machine: OwnedMachine, outcome: &Outcome) {
     }
 }
 
-/// The image, and what it was called.
-fn image(arguments: &RunArgs, directories: &Directories) -> Result<(StoredImage, String), Report> {
+/// Opens the image that was typed, and says what it was called.
+pub(super) fn open_image(
+    image: &RunImage<'_>,
+    limits: &ImportLimitArgs,
+    directories: &Directories,
+) -> Result<(StoredImage, String), Report> {
     let store = Store::open(directories.store())?;
-    match arguments.image_and_command().0 {
-        RunImage::Name(name) => Ok((store.find(name)?, name.to_owned())),
+    match image {
+        RunImage::Name(name) => Ok((store.find(name)?, (*name).to_owned())),
         RunImage::File { source, select } => {
             let source = match source {
                 FileOrStdin::File(path) => ImageSource::Path(path.clone()),
@@ -195,7 +203,7 @@ fn image(arguments: &RunArgs, directories: &Directories) -> Result<(StoredImage,
             let name = source.name();
             let options = ImportOptions {
                 select: select.map(str::to_owned),
-                ..import_options(&arguments.limits)
+                ..import_options(limits)
             };
             let image = store.import(source, &options, &ImportProgress::new())?;
             Ok((image, name))

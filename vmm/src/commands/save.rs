@@ -43,14 +43,17 @@ fn save_to_file(store: &Store, image: &str, path: &Path) -> Result<(), Report> {
 }
 
 /// A file beside the one that it becomes when it is whole; removed if it never is.
-struct PartialFile {
+#[derive(Debug)]
+pub(super) struct PartialFile {
     path: PathBuf,
-    file: File,
+    /// What to write to.
+    pub(super) file: File,
     is_whole: bool,
 }
 
 impl PartialFile {
-    fn create(whole: &Path) -> io::Result<Self> {
+    /// Begins a file that is to replace the one of this path.
+    pub(super) fn create(whole: &Path) -> io::Result<Self> {
         let mut name = OsString::from(".");
         name.push(whole.file_name().ok_or(io::ErrorKind::InvalidInput)?);
         name.push(format!(".{}", std::process::id()));
@@ -62,7 +65,8 @@ impl PartialFile {
         })
     }
 
-    fn finish(mut self, whole: &Path) -> io::Result<()> {
+    /// Puts the file in its place.
+    pub(super) fn finish(mut self, whole: &Path) -> io::Result<()> {
         fs::rename(&self.path, whole)?;
         self.is_whole = true;
         Ok(())

@@ -43,6 +43,7 @@ pub use reference::{ParseReferenceError, Reference};
 pub use source::{ImageSource, SourceError};
 pub use store::{
     FindError, HistoryEntry, ImageSummary, ImportError, ImportOptions, PruneScope, Pruned,
-    RemoveError, Removed, RootPart, RootTree, SaveError, Store, StoreError, StoredImage, Usage,
+    RemoveError, Removed, RootPart, RootTree, SaveError, Store, StoreError, StoredImage,
+    UnpackError, Usage,
 };
 pub use tar::TarError;

@@ -24,7 +24,7 @@ use super::arch::layout::ram_pieces;
 use super::shape::{PAGE_BYTES, RamSize, WindowClass};
 
 /// A huge page of x86-64, which one entry of a page directory maps.
-const HUGE_PAGE_BYTES: u64 = 2 << 20;
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 const RAM_PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const RAM_FLAGS: i32 = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
@@ -182,10 +182,10 @@ fn region(start: u64, mapping: MmapRegion) -> Result<GuestRegionMmap, MemoryErro
 ///
 /// With huge pages a boot has 8 faults of RAM instead of 2,600, and 49 million instructions instead of 61.
 fn ram_piece(bytes: u64) -> Result<MmapRegion, MemoryError> {
-    let reserved = anonymous(bytes + HUGE_PAGE_BYTES)?;
-    let lead_bytes = reserved.as_ptr().align_offset(HUGE_PAGE_BYTES as usize);
+    let reserved = anonymous(bytes + HUGE_PAGE_BYTES as u64)?;
+    let lead_bytes = reserved.as_ptr().align_offset(HUGE_PAGE_BYTES);
     let start = reserved.as_ptr().wrapping_add(lead_bytes);
-    let size = reserved.size() - HUGE_PAGE_BYTES as usize;
+    let size = reserved.size() - HUGE_PAGE_BYTES;
     mem::forget(reserved);
     // SAFETY: the range lies inside `reserved`: its lead is shorter than the huge page that was added. Nobody unmaps that.
     let aligned = unsafe { MmapRegionBuilder::new(size).with_raw_mmap_pointer(start) };

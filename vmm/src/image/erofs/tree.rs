@@ -238,6 +238,18 @@ impl XattrName {
         })
     }
 
+    /// The full name, as [`XattrName::parse`] takes it.
+    #[must_use]
+    pub fn spelled(&self) -> Vec<u8> {
+        let known = NAMESPACES.iter().chain(&WHOLE_NAMES);
+        let prefix = known
+            .filter(|(_, number)| *number == self.namespace)
+            .map(|(prefix, _)| *prefix)
+            .next()
+            .unwrap_or_default();
+        [prefix, &self.rest].concat()
+    }
+
     /// The number of the namespace in EROFS.
     pub(super) fn namespace(&self) -> u8 {
         self.namespace
@@ -263,6 +275,18 @@ impl DeviceNumber {
         let major = u16::try_from(major).ok().filter(|major| *major < 1 << 12)?;
         let minor = u32::try_from(minor).ok().filter(|minor| *minor < 1 << 20)?;
         Some(Self { major, minor })
+    }
+
+    /// The number of the driver.
+    #[must_use]
+    pub fn major(self) -> u32 {
+        self.major.into()
+    }
+
+    /// The number within the driver.
+    #[must_use]
+    pub fn minor(self) -> u32 {
+        self.minor
     }
 
     /// Whether it is 0:0, which overlayfs takes for a whiteout.

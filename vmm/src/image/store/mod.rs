@@ -26,6 +26,7 @@ mod publish;
 mod read_ahead;
 mod save;
 mod sources;
+mod unpack;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,7 @@ use super::reference::Reference;
 pub use error::{FindError, ImportError, StoreError};
 pub use manage::{HistoryEntry, ImageSummary, PruneScope, Pruned, RemoveError, Removed, Usage};
 pub use save::SaveError;
+pub use unpack::UnpackError;
 
 /// A directory with converted images.
 #[derive(Debug, Clone)]

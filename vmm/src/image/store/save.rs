@@ -16,7 +16,7 @@ use super::super::layer::{DATA, FRAME, replay};
 use super::super::reference::Reference;
 use super::access::{CONFIG, LayerRecord};
 use super::disk::{Hold, lock, read};
-use super::{FindError, Store, StoreError};
+use super::{FindError, Store, StoreError, StoredImage};
 
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
@@ -77,6 +77,26 @@ impl Store {
             output: BufWriter::with_capacity(1 << 20, output),
         };
         self.write_archive(&mut archive, id, &config, &record.layers, &names)
+    }
+
+    /// Writes an image to `output` under one name that need not be its own.
+    ///
+    /// # Errors
+    /// If it cannot be read or written.
+    pub fn save_as(
+        &self,
+        image: &StoredImage,
+        name: &Reference,
+        output: &mut dyn Write,
+    ) -> Result<(), SaveError> {
+        let record = self.image_record(image.id)?;
+        let config = read(&self.image_directory(image.id).join(CONFIG))?
+            .ok_or_else(|| FindError::NotFound(image.id.to_string()))?;
+        let mut archive = Archive {
+            output: BufWriter::with_capacity(1 << 20, output),
+        };
+        let names = std::slice::from_ref(name);
+        self.write_archive(&mut archive, image.id, &config, &record.layers, names)
     }
 
     fn write_archive(

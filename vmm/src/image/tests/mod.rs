@@ -8,6 +8,7 @@ mod random;
 mod shapes;
 mod shared;
 mod tarballs;
+mod unpack;
 
 use std::collections::BTreeMap;
 use std::error::Error;
