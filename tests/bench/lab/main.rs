@@ -2,6 +2,7 @@
 //!
 //! - Without an argument: every scenario, each alone in a freshly booted lab; a table, `target/bench/lab.json`, and a chart
 //!   and a table for the README.
+//! - `--short`: the same without the scenarios that take minutes.
 //! - `--budgets`: only the scenarios that have a ceiling in `budgets.json`; fails where one is above it.
 //! - `--check`: everything again, held against what is committed; fails where a figure moved though nothing else did.
 //! - `--profile`: where a cold start goes, written to `tests/bench/lab/profile.md`.
@@ -35,7 +36,8 @@ fn main() -> ExitCode {
         ["time", repeat, ref command @ ..] => {
             return time(repeat.parse().unwrap_or(1), command);
         }
-        [] => all(),
+        [] => measured(|_| true),
+        ["--short"] => measured(|scenario| !scenario.is_long),
         ["--budgets"] => budgets(),
         ["--check"] => check(),
         ["--profile"] => profile(),
@@ -56,10 +58,10 @@ fn main() -> ExitCode {
     })
 }
 
-fn all() -> Result<ExitCode, Failure> {
+fn measured(is_wanted: impl Fn(&Scenario) -> bool) -> Result<ExitCode, Failure> {
     let stage = Stage::set()?;
     let mut figures = Vec::new();
-    for scenario in SCENARIOS {
+    for scenario in SCENARIOS.iter().filter(|scenario| is_wanted(scenario)) {
         figures.push((scenario, told(&stage, scenario)?));
     }
     report::write(&stage, &figures);
@@ -77,7 +79,7 @@ fn check() -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut is_same = true;
-    for scenario in SCENARIOS {
+    for scenario in SCENARIOS.iter().filter(|scenario| committed.has(scenario)) {
         let figure = told(&stage, scenario)?;
         if let Some(moved) = committed.moved(scenario, &figure) {
             is_same = false;

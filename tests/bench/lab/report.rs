@@ -119,6 +119,11 @@ impl Committed {
         })
     }
 
+    /// Whether it was measured then.
+    pub(crate) fn has(&self, scenario: &Scenario) -> bool {
+        self.0["scenarios"][scenario.name].is_object()
+    }
+
     /// A sentence if a figure is not what it was. Programs of many threads vary more than the tolerance by themselves.
     pub(crate) fn moved(&self, scenario: &Scenario, figure: &Figure) -> Option<String> {
         let committed = &self.0["scenarios"][scenario.name];

@@ -13,6 +13,8 @@ pub(crate) struct Scenario {
     pub(crate) command: &'static str,
     /// Whose clock it is.
     pub(crate) clock: Clock,
+    /// Whether it takes minutes.
+    pub(crate) is_long: bool,
 }
 
 /// Who takes the time.
@@ -35,6 +37,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "/lab/busybox true",
         clock: Clock::Outside,
+        is_long: false,
     },
     Scenario {
         name: "crun-run",
@@ -42,6 +45,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "cd /bundles/hello",
         command: "crun run --bundle /bundles/hello hello",
         clock: Clock::Outside,
+        is_long: false,
     },
     Scenario {
         name: "runc-run",
@@ -49,6 +53,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "cd /bundles/hello",
         command: "runc run --bundle /bundles/hello hello",
         clock: Clock::Outside,
+        is_long: false,
     },
     Scenario {
         name: "vmm-run-cold",
@@ -56,6 +61,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: LOADED,
         command: "vmm run hello:1",
         clock: Clock::Outside,
+        is_long: false,
     },
     Scenario {
         name: "vmm-load",
@@ -63,6 +69,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "sh /scripts/load.sh",
         clock: Clock::Outside,
+        is_long: false,
     },
     Scenario {
         name: "crun-python",
@@ -70,6 +77,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "crun run --bundle /bundles/python python",
         clock: Clock::Outside,
+        is_long: false,
     },
     Scenario {
         name: "runc-python",
@@ -77,6 +85,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "runc run --bundle /bundles/python python",
         clock: Clock::Outside,
+        is_long: false,
     },
     Scenario {
         name: "vmm-python",
@@ -84,6 +93,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "vmm load --quiet --input /images/python3.oci --name python:1",
         command: "vmm run python:1 python3 -c 'print(1)'",
         clock: Clock::Outside,
+        is_long: false,
     },
     Scenario {
         name: "vmm-hundred",
@@ -91,6 +101,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: LOADED,
         command: "sh /scripts/hundred.sh",
         clock: Clock::Outside,
+        is_long: true,
     },
     Scenario {
         name: "crun-hundred",
@@ -98,6 +109,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "sh /scripts/hundred-crun.sh",
         clock: Clock::Outside,
+        is_long: true,
     },
     Scenario {
         name: "vmm-twenty-at-once",
@@ -105,6 +117,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: LOADED,
         command: "sh /scripts/twenty.sh",
         clock: Clock::Outside,
+        is_long: true,
     },
     Scenario {
         name: "crun-twenty-at-once",
@@ -112,6 +125,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "sh /scripts/twenty-crun.sh",
         clock: Clock::Outside,
+        is_long: true,
     },
     Scenario {
         name: "bare-cpu",
@@ -119,6 +133,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "/bundles/work/rootfs/bin/work cpu",
         clock: Clock::Inside,
+        is_long: true,
     },
     Scenario {
         name: "crun-cpu",
@@ -126,6 +141,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "crun run --bundle /bundles/work-cpu work",
         clock: Clock::Inside,
+        is_long: true,
     },
     Scenario {
         name: "vmm-cpu",
@@ -133,6 +149,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "vmm load --quiet --input /images/work.oci --name work:1",
         command: "vmm run --memory 1200m work:1 work cpu",
         clock: Clock::Inside,
+        is_long: true,
     },
     Scenario {
         name: "bare-memset",
@@ -140,6 +157,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "/bundles/work/rootfs/bin/work memset",
         clock: Clock::Inside,
+        is_long: true,
     },
     Scenario {
         name: "crun-memset",
@@ -147,6 +165,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "crun run --bundle /bundles/work-memset work",
         clock: Clock::Inside,
+        is_long: true,
     },
     Scenario {
         name: "vmm-memset",
@@ -154,6 +173,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "vmm load --quiet --input /images/work.oci --name work:1",
         command: "vmm run --memory 1200m work:1 work memset",
         clock: Clock::Inside,
+        is_long: true,
     },
     Scenario {
         name: "bare-getpid",
@@ -161,6 +181,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "/bundles/work/rootfs/bin/work getpid",
         clock: Clock::Inside,
+        is_long: true,
     },
     Scenario {
         name: "crun-getpid",
@@ -168,6 +189,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "crun run --bundle /bundles/work-getpid work",
         clock: Clock::Inside,
+        is_long: true,
     },
     Scenario {
         name: "vmm-getpid",
@@ -175,6 +197,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "vmm load --quiet --input /images/work.oci --name work:1",
         command: "vmm run --memory 1200m work:1 work getpid",
         clock: Clock::Inside,
+        is_long: true,
     },
     Scenario {
         name: "bare-fork",
@@ -182,6 +205,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "chroot /bundles/work/rootfs /bin/work fork",
         clock: Clock::Inside,
+        is_long: true,
     },
     Scenario {
         name: "crun-fork",
@@ -189,6 +213,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "crun run --bundle /bundles/work-fork work",
         clock: Clock::Inside,
+        is_long: true,
     },
     Scenario {
         name: "vmm-fork",
@@ -196,6 +221,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "vmm load --quiet --input /images/work.oci --name work:1",
         command: "vmm run --memory 1200m work:1 work fork",
         clock: Clock::Inside,
+        is_long: true,
     },
     Scenario {
         name: "bare-ping-pong",
@@ -203,6 +229,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "/bundles/work/rootfs/bin/work ping-pong",
         clock: Clock::Inside,
+        is_long: true,
     },
     Scenario {
         name: "crun-ping-pong",
@@ -210,6 +237,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "crun run --bundle /bundles/work-ping-pong work",
         clock: Clock::Inside,
+        is_long: true,
     },
     Scenario {
         name: "vmm-ping-pong",
@@ -217,6 +245,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "vmm load --quiet --input /images/work.oci --name work:1",
         command: "vmm run --memory 1200m work:1 work ping-pong",
         clock: Clock::Inside,
+        is_long: true,
     },
     Scenario {
         name: "bare-untar",
@@ -224,6 +253,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "chroot /bundles/work/rootfs /bin/work untar",
         clock: Clock::Inside,
+        is_long: true,
     },
     Scenario {
         name: "crun-untar",
@@ -231,6 +261,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "",
         command: "crun run --bundle /bundles/work-untar work",
         clock: Clock::Inside,
+        is_long: true,
     },
     Scenario {
         name: "vmm-untar",
@@ -238,6 +269,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: "vmm load --quiet --input /images/work.oci --name work:1",
         command: "vmm run --memory 1200m work:1 work untar",
         clock: Clock::Inside,
+        is_long: true,
     },
 ];
 
