@@ -32,8 +32,6 @@ run: $(vmm) $(guest)/.built $(demo) ## Build all that it takes and run the demo 
 test: test-packages lint cargo-nextest $(vmm) $(guest)/.built $(demo) ## Check format and lints, run unit and end-to-end tests
 	@echo "Building and running the tests"
 	@cargo nextest run --cargo-quiet --locked --workspace --no-fail-fast
-	@echo "Counting instructions in the lab, against the ceilings of tests/bench/lab/budgets.json"
-	@cargo bench --quiet --locked --profile dev --package tests --bench lab -- --budgets
 	@echo "Format, lints and tests are good."
 
 test-full: test-packages cargo-deny lint cargo-nextest $(vmm) $(guest)/.built $(demo) ## The same with the tests that take too long for every change
@@ -42,6 +40,8 @@ test-full: test-packages cargo-deny lint cargo-nextest $(vmm) $(guest)/.built $(
 	@cargo nextest run --cargo-quiet --locked --workspace --no-fail-fast --profile full
 	@echo "Comparing converted images with what umoci unpacks"
 	@cargo nextest run --cargo-quiet --locked --package vmm --lib --run-ignored ignored-only --no-fail-fast
+	@echo "Counting instructions in the lab, against the ceilings of tests/bench/lab/budgets.json"
+	@cargo bench --quiet --locked --profile dev --package tests --bench lab -- --budgets
 	@echo "Counting everything again in the lab, against the figures that are committed"
 	@cargo bench --quiet --locked --profile dev --package tests --bench lab -- --check
 	@echo "Format, lints, dependencies and all tests are good."
