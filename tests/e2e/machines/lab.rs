@@ -17,7 +17,8 @@ fn every_test_passes_on_a_complete_kvm_too() {
     let mut lab = Lab::new().unwrap_or_else(|error| panic!("no lab: {error}"));
     lab.limit = LIMIT;
     lab.memory_mib = 6 << 10;
-    lab.cpus = 2;
+    // QEMU 7.2 now and then stops for ever where two of its processors run guests at the same time.
+    lab.cpus = 1;
     let put = |lab: &mut Lab| {
         let this = env::current_exe().expect("a program knows where it is");
         lab.tree.program(&this, "/usr/bin/machines")?;
