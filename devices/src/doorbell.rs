@@ -18,6 +18,10 @@ pub enum Ring {
     AgentReady,
     /// Code 2: the machine may end.
     MachineEnd,
+    /// Code 3: nothing is open and nothing under way; the machine may be frozen inside this write.
+    MayFreeze,
+    /// Code 4: the agent of a clone has taken over what it was handed.
+    HandedOver,
     /// A code that means nothing (yet).
     Unknown(u32),
 }
@@ -27,6 +31,8 @@ impl From<u32> for Ring {
         match code {
             1 => Self::AgentReady,
             2 => Self::MachineEnd,
+            3 => Self::MayFreeze,
+            4 => Self::HandedOver,
             code => Self::Unknown(code),
         }
     }
@@ -76,13 +82,19 @@ mod tests {
     fn codes_are_rings() {
         let (sender, rings) = channel();
         let doorbell = Doorbell::new(move |ring| sender.send(ring).unwrap());
-        for code in [1_u32, 2, 3] {
+        for code in [1_u32, 2, 3, 4, 5] {
             doorbell.write(0, &code.to_le_bytes());
         }
         let heard: Vec<Ring> = rings.try_iter().collect();
         assert_eq!(
             heard,
-            [Ring::AgentReady, Ring::MachineEnd, Ring::Unknown(3)]
+            [
+                Ring::AgentReady,
+                Ring::MachineEnd,
+                Ring::MayFreeze,
+                Ring::HandedOver,
+                Ring::Unknown(5)
+            ]
         );
     }
 

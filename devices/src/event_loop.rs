@@ -110,6 +110,23 @@ impl EventLoop {
         self.manager.add_subscriber(Subscriber::Other(subscriber));
     }
 
+    /// Puts a worker on the loop, as [`Handle::start`] does from another thread.
+    pub(crate) fn start(&mut self, worker: Box<dyn Worker>) -> WorkerId {
+        WorkerId(self.manager.add_subscriber(Subscriber::Worker(worker)))
+    }
+
+    /// Returns a worker that runs on the loop.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`EventLoopError::Request`] if the loop does not know it.
+    pub(crate) fn worker(&mut self, id: WorkerId) -> Result<&dyn Worker, EventLoopError> {
+        match self.manager.subscriber_mut(id.0)? {
+            Subscriber::Worker(worker) => Ok(&**worker),
+            Subscriber::Other(_) => Err(EventLoopError::NotAWorker),
+        }
+    }
+
     /// Waits for events, at most `timeout_ms` milliseconds (-1: for ever), and handles them.
     ///
     /// Returns how many there were; 0 after a signal or a timeout.
@@ -164,7 +181,7 @@ mod tests {
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
     use super::*;
-    use crate::virtio::VirtioDevice;
+    use crate::virtio::{Busy, SavedQueue, VirtioDevice};
 
     /// Something on the loop that counts in an eventfd.
     struct Echo {
@@ -186,6 +203,10 @@ mod tests {
     impl Worker for Echo {
         fn stop(self: Box<Self>) -> Box<dyn VirtioDevice> {
             unreachable!("the tests do not stop it")
+        }
+
+        fn save(&self) -> Result<Vec<SavedQueue>, Busy> {
+            unreachable!("the tests do not save it")
         }
     }
 

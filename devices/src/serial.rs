@@ -8,8 +8,10 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use vm_superio::Trigger;
-use vm_superio::serial::{NoEvents, Serial as Uart};
+use vm_superio::serial::{NoEvents, Serial as Uart, SerialState};
 
 use crate::bus::{BusDevice, PioAddress};
 use crate::interrupt::Interrupt;
@@ -141,6 +143,19 @@ impl Trigger for Line {
     }
 }
 
+/// A serial port as it is written down: its registers from the divisor to the scratch register, and the bytes that a loop-back
+/// put into it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedSerial {
+    registers: [u8; 9],
+    input: Vec<u8>,
+}
+
+/// What was saved is no serial port's state.
+#[derive(Debug, Error)]
+#[error("what was saved is no serial port's state")]
+pub struct BadSerial;
+
 /// The serial port on the port bus, from [`BASE`] on.
 pub struct Serial {
     /// One guest CPU prints at a time; the others wait for it in the guest already.
@@ -153,6 +168,66 @@ impl Serial {
     pub fn new(line: Arc<dyn Interrupt>, log: KernelLog) -> Self {
         Self {
             uart: Mutex::new(Uart::new(Line(line), log)),
+        }
+    }
+
+    /// Makes a serial port that goes on where a saved machine's stood.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`BadSerial`] if no serial port can have been there.
+    pub fn restore(
+        saved: &SavedSerial,
+        line: Arc<dyn Interrupt>,
+        log: KernelLog,
+    ) -> Result<Self, BadSerial> {
+        let [
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+        ] = saved.registers;
+        let state = SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer: saved.input.clone(),
+        };
+        let uart =
+            Uart::from_state(&state, Line(line), NoEvents, log).map_err(|_| BadSerial)?;
+        Ok(Self {
+            uart: Mutex::new(uart),
+        })
+    }
+
+    /// Writes down where the port stands. What was printed is not part of it.
+    #[must_use]
+    pub fn save(&self) -> SavedSerial {
+        let state = self.uart().state();
+        SavedSerial {
+            registers: [
+                state.baud_divisor_low,
+                state.baud_divisor_high,
+                state.interrupt_enable,
+                state.interrupt_identification,
+                state.line_control,
+                state.line_status,
+                state.modem_control,
+                state.modem_status,
+                state.scratch,
+            ],
+            input: state.in_buffer,
         }
     }
 

@@ -92,6 +92,13 @@ pub enum Command {
     /// Show what vmm uses of this host
     #[command(subcommand, arg_required_else_help = false)]
     System(SystemCommand),
+    /// Freeze a machine after its boot, so that later runs of an image start as its clones
+    ///
+    /// The first run leaves such a template anyway; this makes it before.
+    Prepare(PrepareArgs),
+    /// Manage templates, the frozen machines that runs are clones of
+    #[command(subcommand, arg_required_else_help = false)]
+    Template(TemplateCommand),
     /// Manage guest images (the kernel and the agent of the machines)
     #[command(subcommand, arg_required_else_help = false)]
     Guest(GuestCommand),
@@ -230,6 +237,9 @@ pub struct RunArgs {
     /// Boot FILE in place of the guest image's kernel
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     pub kernel: Option<PathBuf>,
+    /// Where the machine may start.
+    #[command(flatten)]
+    pub templates: TemplateArgs,
     /// Say on standard error where the time went, step by step
     #[arg(
         long,
@@ -248,6 +258,88 @@ pub struct RunArgs {
     /// The image's name unless --image is given, then the command and its arguments
     #[arg(value_name = "NAME|COMMAND", trailing_var_arg = true)]
     pub words: Vec<String>,
+}
+
+/// Whether machines start as clones of templates.
+#[derive(Debug, Clone, Default, Args)]
+pub struct TemplateArgs {
+    /// Boot, even where there is a template to start from, and leave none
+    #[arg(
+        long,
+        env = "VMM_NO_TEMPLATE",
+        hide_env_values = true,
+        help_heading = "Machine"
+    )]
+    pub no_template: bool,
+    /// Remove templates that were not used for long when all take more than SIZE on the disk [default: 2g]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "VMM_TEMPLATE_LIMIT",
+        hide_env_values = true,
+        help_heading = "Machine"
+    )]
+    pub template_limit: Option<ByteSize>,
+}
+
+/// Arguments of `vmm prepare`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  vmm prepare app
+  vmm prepare --cpus 2 --memory 512m app
+
+A template serves every image of about the same size, with the same --cpus and --memory.")]
+pub struct PrepareArgs {
+    /// Processor time of the machines to come, as with `vmm run`
+    #[arg(long, value_name = "NUMBER", default_value_t)]
+    pub cpus: CpuQuota,
+    /// Memory of their workloads, as with `vmm run`
+    #[arg(short, long, value_name = "SIZE", default_value_t)]
+    pub memory: MemoryLimit,
+    /// Print nothing
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Give way to everything else, and to whoever makes a template already
+    #[arg(long, hide = true)]
+    pub background: bool,
+    /// Remove templates that were not used for long when all take more than SIZE on the disk [default: 2g]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "VMM_TEMPLATE_LIMIT",
+        hide_env_values = true
+    )]
+    pub template_limit: Option<ByteSize>,
+    /// The image's name or id
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+}
+
+/// Commands of `vmm template`.
+#[derive(Debug, Subcommand)]
+pub enum TemplateCommand {
+    /// List the templates
+    #[command(visible_alias = "list")]
+    Ls(TemplateListArgs),
+    /// Remove templates that no machine uses
+    Rm(TemplateRmArgs),
+}
+
+/// Arguments of `vmm template ls`.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct TemplateListArgs {
+    /// The format.
+    #[command(flatten)]
+    pub list: ListArgs,
+}
+
+/// Arguments of `vmm template rm`.
+#[derive(Debug, Clone, Args)]
+pub struct TemplateRmArgs {
+    /// Ids or beginnings of ids
+    #[arg(value_name = "TEMPLATE", required = true)]
+    pub templates: Vec<String>,
 }
 
 /// Which image `vmm run` was asked for.

@@ -16,6 +16,7 @@ pub mod process;
 pub mod report;
 pub mod sandbox;
 pub mod state;
+pub mod template;
 pub mod timings;
 pub mod vm_process;
 pub mod workload;

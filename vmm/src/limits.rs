@@ -172,6 +172,12 @@ pub struct ByteSize {
 }
 
 impl ByteSize {
+    /// A size of so many bytes.
+    #[must_use]
+    pub const fn of_bytes(bytes: u64) -> Self {
+        Self { bytes }
+    }
+
     /// Returns the size in bytes.
     #[must_use]
     pub fn bytes(self) -> u64 {

@@ -46,6 +46,12 @@ pub enum NotStarted {
 }
 
 impl Outcome {
+    /// Whether the workload ran, however it ended.
+    #[must_use]
+    pub fn workload_ran(&self) -> bool {
+        matches!(self, Self::Exited(_) | Self::Signalled { .. })
+    }
+
     /// Returns the code that `vmm` ends with.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {

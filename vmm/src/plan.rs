@@ -11,7 +11,7 @@ use protocol::{
 };
 use thiserror::Error;
 
-use crate::guest::GuestImage;
+use crate::guest::{GuestImage, Manifest};
 use crate::image::{RootTree, StoredImage};
 use crate::limits::{CpuQuota, MemoryLimit};
 use crate::machine::host::Quirks;
@@ -75,7 +75,7 @@ pub struct RunPlan {
     pub create: Create,
     // Held so that neither is removed while the machine runs.
     _image: StoredImage,
-    _guest: GuestImage,
+    guest: GuestImage,
 }
 
 /// The one container of a machine that `vmm run` makes, and its first process.
@@ -109,24 +109,7 @@ impl RunPlan {
             },
         );
         let (root, source, filesystem) = root(tree);
-        let window_bytes = match &root {
-            Root::Window(window) => window.class.bytes(),
-            Root::Disk { .. } => 0,
-        };
-        let kernel = match &choices.kernel {
-            Some(path) => File::open(path).map_err(failed(path))?,
-            None => guest.kernel.try_clone().map_err(failed(&guest.directory))?,
-        };
-        let machine = MachineConfig {
-            vcpus: VcpuCount::new(u32::from(choices.cpus.vcpus()))?,
-            ram: RamSize::holding(choices.memory.bytes(), window_bytes)?,
-            kernel,
-            agent: agent_window(&guest)?,
-            root,
-            kernel_log: None,
-            verbose_kernel: choices.verbose_kernel,
-            quirks,
-        };
+        let machine = machine(root, &guest, choices, quirks)?;
         let upper = Upper::Tmpfs {
             size_bytes: choices.memory.bytes() / UPPER_SHARE,
         };
@@ -140,9 +123,70 @@ impl RunPlan {
             machine,
             create,
             _image: image,
-            _guest: guest,
+            guest,
         })
     }
+
+    /// The guest image that the machine boots.
+    #[must_use]
+    pub fn guest(&self) -> &Manifest {
+        &self.guest.manifest
+    }
+}
+
+/// The machine for an image of this size, to be frozen before the image is seen: its window is empty. `None` where the image is a
+/// disk.
+///
+/// # Errors
+///
+/// When no machine is large enough, or a file cannot be used.
+pub fn template_machine(
+    image_bytes: u64,
+    guest: &GuestImage,
+    choices: &MachineChoices,
+    quirks: Quirks,
+) -> Result<Option<MachineConfig>, PlanError> {
+    let Some(class) = WindowClass::holding(image_bytes) else {
+        return Ok(None);
+    };
+    let empty = Window {
+        class,
+        parts: Vec::new(),
+    };
+    let machine = machine(Root::Window(empty), guest, choices, quirks)?;
+    Ok(Some(MachineConfig {
+        freezes: true,
+        ..machine
+    }))
+}
+
+/// The machine, but for its log.
+fn machine(
+    root: Root,
+    guest: &GuestImage,
+    choices: &MachineChoices,
+    quirks: Quirks,
+) -> Result<MachineConfig, PlanError> {
+    let window_bytes = match &root {
+        Root::Window(window) => window.class.bytes(),
+        Root::Disk { .. } => 0,
+    };
+    let kernel = match &choices.kernel {
+        Some(path) => File::open(path).map_err(failed(path))?,
+        None => guest.kernel.try_clone().map_err(failed(&guest.directory))?,
+    };
+    Ok(MachineConfig {
+        vcpus: VcpuCount::new(u32::from(choices.cpus.vcpus()))?,
+        ram: RamSize::holding(choices.memory.bytes(), window_bytes)?,
+        kernel,
+        has_own_kernel: choices.kernel.is_some(),
+        agent: agent_window(guest)?,
+        root,
+        kernel_log: None,
+        verbose_kernel: choices.verbose_kernel,
+        quirks,
+        freezes: false,
+    })
 }
 
 /// The image as a window of the smallest class that holds it, or as a disk; with its name in the guest.

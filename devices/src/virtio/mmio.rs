@@ -9,6 +9,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
@@ -20,11 +21,11 @@ use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
-    ActivateError, Activation, ActiveQueue, DeviceInterrupt, DeviceMemory, DeviceType,
-    VirtioDevice, Worker,
+    ActivateError, Activation, ActiveQueue, Busy, DeviceInterrupt, DeviceMemory, DeviceType,
+    SavedQueue, VirtioDevice, Worker,
 };
 use crate::bus::BusDevice;
-use crate::event_loop::{EventLoopError, Handle, WorkerId};
+use crate::event_loop::{EventLoop, EventLoopError, Handle, WorkerId};
 use crate::interrupt::Interrupt;
 
 /// Length of a slot: registers from 0, configuration space from 0x100.
@@ -135,6 +136,48 @@ enum StartError {
     /// The device is with the event loop, or lost.
     #[error("the device is not here")]
     Absent,
+}
+
+/// A transport as it is written down, its device included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedTransport {
+    device_id: u32,
+    status: u32,
+    device_features_select: u32,
+    driver_features_select: u32,
+    driver_features: u64,
+    queue_select: u32,
+    pending_interrupt: u32,
+    needs_reset: bool,
+    queues: Vec<SavedQueue>,
+}
+
+/// Why a transport cannot be written down.
+#[derive(Debug, Error)]
+pub enum SaveError {
+    /// The device has something at work.
+    #[error(transparent)]
+    Busy(#[from] Busy),
+    /// The event loop does not have the worker.
+    #[error(transparent)]
+    Worker(#[from] EventLoopError),
+    /// The device is gone.
+    #[error("a device is lost")]
+    Lost,
+}
+
+/// Why a saved transport cannot go on here.
+#[derive(Debug, Error)]
+pub enum RestoreError {
+    /// Another device, other features or other queues.
+    #[error("what was saved is another device's")]
+    OtherDevice,
+    /// A queue has an impossible size or address.
+    #[error("a saved queue is impossible")]
+    Queue(#[source] virtio_queue::Error),
+    /// The device does not run.
+    #[error("a restored device does not run")]
+    Start(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// A slot of the bank with a device in it.
@@ -385,6 +428,14 @@ impl MmioTransport {
     }
 
     fn try_activate(&self, registers: &mut Registers) -> Result<(), StartError> {
+        let worker = self.make_worker(registers)?;
+        let id = self.workers.start(worker).map_err(StartError::Worker)?;
+        registers.stage = Stage::Running(id);
+        Ok(())
+    }
+
+    /// Makes the device its worker; it is the caller's to put on the loop.
+    fn make_worker(&self, registers: &mut Registers) -> Result<Box<dyn Worker>, StartError> {
         let features = registers.driver_features;
         let queues = self.activate_queues(&mut registers.queues, features)?;
         let activation = Activation {
@@ -395,11 +446,7 @@ impl MmioTransport {
         };
         match std::mem::replace(&mut registers.stage, Stage::Lost) {
             Stage::Configuring(device) => match device.activate(activation) {
-                Ok(worker) => {
-                    let id = self.workers.start(worker).map_err(StartError::Worker)?;
-                    registers.stage = Stage::Running(id);
-                    Ok(())
-                }
+                Ok(worker) => Ok(worker),
                 Err((device, error)) => {
                     registers.stage = Stage::Configuring(device);
                     Err(StartError::Device(error))
@@ -438,6 +485,72 @@ impl MmioTransport {
             });
         }
         Ok(active)
+    }
+
+    /// Writes down where device and driver stand. Called on the loop's thread while no vCPU runs, so that nobody waits for the
+    /// loop meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`SaveError`] if the device is busy or lost.
+    pub fn save(&self, event_loop: &mut EventLoop) -> Result<SavedTransport, SaveError> {
+        let registers = self.registers();
+        let queues = match registers.stage {
+            Stage::Configuring(_) => registers.queues.iter().map(SavedQueue::from).collect(),
+            Stage::Running(id) => event_loop.worker(id)?.save()?,
+            Stage::Lost => return Err(SaveError::Lost),
+        };
+        Ok(SavedTransport {
+            device_id: self.facts.device_type.id(),
+            status: registers.status,
+            device_features_select: registers.device_features_select,
+            driver_features_select: registers.driver_features_select,
+            driver_features: registers.driver_features,
+            queue_select: registers.queue_select,
+            pending_interrupt: self.interrupt.pending(),
+            needs_reset: self.interrupt.needs_reset(),
+            queues,
+        })
+    }
+
+    /// Goes on where a saved machine stood, on a transport that no driver has touched yet. A device that ran runs again: its
+    /// worker first looks into every queue, since a notification may have been on its way. Called on the loop's thread.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`RestoreError`] if what was saved is another device's, or impossible.
+    pub fn restore(
+        &self,
+        saved: &SavedTransport,
+        event_loop: &mut EventLoop,
+    ) -> Result<(), RestoreError> {
+        let mut registers = self.registers();
+        let fits = saved.device_id == self.facts.device_type.id()
+            && saved.driver_features & !self.facts.features == 0
+            && saved.queues.len() == registers.queues.len();
+        if !fits {
+            return Err(RestoreError::OtherDevice);
+        }
+        for (queue, saved) in registers.queues.iter_mut().zip(&saved.queues) {
+            if saved.max_size != queue.max_size() {
+                return Err(RestoreError::OtherDevice);
+            }
+            *queue = Queue::try_from(saved).map_err(RestoreError::Queue)?;
+        }
+        registers.status = saved.status;
+        registers.device_features_select = saved.device_features_select;
+        registers.driver_features_select = saved.driver_features_select;
+        registers.driver_features = saved.driver_features;
+        registers.queue_select = saved.queue_select;
+        self.interrupt
+            .restore(saved.pending_interrupt, saved.needs_reset);
+        if registers.has(status::DRIVER_OK) {
+            let worker = self
+                .make_worker(&mut registers)
+                .map_err(|error| RestoreError::Start(Box::new(error)))?;
+            registers.stage = Stage::Running(event_loop.start(worker));
+        }
+        Ok(())
     }
 
     /// Makes the device as after power-on (VirtIO 1.2 section 2.4), worker stopped and taken back.

@@ -18,8 +18,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use event_manager::MutEventSubscriber;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -113,6 +114,71 @@ pub trait Worker: MutEventSubscriber + Send {
     /// Ends the work and becomes the device again, as after power-on: called on a vCPU thread
     /// after the worker was taken off the loop, so no descriptor is registered any more.
     fn stop(self: Box<Self>) -> Box<dyn VirtioDevice>;
+
+    /// Returns how far each queue is, in order: together with what the driver configured, the whole
+    /// state of a device that has nothing at work. Called while no vCPU runs.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Busy`] if the device holds what cannot be written down: a connection to the host.
+    fn save(&self) -> Result<Vec<SavedQueue>, Busy>;
+}
+
+/// Why a device cannot be saved now.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum Busy {
+    /// Sockets of this process cannot be written down.
+    #[error("{0} connections to the guest are open")]
+    Connections(usize),
+}
+
+/// A queue as it is written down: what the driver configured, and how far the device is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedQueue {
+    max_size: u16,
+    size: u16,
+    next_available: u16,
+    next_used: u16,
+    has_event_index: bool,
+    is_ready: bool,
+    descriptors: u64,
+    available: u64,
+    used: u64,
+}
+
+impl From<&Queue> for SavedQueue {
+    fn from(queue: &Queue) -> Self {
+        let state = queue.state();
+        Self {
+            max_size: state.max_size,
+            size: state.size,
+            next_available: state.next_avail,
+            next_used: state.next_used,
+            has_event_index: state.event_idx_enabled,
+            is_ready: state.ready,
+            descriptors: state.desc_table,
+            available: state.avail_ring,
+            used: state.used_ring,
+        }
+    }
+}
+
+impl TryFrom<&SavedQueue> for Queue {
+    type Error = virtio_queue::Error;
+
+    fn try_from(saved: &SavedQueue) -> Result<Self, Self::Error> {
+        Self::try_from(QueueState {
+            max_size: saved.max_size,
+            size: saved.size,
+            next_avail: saved.next_available,
+            next_used: saved.next_used,
+            event_idx_enabled: saved.has_event_index,
+            ready: saved.is_ready,
+            desc_table: saved.descriptors,
+            avail_ring: saved.available,
+            used_ring: saved.used,
+        })
+    }
 }
 
 /// Everything that a device is handed to run.
@@ -274,6 +340,14 @@ impl DeviceInterrupt {
     /// Takes back the reasons that the driver acknowledges.
     pub fn acknowledge(&self, reasons: u32) {
         self.reasons.pending.fetch_and(!reasons, Ordering::SeqCst);
+    }
+
+    /// Goes on with the reasons of a saved machine; its interrupt controllers know whether the line is up.
+    fn restore(&self, pending: u32, needs_reset: bool) {
+        self.reasons.pending.store(pending, Ordering::SeqCst);
+        self.reasons
+            .needs_reset
+            .store(needs_reset, Ordering::SeqCst);
     }
 
     /// Takes back everything; the device was reset.

@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod boot;
+mod clone;
 mod container;
 mod doorbell;
 mod process;
@@ -20,7 +21,7 @@ use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use doorbell::Doorbell;
+use doorbell::{Doorbell, Mailbox};
 use server::{Server, Stop};
 
 fn main() {
@@ -55,7 +56,16 @@ fn boot_and_serve(doorbell: Option<&Doorbell>) -> Result<(), Box<dyn Error>> {
     let children = sys::child_signals()?;
     let listener = sys::listen_vsock(protocol::AGENT_PORT)?;
     if let Some(doorbell) = doorbell {
-        doorbell.ring(protocol::DOORBELL_READY);
+        let mailbox = Mailbox::map()?;
+        // What comes back from this may be a clone.
+        doorbell.ring(protocol::DOORBELL_FREEZE);
+        match mailbox.take()? {
+            None => doorbell.ring(protocol::DOORBELL_READY),
+            Some(handover) => {
+                clone::become_another(&handover)?;
+                doorbell.ring(protocol::DOORBELL_HANDED_OVER);
+            }
+        }
     }
     serve(listener, children)
 }

@@ -67,6 +67,25 @@ pub(crate) fn clone(namespaces: c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Re
         .map_or(Side::Child, Side::Parent))
 }
 
+/// Tells the kernel's random number generator that this machine is a clone, with bytes that only it has. When this returns, nothing
+/// that is read of the generator is what another clone reads.
+///
+/// # Errors
+///
+/// The kernel's; `ENODATA` if the generator was never seeded.
+pub(crate) fn reseed_as_clone(urandom: &OwnedFd, seed: &[u8]) -> io::Result<()> {
+    /// `_IOW('R', 0x10, __u8[64])`: `RNDVMFORK` of our kernel (`patches/0018-…`).
+    const RNDVMFORK: libc::Ioctl = 0x4040_5210;
+    let seed: &[u8; protocol::SEED_BYTES] =
+        seed.try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the kernel reads the 64 bytes of the array, and nothing else.
+    let result = unsafe { libc::ioctl(urandom.as_raw_fd(), RNDVMFORK, seed.as_ptr()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Takes the calling process into a new cgroup namespace, whose root is its present cgroup.
 ///
 /// # Errors

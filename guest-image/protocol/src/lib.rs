@@ -45,7 +45,8 @@ pub use frame::{
     FrameBuffer, FrameError, MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES, encode,
 };
 pub use message::{
-    ContainerId, Create, DeclaredStreams, Exit, ExitStatus, FailureKind, Filesystem, Hello, MAGIC,
+    ContainerId, Create, DeclaredStreams, Exit, ExitStatus, FailureKind, Filesystem, Handover, Hello,
+    MAGIC, SEED_BYTES,
     Process, ProcessId, Report, Request, Role, RootSource, StartFailure, StreamKind, Upper,
     WindowSize,
 };
@@ -61,6 +62,20 @@ pub const DOORBELL_ADDRESS: u64 = 0xD000_0000;
 
 /// Doorbell code: the agent listens on [`AGENT_PORT`].
 pub const DOORBELL_READY: u32 = 1;
+
+/// Doorbell code: the agent listens on [`AGENT_PORT`] and nothing is under way, so the machine may be frozen inside this write.
+/// What the agent does next it does in every clone: it looks into the mailbox.
+pub const DOORBELL_FREEZE: u32 = 3;
+
+/// Doorbell code: the agent of a clone has done all that its [`Handover`] asks. Without this ring no workload is sent.
+pub const DOORBELL_HANDED_OVER: u32 = 4;
+
+/// Guest-physical address of the mailbox: memory of [`MAILBOX_BYTES`] that is no part of the guest's RAM, zero in a machine that
+/// booted. In a clone it begins with one frame, a [`Handover`]. The agent erases it after reading.
+pub const MAILBOX_ADDRESS: u64 = 0xD002_0000;
+
+/// Size of the mailbox.
+pub const MAILBOX_BYTES: usize = 64 << 10;
 
 /// Doorbell code: the agent is done, everything is synced, the machine may end.
 pub const DOORBELL_END: u32 = 2;

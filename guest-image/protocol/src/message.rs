@@ -107,6 +107,27 @@ pub enum Request {
     PowerOff,
 }
 
+/// How many random bytes a clone gets.
+pub const SEED_BYTES: usize = 64;
+
+/// What makes a clone different from the others of its template: read by its agent before anything else.
+#[derive(Clone, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Handover {
+    /// Random bytes that no other machine gets. (Two halves, because serde's arrays end at 32.)
+    pub seed: [[u8; SEED_BYTES / 2]; 2],
+    /// The time of day, in nanoseconds since the epoch (`CLOCK_REALTIME`).
+    pub realtime_ns: u64,
+}
+
+impl fmt::Debug for Handover {
+    /// The seed is nobody's to see.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handover")
+            .field("realtime_ns", &self.realtime_ns)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A container and its first process.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Create {

@@ -12,11 +12,13 @@ mod images;
 mod kill;
 mod load;
 mod output;
+mod prepare;
 mod progress;
 mod ps;
 mod rmi;
 pub mod run;
 mod save;
+mod template;
 mod time;
 
 use std::io::{self, Write};
@@ -34,7 +36,9 @@ use crate::report::Report;
 pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
     let here = || Directories::find(&Environment::of_process(cli.global.root.clone()));
     match &cli.command {
-        Command::Run(arguments) => run::run(arguments, &here()?, cli.global.verbose),
+        Command::Run(arguments) => run::run(arguments, &here()?, &cli.global),
+        Command::Prepare(arguments) => prepare::run(arguments, &here()?),
+        Command::Template(command) => template::run(command, &here()?),
         Command::Ps(arguments) => ps::run(arguments, &here()?),
         Command::Kill(arguments) => kill::kill(arguments, &here()?),
         Command::Rm(arguments) => kill::rm(arguments, &here()?),

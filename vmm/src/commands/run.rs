@@ -4,16 +4,23 @@
 
 use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use kvm_ioctls::Kvm;
 
 use super::load::import_options;
 use super::progress::ImportProgress;
-use crate::cli::{FileOrStdin, ImportLimitArgs, RunArgs, RunImage, TimingsFormat};
+use crate::cli::{
+    FileOrStdin, GlobalArgs, ImportLimitArgs, RunArgs, RunImage, TimingsFormat,
+};
 use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
 use crate::image::{
     FindError, ImageSource, ImportError, ImportOptions, Store, StoreError, StoredImage,
 };
 use crate::limits::CpuQuota;
+use crate::machine::MachineConfig;
 use crate::machine::host::{ProbeError, Quirks, open_kvm};
 use crate::monitor::{MonitorError, RawTerminal, Signals, Supervised, client_streams, window_size};
 use crate::outcome::{ExitCode, Outcome};
@@ -22,8 +29,9 @@ use crate::report::{Help, Report, chain};
 use crate::state::{
     Ended, ImageLabel, MachineId, NewMachine, OwnedMachine, Registry, StartReporter, detach,
 };
+use crate::template::{Recipe, Templates};
 use crate::timings::Timings;
-use crate::vm_process::{SpawnError, VmProcess};
+use crate::vm_process::{ChannelError, FirstReport, SpawnError, Start, VmProcess};
 use crate::workload::environment::{OwnEnvironment, read_file};
 use crate::workload::{Choices, CpuTime, Limits, Terminal, Workload};
 
@@ -35,14 +43,14 @@ use crate::workload::{Choices, CpuTime, Limits, Terminal, Workload};
 pub fn run(
     arguments: &RunArgs,
     directories: &Directories,
-    verbosity: u8,
+    global: &GlobalArgs,
 ) -> Result<ExitCode, Report> {
     if !arguments.detach {
-        return run_here(arguments, directories, verbosity, &mut None);
+        return run_here(arguments, directories, global, &mut None);
     }
     let waiter = detach(|reporter| {
         let mut reporter = Some(reporter);
-        let result = run_here(arguments, directories, verbosity, &mut reporter);
+        let result = run_here(arguments, directories, global, &mut reporter);
         if let (Err(report), Some(reporter)) = (&result, reporter) {
             reporter.failed(report);
         }
@@ -57,7 +65,7 @@ pub fn run(
 fn run_here(
     arguments: &RunArgs,
     directories: &Directories,
-    verbosity: u8,
+    global: &GlobalArgs,
     reporter: &mut Option<StartReporter>,
 ) -> Result<ExitCode, Report> {
     let mut timings = Timings::start();
@@ -78,13 +86,14 @@ fn run_here(
     )?;
     timings.end_of("image");
 
+    let image_id = image.id.to_string();
     let workload = Workload::new(&image.config, &choices, &OwnEnvironment)?;
     let new = NewMachine {
         id,
         name: arguments.name.clone(),
         image: ImageLabel {
             reference,
-            id: image.id.to_string(),
+            id: image_id.clone(),
         },
         command: workload.command(),
         ephemeral: arguments.rm || !arguments.detach,
@@ -95,7 +104,7 @@ fn run_here(
         cpus: arguments.cpus,
         memory: arguments.memory,
         kernel: arguments.kernel.clone(),
-        verbose_kernel: verbosity > 1,
+        verbose_kernel: global.verbose > 1,
     };
     let mut plan = RunPlan::decide(
         image,
@@ -114,7 +123,13 @@ fn run_here(
     timings.end_of("plan");
 
     let client = reporter.as_ref().map(StartReporter::client).transpose()?;
-    let vm = VmProcess::spawn(&kvm, &plan.machine)?;
+    let templates = Templates::new(directories.cache(), arguments.templates.template_limit);
+    let recipe = match arguments.templates.no_template {
+        true => None,
+        false => Recipe::of(&plan.machine, plan.guest())?,
+    };
+    let template = recipe.as_ref().map(|recipe| (&templates, recipe));
+    let (vm, is_clone) = start_machine(&kvm, &plan.machine, template, &signals)?;
     let supervised = Supervised {
         vm: &vm,
         console_log: &console_log,
@@ -171,9 +186,45 @@ fn run_here(
     if let Err(error) = registry.clean() {
         tracing::debug!(%error, "leftovers of killed machines stay for the next run");
     }
+    if recipe.is_some() && !is_clone && outcome.workload_ran() {
+        super::prepare::in_background(&image_id, arguments, global.root.as_deref());
+    }
     timings.end_of("end");
     print_timings(arguments.timings, &timings);
     report_outcome(&outcome)
+}
+
+/// How long the agent of a clone may take to acknowledge what it was handed, on the slowest host.
+const CLONE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Starts the machine as a clone of its template, and boots it where there is none, or none that works. Says which of the two.
+fn start_machine(
+    kvm: &Kvm,
+    machine: &MachineConfig,
+    template: Option<(&Templates, &Recipe)>,
+    signals: &Signals,
+) -> Result<(VmProcess, bool), Report> {
+    if let Some((templates, recipe)) = template {
+        match templates.find(recipe) {
+            Ok(None) => {}
+            Ok(Some(frozen)) => {
+                let vm = VmProcess::spawn(kvm, machine, &Start::Clone(frozen))?;
+                let reason = match vm.await_report(signals.as_fd(), CLONE_PATIENCE)? {
+                    FirstReport::Came | FirstReport::Interrupted => return Ok((vm, true)),
+                    FirstReport::Failed(reason) => reason,
+                    FirstReport::HungUp => {
+                        format!("its process ended, with {}", vm.last_status())
+                    }
+                    FirstReport::None => "its agent does not answer".to_owned(),
+                };
+                vm.kill();
+                templates.reject(recipe);
+                tracing::warn!("the machine boots, because a clone did not start: {reason}");
+            }
+            Err(error) => tracing::warn!("the machine boots, because {}", chain(&error)),
+        }
+    }
+    Ok((VmProcess::spawn(kvm, machine, &Start::Boot)?, false))
 }
 
 /// Writes down how the machine ended. That this fails does not change how it ended.
@@ -329,6 +380,8 @@ impl Help for ProbeError {
 }
 
 impl Help for SpawnError {}
+
+impl Help for ChannelError {}
 
 impl Help for StoreError {
     fn help(&self) -> Option<String> {

@@ -13,7 +13,7 @@ use thiserror::Error;
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError};
 
 use super::arch::layout::{HIGH_MEMORY_ADDRESS, LOW_RAM_END};
-use super::memory::{MachineMemory, MemoryError, Part};
+use super::memory::{MachineMemory, MemoryError, Place};
 use super::shape::PAGE_BYTES;
 
 const ELF_MAGIC: &[u8] = b"\x7fELF";
@@ -143,12 +143,12 @@ fn map_segment(
     }
     let lead = address % PAGE_BYTES;
     let length_bytes = (lead + segment.p_filesz).next_multiple_of(PAGE_BYTES);
-    memory.map_over_ram(&Part {
-        file: file.try_clone().map_err(KernelError::Read)?,
+    let place = Place {
         file_offset_bytes: segment.p_offset - lead,
         offset_bytes: address - lead,
         length_bytes,
-    })?;
+    };
+    memory.map_over_ram(file, place)?;
     // What follows the segment in its last page of the file is not the kernel's.
     let tail_bytes = length_bytes - lead - segment.p_filesz;
     let zeros = vec![0u8; usize::try_from(tail_bytes).unwrap_or_default()];

@@ -10,18 +10,24 @@
 use std::fs::File;
 use std::mem;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
     MmapRegion, mmap::MmapRegionBuilder,
 };
 
-use super::arch::layout::ram_pieces;
+use super::arch::layout::{MAILBOX_ADDRESS, ram_pieces};
+use super::saved::SavedRam;
 use super::shape::{PAGE_BYTES, RamSize, WindowClass};
+
+/// In what pieces the memory of a frozen machine is written: long enough that a clone has few mappings, short enough that it maps
+/// little that nobody wrote.
+const CHUNK_BYTES: usize = 16 << 10;
 
 /// A huge page of x86-64, which one entry of a page directory maps.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -82,6 +88,9 @@ pub enum MemoryError {
         /// How long it is.
         length_bytes: u64,
     },
+    /// The memory of a frozen machine cannot be written down.
+    #[error("cannot write the memory of a frozen machine")]
+    Save(#[source] std::io::Error),
     /// The pieces overlap, or their addresses overflow.
     #[error("the pieces of guest memory do not fit together")]
     Layout,
@@ -99,8 +108,10 @@ pub enum MemoryError {
 /// All memory of a machine.
 #[derive(Debug)]
 pub(super) struct MachineMemory {
-    /// RAM and windows, for devices.
+    /// RAM, mailbox and windows, for devices.
     pub(super) all: GuestMemoryMmap,
+    /// Pieces of RAM: guest address and size.
+    ram: Vec<(u64, u64)>,
     /// Guest addresses of the windows, which KVM gets read-only.
     read_only: Vec<u64>,
 }
@@ -108,42 +119,96 @@ pub(super) struct MachineMemory {
 impl MachineMemory {
     /// Maps the RAM and the windows, each with its guest address.
     pub(super) fn map(ram: RamSize, windows: &[(u64, &Window)]) -> Result<Self, MemoryError> {
+        let ram = ram_pieces(ram.bytes());
         let mut regions = Vec::new();
-        for (start, bytes) in ram_pieces(ram.bytes()) {
-            regions.push(region(start, ram_piece(bytes)?)?);
+        for (start, bytes) in &ram {
+            regions.push(region(*start, ram_piece(*bytes)?)?);
         }
+        regions.push(region(
+            MAILBOX_ADDRESS,
+            anonymous(protocol::MAILBOX_BYTES as u64)?,
+        )?);
         for (start, window) in windows {
             regions.push(region(*start, compose(window)?)?);
         }
+        regions.sort_by_key(|region| region.start_addr());
         let all = GuestMemoryMmap::from_regions(regions).map_err(|_| MemoryError::Layout)?;
         Ok(Self {
             all,
+            ram,
             read_only: windows.iter().map(|(start, _)| *start).collect(),
         })
     }
 
-    /// Maps a part of a file over RAM, at a guest address, privately: the guest's writes stay in the machine.
-    pub(super) fn map_over_ram(&self, part: &Part) -> Result<(), MemoryError> {
-        let bad_part = || MemoryError::BadPart {
-            offset_bytes: part.offset_bytes,
-            length_bytes: part.length_bytes,
-        };
+    /// Maps a part of a file over RAM, privately: the guest's writes stay in the machine. The part's place is a guest address.
+    pub(super) fn map_over_ram(&self, file: &File, part: Place) -> Result<(), MemoryError> {
         let region = self
             .all
             .find_region(GuestAddress(part.offset_bytes))
-            .ok_or_else(bad_part)?;
-        let in_region = Part {
-            file: part
-                .file
-                .try_clone()
-                .map_err(|source| MemoryError::MapFile {
-                    offset_bytes: part.offset_bytes,
-                    source,
-                })?,
+            .ok_or(part.misfit())?;
+        let in_region = Place {
             offset_bytes: part.offset_bytes - region.start_addr().0,
-            ..*part
+            ..part
         };
-        map_part(&region.get_mmap(), &in_region)
+        map_part(&region.get_mmap(), file, in_region)
+    }
+
+    /// Writes all pages of RAM that hold something to `file`, where the zero pages between them stay holes, and says where they are.
+    /// Called while no vCPU runs.
+    pub(super) fn save(&self, file: &File) -> Result<Vec<SavedRam>, MemoryError> {
+        let mut saved: Vec<SavedRam> = Vec::new();
+        let mut piece_offset_bytes = 0;
+        let mut chunk = vec![0; CHUNK_BYTES];
+        for (start, bytes) in &self.ram {
+            for offset in (0..*bytes).step_by(CHUNK_BYTES) {
+                let guest_address = start + offset;
+                self.all
+                    .read_slice(&mut chunk, GuestAddress(guest_address))
+                    .map_err(|_| MemoryError::Layout)?;
+                if chunk.iter().all(|byte| *byte == 0) {
+                    continue;
+                }
+                let file_offset_bytes = piece_offset_bytes + offset;
+                file.write_all_at(&chunk, file_offset_bytes)
+                    .map_err(MemoryError::Save)?;
+                let length_bytes = CHUNK_BYTES as u64;
+                match saved.last_mut() {
+                    Some(last) if last.guest_address + last.length_bytes == guest_address => {
+                        last.length_bytes += length_bytes;
+                    }
+                    _ => saved.push(SavedRam {
+                        guest_address,
+                        length_bytes,
+                        file_offset_bytes,
+                    }),
+                }
+            }
+            piece_offset_bytes += bytes;
+        }
+        Ok(saved)
+    }
+
+    /// Maps what [`Self::save`] wrote over RAM, privately: nothing is read before the guest touches it, and what the guest writes
+    /// stays in the machine.
+    pub(super) fn restore(&self, file: &File, saved: &[SavedRam]) -> Result<(), MemoryError> {
+        for part in saved {
+            let place = Place {
+                file_offset_bytes: part.file_offset_bytes,
+                offset_bytes: part.guest_address,
+                length_bytes: part.length_bytes,
+            };
+            let is_ram = self.ram.iter().any(|(start, bytes)| {
+                part.guest_address
+                    .checked_sub(*start)
+                    .and_then(|offset| offset.checked_add(part.length_bytes))
+                    .is_some_and(|end| end <= *bytes)
+            });
+            if !is_ram {
+                return Err(place.misfit());
+            }
+            self.map_over_ram(file, place)?;
+        }
+        Ok(())
     }
 
     /// Gives all of it to KVM.
@@ -209,28 +274,49 @@ fn anonymous(bytes: u64) -> Result<MmapRegion, MemoryError> {
 fn compose(window: &Window) -> Result<MmapRegion, MemoryError> {
     let mapping = anonymous(window.class.bytes())?;
     for part in &window.parts {
-        map_part(&mapping, part)?;
+        let place = Place {
+            file_offset_bytes: part.file_offset_bytes,
+            offset_bytes: part.offset_bytes,
+            length_bytes: part.length_bytes,
+        };
+        map_part(&mapping, &part.file, place)?;
     }
     Ok(mapping)
 }
 
+/// Where bytes of a file are, and where they appear; all of it in whole pages.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    /// Where they start in the file.
+    pub(super) file_offset_bytes: u64,
+    /// Where they appear.
+    pub(super) offset_bytes: u64,
+    /// How many they are.
+    pub(super) length_bytes: u64,
+}
+
+impl Place {
+    fn misfit(self) -> MemoryError {
+        MemoryError::BadPart {
+            offset_bytes: self.offset_bytes,
+            length_bytes: self.length_bytes,
+        }
+    }
+}
+
 /// Replaces pages of `mapping` by the file's.
-fn map_part(mapping: &MmapRegion, part: &Part) -> Result<(), MemoryError> {
-    let Part {
+fn map_part(mapping: &MmapRegion, file: &File, place: Place) -> Result<(), MemoryError> {
+    let Place {
         offset_bytes,
         length_bytes,
         file_offset_bytes,
-        ..
-    } = *part;
-    let bad_part = || MemoryError::BadPart {
-        offset_bytes,
-        length_bytes,
-    };
+    } = place;
+    let bad_part = || place.misfit();
     let map_error = |source| MemoryError::MapFile {
         offset_bytes,
         source,
     };
-    let file_bytes = part.file.metadata().map_err(map_error)?.len();
+    let file_bytes = file.metadata().map_err(map_error)?.len();
     let whole_pages = [offset_bytes, length_bytes, file_offset_bytes]
         .iter()
         .all(|value| value % PAGE_BYTES == 0);
@@ -247,16 +333,16 @@ fn map_part(mapping: &MmapRegion, part: &Part) -> Result<(), MemoryError> {
     let length = usize::try_from(length_bytes).map_err(|_| bad_part())?;
     let offset = usize::try_from(offset_bytes).map_err(|_| bad_part())?;
     let file_offset = libc::off_t::try_from(file_offset_bytes).map_err(|_| bad_part())?;
-    let place = mapping.as_ptr().wrapping_add(offset);
-    // SAFETY: `place` and `length` were checked to lie inside `mapping`, which this module made and owns; nothing
+    let address = mapping.as_ptr().wrapping_add(offset);
+    // SAFETY: `address` and `length` were checked to lie inside `mapping`, which this module made and owns; nothing
     // holds a reference into it, guest memory being reached only by volatile accesses.
     let mapped = unsafe {
         libc::mmap(
-            place.cast(),
+            address.cast(),
             length,
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_NORESERVE,
-            part.file.as_raw_fd(),
+            file.as_raw_fd(),
             file_offset,
         )
     };
@@ -269,8 +355,6 @@ fn map_part(mapping: &MmapRegion, part: &Part) -> Result<(), MemoryError> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-
-    use vm_memory::Bytes;
 
     use super::*;
     use crate::machine::shape::MIB_BYTES;
@@ -316,7 +400,14 @@ mod tests {
         let ram = RamSize::holding(1, 0).unwrap();
         let memory = MachineMemory::map(ram, &[]).unwrap();
         memory
-            .map_over_ram(&part(file.try_clone().unwrap(), 0x10_0000, 4096))
+            .map_over_ram(
+                &file,
+                Place {
+                    file_offset_bytes: 0,
+                    offset_bytes: 0x10_0000,
+                    length_bytes: 4096,
+                },
+            )
             .unwrap();
         memory.all.write_obj(9u8, GuestAddress(0x10_0000)).unwrap();
         let mut on_disk = [0];

@@ -9,22 +9,26 @@ pub mod host;
 mod kernel;
 mod memory;
 mod notice;
+mod saved;
 mod shape;
 mod vcpu;
 
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Barrier};
+use std::thread::JoinHandle;
 
 use devices::bus::{Bus, BusDevice, InsertError, MmioAddress};
 use devices::doorbell::{self, Doorbell, Ring};
 use devices::event_loop::{EventLoop, EventLoopError};
 use devices::i8042::{self, I8042};
 use devices::interrupt::Interrupt;
-use devices::serial::{self, KernelLog, KernelLogLimits, Serial};
+use devices::serial::{self, BadSerial, KernelLog, KernelLogLimits, SavedSerial, Serial};
 use devices::virtio::VirtioDevice;
 use devices::virtio::block::{Block, DiskId, Extent, Extents, ExtentsError};
-use devices::virtio::mmio::{EmptySlot, MmioTransport, QUEUE_NOTIFY_OFFSET, TransportError};
+use devices::virtio::mmio::{
+    EmptySlot, MmioTransport, QUEUE_NOTIFY_OFFSET, RestoreError, SaveError, TransportError,
+};
 use devices::virtio::pmem::{Pmem, PmemWindow};
 use devices::virtio::vsock::{Dialer, GuestCid, Vsock};
 use event_manager::MutEventSubscriber;
@@ -32,13 +36,15 @@ use kvm_bindings::{
     CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
     kvm_enable_cap, kvm_pit_config,
 };
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use protocol::{FrameError, Handover};
 use thiserror::Error;
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::signal::{Killable, block_signal};
 
 use self::arch::layout::{
-    AGENT_WINDOW_ADDRESS, DOORBELL_ADDRESS, KVM_TSS_ADDRESS, ROOT_WINDOW_ADDRESS, SERIAL_GSI,
+    AGENT_WINDOW_ADDRESS, DOORBELL_ADDRESS, KVM_TSS_ADDRESS, MAILBOX_ADDRESS, ROOT_WINDOW_ADDRESS, SERIAL_GSI,
     VIRTIO_GSIS, virtio_slot_address,
 };
 use self::arch::{boot, cpuid, mptable, registers};
@@ -48,8 +54,13 @@ pub use self::kernel::KernelError;
 use self::memory::MachineMemory;
 pub use self::memory::{MemoryError, Part, Window};
 use self::notice::{Notice, Notices, Notifier};
+pub use self::saved::SavedMachine;
+use self::saved::{SavedVcpu, SavedVm};
 pub use self::shape::{MIB_BYTES, PAGE_BYTES, RamSize, ShapeError, VcpuCount, WindowClass};
-use self::vcpu::{Buses, Vcpu};
+use self::vcpu::{Buses, Gate, Vcpu};
+
+/// As much as the guest's kernel takes in at its boot, and half of what a clone gets.
+const RANDOM_BYTES: usize = 32;
 
 /// Everything that a machine is made of, opened and decided.
 #[derive(Debug)]
@@ -70,7 +81,24 @@ pub struct MachineConfig {
     pub verbose_kernel: bool,
     /// What the host cannot do.
     pub quirks: Quirks,
+    /// Whether the kernel is another one than the guest image's.
+    pub has_own_kernel: bool,
+    /// Whether the machine is to be frozen when its agent is ready.
+    pub freezes: bool,
 }
+
+impl MachineConfig {
+    /// What the kernel is told.
+    ///
+    /// # Errors
+    /// When it is too long.
+    pub fn command_line(&self) -> Result<Vec<u8>, CommandLineError> {
+        command_line::build(self.verbose_kernel, &self.quirks, DEVICES)
+    }
+}
+
+/// How many virtio devices a machine has: see [`virtio_devices`].
+const DEVICES: usize = 3;
 
 /// How the guest gets the image.
 #[derive(Debug)]
@@ -138,9 +166,21 @@ pub enum BuildError {
     /// The event loop cannot be made.
     #[error(transparent)]
     EventLoop(#[from] EventLoopError),
-    /// More devices than the bank has slots.
-    #[error("the machine has more virtio devices than its {} slots", VIRTIO_GSIS.len())]
-    TooManyDevices,
+    /// A frozen machine is not one of this host, or not of this shape.
+    #[error("the frozen machine does not fit here: {0} differs")]
+    Mismatch(&'static str),
+    /// A virtio device of a frozen machine cannot go on.
+    #[error(transparent)]
+    RestoreDevice(#[from] RestoreError),
+    /// A virtio device cannot be written down.
+    #[error(transparent)]
+    SaveDevice(#[from] SaveError),
+    /// The serial port of a frozen machine cannot go on.
+    #[error(transparent)]
+    Serial(#[from] BadSerial),
+    /// What is handed to a clone does not fit its mailbox.
+    #[error("cannot hand over to a clone")]
+    Handover(#[source] FrameError),
 }
 
 fn kvm_refuses(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> BuildError {
@@ -150,14 +190,37 @@ fn kvm_refuses(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> BuildErr
 /// A machine that is ready to run.
 #[derive(Debug)]
 pub struct Machine {
-    // Dropped in this order: who uses memory before the memory.
     vcpus: Vec<Vcpu>,
+    /// What the first vCPU was told of its features.
+    cpuid: CpuId,
+    board: Board,
+}
+
+/// What the vCPUs stand on: memory, buses, devices and the event loop.
+#[derive(Debug)]
+struct Board {
+    // Dropped in this order: who uses memory before the memory.
     event_loop: EventLoop,
     notices: Notices,
+    notifier: Notifier,
+    gate: Gate,
     dialer: Dialer,
     kernel_log: KernelLog,
-    _vm: VmFd,
-    _memory: MachineMemory,
+    serial: Arc<Serial>,
+    /// In the order of the slots.
+    transports: Vec<Arc<MmioTransport>>,
+    buses: Buses,
+    vm: VmFd,
+    memory: MachineMemory,
+}
+
+/// A frozen machine of which this one is to be a clone.
+#[derive(Debug)]
+pub struct FrozenMachine {
+    /// All but the memory.
+    pub state: SavedMachine,
+    /// The memory.
+    pub memory: File,
 }
 
 impl Machine {
@@ -167,13 +230,225 @@ impl Machine {
     /// # Errors
     /// When a file does not fit or KVM refuses a step; nothing stays behind.
     pub fn build(kvm: &Kvm, config: &MachineConfig) -> Result<Self, BuildError> {
+        let board = Board::assemble(kvm, config, None)?;
+        let entry = kernel::map(&config.kernel, &board.memory)?;
+        let command_line = config.command_line()?;
+        let memory = &board.memory.all;
+        registers::write_tables(memory).map_err(BuildError::BootParameters)?;
+        boot::write_parameters(
+            memory,
+            config.ram,
+            &command_line,
+            &mptable::mp_table(config.vcpus),
+            random()?,
+        )
+        .map_err(BuildError::BootParameters)?;
+        let (vcpus, cpuid) = board.create_vcpus(kvm, config.vcpus)?;
+        for vcpu in &vcpus {
+            prepare_for_boot(&vcpu.fd, &cpuid)?;
+        }
+        if let Some(boot_processor) = vcpus.first() {
+            enter_at(&boot_processor.fd, entry)?;
+        }
+        Ok(Self {
+            vcpus,
+            cpuid,
+            board,
+        })
+    }
+
+    /// Builds a machine that goes on where a frozen one of the same shape stood, inside its agent's doorbell write. Its mailbox holds
+    /// what is its own.
+    ///
+    /// # Errors
+    /// When this host is not the frozen machine's, a file does not fit, or KVM refuses a step; nothing stays behind.
+    pub fn restore(
+        kvm: &Kvm,
+        config: &MachineConfig,
+        frozen: &FrozenMachine,
+    ) -> Result<Self, BuildError> {
+        let FrozenMachine { state, memory } = frozen;
+        let mut board = Board::assemble(kvm, config, Some(&state.serial))?;
+        board.memory.restore(memory, &state.ram)?;
+        let (vcpus, cpuid) = board.create_vcpus(kvm, config.vcpus)?;
+        if vcpus.len() != state.vcpus.len() || board.transports.len() != state.transports.len() {
+            return Err(BuildError::Mismatch("the machine's shape"));
+        }
+        if cpuid.as_slice() != state.cpuid {
+            return Err(BuildError::Mismatch("the processor's features"));
+        }
+        for (vcpu, saved) in vcpus.iter().zip(&state.vcpus) {
+            saved.restore(&vcpu.fd)?;
+        }
+        state.vm.restore(&board.vm)?;
+        for (transport, saved) in board.transports.iter().zip(&state.transports) {
+            transport.restore(saved, &mut board.event_loop)?;
+        }
+        board.hand_over()?;
+        Ok(Self {
+            vcpus,
+            cpuid,
+            board,
+        })
+    }
+
+    /// The way to dial ports of the guest.
+    #[must_use]
+    pub fn dialer(&self) -> Dialer {
+        self.board.dialer.clone()
+    }
+
+    /// What the guest's kernel printed last.
+    #[must_use]
+    pub fn kernel_log(&self) -> KernelLog {
+        self.board.kernel_log.clone()
+    }
+
+    /// Puts something on the machine's event loop: a control channel.
+    pub fn add_subscriber(&mut self, subscriber: Box<dyn MutEventSubscriber + Send>) {
+        self.board.event_loop.add(subscriber);
+    }
+
+    /// Enters the guest and serves its devices until it ends. `jail` runs first on every thread; `on_ring` is called for each ring of
+    /// the doorbell; `should_stop` is asked after every event.
+    ///
+    /// The vCPU threads are left as they are when this returns: the process is expected to end.
+    ///
+    /// # Errors
+    /// When the host gives no thread, or the event loop fails.
+    pub fn run<J>(
+        self,
+        jail: J,
+        mut on_ring: impl FnMut(Ring) -> Heard,
+        mut should_stop: impl FnMut() -> bool,
+    ) -> Result<MachineEnd, RunError>
+    where
+        J: Fn(ThreadRole) -> io::Result<()> + Clone + Send + 'static,
+    {
+        let Self {
+            vcpus, mut board, ..
+        } = self;
+        start(vcpus, &jail, ThreadRole::EventLoop)?;
+        loop {
+            board.event_loop.run_once(-1)?;
+            while let Some(notice) = board.notices.next() {
+                match notice {
+                    Notice::Ring(ring) => match on_ring(ring) {
+                        Heard::GoOn => {}
+                        Heard::End => return Ok(MachineEnd::PoweredOff),
+                    },
+                    Notice::Reset => return Ok(MachineEnd::Reset),
+                    Notice::GuestFault(reason) => return Ok(MachineEnd::Fault(reason)),
+                }
+            }
+            if should_stop() {
+                return Ok(MachineEnd::Stopped);
+            }
+        }
+    }
+
+    /// Enters the guest until its agent says that the machine may be frozen, stops every vCPU there, and writes the machine down: its
+    /// memory to `memory`, which is as long as the RAM and empty, and what is returned.
+    ///
+    /// # Errors
+    /// When the guest ends first, a device is busy, or KVM or the file refuses a step.
+    pub fn freeze<J>(self, kvm: &Kvm, jail: J, memory: &File) -> Result<SavedMachine, FreezeError>
+    where
+        J: Fn(ThreadRole) -> io::Result<()> + Clone + Send + 'static,
+    {
+        let Self {
+            vcpus,
+            cpuid,
+            mut board,
+        } = self;
+        let count = vcpus.len();
+        let msr_indices = saved::msr_indices(kvm)?;
+        block_signal(Gate::KICK).map_err(|_| FreezeError::Signal)?;
+        for vcpu in &vcpus {
+            vcpu.let_kicks_through()
+                .map_err(kvm_refuses("a vCPU's signals"))?;
+        }
+        let threads = start(vcpus, &jail, ThreadRole::Freezer)?;
+        while board.gate.stopped() < count {
+            board.event_loop.run_once(-1).map_err(RunError::EventLoop)?;
+            while let Some(notice) = board.notices.next() {
+                match notice {
+                    // The one that rang stops by itself; the others may be inside the guest.
+                    Notice::Ring(Ring::MayFreeze) => {
+                        for thread in &threads {
+                            thread.kill(Gate::KICK).map_err(|_| FreezeError::Signal)?;
+                        }
+                    }
+                    Notice::Ring(Ring::MachineEnd) => return Err(FreezeError::Ended),
+                    Notice::Ring(_) => {}
+                    Notice::Reset => return Err(FreezeError::Ended),
+                    Notice::GuestFault(reason) => return Err(FreezeError::Fault(reason)),
+                }
+            }
+        }
+        let vcpus: Option<Vec<Vcpu>> = threads
+            .into_iter()
+            .map(|thread| thread.join().ok().flatten())
+            .collect();
+        let vcpus = vcpus.ok_or(FreezeError::Ended)?;
+        Ok(board.save(&vcpus, &cpuid, &msr_indices, memory)?)
+    }
+}
+
+/// Starts a thread for each vCPU. No vCPU enters the guest before every thread is jailed.
+fn start<J>(vcpus: Vec<Vcpu>, jail: &J, own_role: ThreadRole) -> Result<Vec<VcpuThread>, RunError>
+where
+    J: Fn(ThreadRole) -> io::Result<()> + Clone + Send + 'static,
+{
+    let jailed = Arc::new(Barrier::new(vcpus.len() + 1));
+    let mut threads = Vec::with_capacity(vcpus.len());
+    for (index, vcpu) in vcpus.into_iter().enumerate() {
+        let jail = jail.clone();
+        let jailed = Arc::clone(&jailed);
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .spawn(move || {
+                let result = jail(ThreadRole::Vcpu);
+                if let Err(error) = &result {
+                    let reason = format!("cannot jail a vCPU thread: {error}");
+                    vcpu.notifier.notify(Notice::GuestFault(reason));
+                }
+                jailed.wait();
+                result.ok().and_then(|()| vcpu.run())
+            })
+            .map_err(RunError::Thread)?;
+        threads.push(thread);
+    }
+    jail(own_role).map_err(RunError::Jail)?;
+    jailed.wait();
+    Ok(threads)
+}
+
+/// Ends when its vCPU stops; gives it back if it can go on.
+type VcpuThread = JoinHandle<Option<Vcpu>>;
+
+/// What a ring of the doorbell means to whoever runs the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// The machine goes on.
+    GoOn,
+    /// The machine has ended.
+    End,
+}
+
+impl Board {
+    /// Puts everything in its place, on a new VM. The serial port is a saved one, or new.
+    fn assemble(
+        kvm: &Kvm,
+        config: &MachineConfig,
+        saved_serial: Option<&SavedSerial>,
+    ) -> Result<Self, BuildError> {
         let vm = kvm.create_vm().map_err(kvm_refuses("to create a VM"))?;
         prepare_interrupts(&vm)?;
         report_failed_instructions(&vm)?;
 
         let memory = MachineMemory::map(config.ram, &windows(config))?;
         memory.register(&vm)?;
-        let entry = kernel::map(&config.kernel, &memory)?;
 
         let (notifier, notices) =
             Notices::new().map_err(|error| BuildError::Descriptor("notices", error))?;
@@ -189,135 +464,126 @@ impl Machine {
         );
         let (vsock, dialer) =
             Vsock::new(GuestCid::FIRST).map_err(|error| BuildError::Descriptor("vsock", error))?;
+        let gate = Gate::default();
 
         let mut mmio = Bus::new();
         mmio.insert(
             MmioAddress(DOORBELL_ADDRESS),
             doorbell::SIZE_BYTES,
-            Arc::new(doorbell(&notifier)),
+            Arc::new(doorbell(&notifier, config.freezes.then(|| gate.clone()))),
         )?;
-        let virtio = virtio_devices(config, vsock)?;
-        let used_slots = virtio.len();
-        place_virtio(&vm, &mut mmio, &memory, &event_loop, virtio)?;
+        let transports = place_virtio(
+            &vm,
+            &mut mmio,
+            &memory,
+            &event_loop,
+            virtio_devices(config, vsock)?,
+        )?;
         let mut pio = Bus::new();
         pio.insert(
             i8042::BASE,
             i8042::SIZE_BYTES,
             Arc::new(reset_line(&notifier)),
         )?;
+        let line = interrupt_line(&vm, SERIAL_GSI)?;
+        let serial = Arc::new(match saved_serial {
+            None => Serial::new(line, kernel_log.clone()),
+            Some(saved) => Serial::restore(saved, line, kernel_log.clone())?,
+        });
         pio.insert(
             serial::BASE,
             serial::SIZE_BYTES,
-            Arc::new(serial(&vm, kernel_log.clone())?),
+            Arc::clone(&serial) as Arc<dyn BusDevice>,
         )?;
-        let buses = Buses {
-            pio: Arc::new(pio),
-            mmio: Arc::new(mmio),
-        };
-
-        let command_line = command_line::build(config.verbose_kernel, &config.quirks, used_slots)?;
-        registers::write_tables(&memory.all).map_err(BuildError::BootParameters)?;
-        boot::write_parameters(
-            &memory.all,
-            config.ram,
-            &command_line,
-            &mptable::mp_table(config.vcpus),
-            entropy()?,
-        )
-        .map_err(BuildError::BootParameters)?;
-
-        let vcpus = create_vcpus(kvm, &vm, config.vcpus, entry, &buses, &notifier)?;
         Ok(Self {
-            vcpus,
             event_loop,
             notices,
+            notifier,
+            gate,
             dialer,
             kernel_log,
-            _vm: vm,
-            _memory: memory,
+            serial,
+            transports,
+            buses: Buses {
+                pio: Arc::new(pio),
+                mmio: Arc::new(mmio),
+            },
+            vm,
+            memory,
         })
     }
 
-    /// The way to dial ports of the guest.
-    #[must_use]
-    pub fn dialer(&self) -> Dialer {
-        self.dialer.clone()
-    }
-
-    /// What the guest's kernel printed last.
-    #[must_use]
-    pub fn kernel_log(&self) -> KernelLog {
-        self.kernel_log.clone()
-    }
-
-    /// Puts something on the machine's event loop: a control channel.
-    pub fn add_subscriber(&mut self, subscriber: Box<dyn MutEventSubscriber + Send>) {
-        self.event_loop.add(subscriber);
-    }
-
-    /// Enters the guest and serves its devices until it ends. `jail` runs first on every thread; `on_ready` is called when the agent
-    /// has rung; `should_stop` is asked after every event.
-    ///
-    /// The vCPU threads are left as they are when this returns: the process is expected to end.
-    ///
-    /// # Errors
-    /// When the host gives no thread, or the event loop fails.
-    pub fn run<J>(
-        self,
-        jail: J,
-        mut on_ready: impl FnMut(),
-        mut should_stop: impl FnMut() -> bool,
-    ) -> Result<MachineEnd, RunError>
-    where
-        J: Fn(ThreadRole) -> io::Result<()> + Clone + Send + 'static,
-    {
-        let Self {
-            vcpus,
-            mut event_loop,
-            notices,
-            _vm,
-            _memory,
-            ..
-        } = self;
-        // No vCPU enters the guest before every thread is jailed.
-        let jailed = Arc::new(Barrier::new(vcpus.len() + 1));
-        for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let jail = jail.clone();
-            let jailed = Arc::clone(&jailed);
-            std::thread::Builder::new()
-                .name(format!("vcpu{index}"))
-                .spawn(move || {
-                    let result = jail(ThreadRole::Vcpu);
-                    if let Err(error) = &result {
-                        let reason = format!("cannot jail a vCPU thread: {error}");
-                        vcpu.notifier.notify(Notice::GuestFault(reason));
-                    }
-                    jailed.wait();
-                    if result.is_ok() {
-                        vcpu.run();
-                    }
+    /// New vCPUs, which know their features and nothing else, and the features of the first.
+    fn create_vcpus(
+        &self,
+        kvm: &Kvm,
+        count: VcpuCount,
+    ) -> Result<(Vec<Vcpu>, CpuId), BuildError> {
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(kvm_refuses("to name its CPU features"))?;
+        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        let features = |apic_id| cpuid::for_vcpu(&supported, apic_id, count, tsc_deadline);
+        let vcpus: Result<_, BuildError> = (0..count.get())
+            .map(|apic_id| {
+                let fd = self
+                    .vm
+                    .create_vcpu(u64::from(apic_id))
+                    .map_err(kvm_refuses("to create a vCPU"))?;
+                fd.set_cpuid2(&features(apic_id))
+                    .map_err(kvm_refuses("the vCPU's features"))?;
+                Ok(Vcpu {
+                    fd,
+                    buses: self.buses.clone(),
+                    notifier: self.notifier.clone(),
+                    gate: self.gate.clone(),
                 })
-                .map_err(RunError::Thread)?;
+            })
+            .collect();
+        Ok((vcpus?, features(0)))
+    }
+
+    /// Writes the machine down while every vCPU stands.
+    fn save(
+        &mut self,
+        vcpus: &[Vcpu],
+        cpuid: &CpuId,
+        msr_indices: &[u32],
+        memory: &File,
+    ) -> Result<SavedMachine, BuildError> {
+        let mut transports = Vec::with_capacity(self.transports.len());
+        for transport in &self.transports {
+            transports.push(transport.save(&mut self.event_loop)?);
         }
-        jail(ThreadRole::EventLoop).map_err(RunError::Jail)?;
-        jailed.wait();
-        loop {
-            event_loop.run_once(-1)?;
-            while let Some(notice) = notices.next() {
-                match notice {
-                    Notice::Ring(Ring::AgentReady) => on_ready(),
-                    Notice::Ring(Ring::MachineEnd) => return Ok(MachineEnd::PoweredOff),
-                    Notice::Ring(Ring::Unknown(code)) => {
-                        tracing::debug!(code, "the guest rang an unknown code")
-                    }
-                    Notice::Reset => return Ok(MachineEnd::Reset),
-                    Notice::GuestFault(reason) => return Ok(MachineEnd::Fault(reason)),
-                }
-            }
-            if should_stop() {
-                return Ok(MachineEnd::Stopped);
-            }
-        }
+        Ok(SavedMachine {
+            cpuid: cpuid.as_slice().to_vec(),
+            vcpus: vcpus
+                .iter()
+                .map(|vcpu| SavedVcpu::save(&vcpu.fd, msr_indices))
+                .collect::<Result<_, _>>()?,
+            vm: SavedVm::save(&self.vm)?,
+            transports,
+            serial: self.serial.save(),
+            ram: self.memory.save(memory)?,
+        })
+    }
+
+    /// Puts into the mailbox what makes this clone different from all others.
+    fn hand_over(&self) -> Result<(), BuildError> {
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        let handover = Handover {
+            seed: [random()?, random()?],
+            realtime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        };
+        let mut frame = Vec::new();
+        protocol::encode(&handover, protocol::MAILBOX_BYTES, &mut frame)
+            .map_err(BuildError::Handover)?;
+        self.memory
+            .all
+            .write_slice(&frame, GuestAddress(MAILBOX_ADDRESS))
+            .map_err(BuildError::BootParameters)
     }
 }
 
@@ -328,6 +594,28 @@ pub enum ThreadRole {
     Vcpu,
     /// Serves devices and channels.
     EventLoop,
+    /// The same for a machine that is frozen before it runs a workload, and writes it down.
+    Freezer,
+}
+
+/// A machine that could not be frozen.
+#[derive(Debug, Error)]
+pub enum FreezeError {
+    /// The guest ended before its agent was ready.
+    #[error("the guest ended before it could be frozen")]
+    Ended,
+    /// The guest cannot go on.
+    #[error("the guest failed before it could be frozen: {0}")]
+    Fault(String),
+    /// A vCPU cannot be stopped.
+    #[error("cannot interrupt a vCPU")]
+    Signal,
+    /// It could not even run.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A part cannot be written down.
+    #[error(transparent)]
+    Save(#[from] BuildError),
 }
 
 /// A machine that could not be run.
@@ -357,8 +645,8 @@ fn windows(config: &MachineConfig) -> Vec<(u64, &Window)> {
 fn virtio_devices(
     config: &MachineConfig,
     vsock: Vsock,
-) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
-    Ok(vec![
+) -> Result<[Box<dyn VirtioDevice>; DEVICES], BuildError> {
+    Ok([
         Box::new(pmem(AGENT_WINDOW_ADDRESS, &config.agent)),
         match &config.root {
             Root::Window(root) => Box::new(pmem(ROOT_WINDOW_ADDRESS, root)),
@@ -419,18 +707,20 @@ fn report_failed_instructions(vm: &VmFd) -> Result<(), BuildError> {
         .map_err(kvm_refuses("to report failed instructions"))
 }
 
-fn doorbell(notifier: &Notifier) -> Doorbell {
+/// With a gate, the vCPU that says that the machine may be frozen does not come back from saying so.
+fn doorbell(notifier: &Notifier, gate: Option<Gate>) -> Doorbell {
     let notifier = notifier.clone();
-    Doorbell::new(move |ring| notifier.notify(Notice::Ring(ring)))
+    Doorbell::new(move |ring| {
+        if let (Ring::MayFreeze, Some(gate)) = (ring, &gate) {
+            gate.close();
+        }
+        notifier.notify(Notice::Ring(ring));
+    })
 }
 
 fn reset_line(notifier: &Notifier) -> I8042 {
     let notifier = notifier.clone();
     I8042::new(move || notifier.notify(Notice::Reset))
-}
-
-fn serial(vm: &VmFd, log: KernelLog) -> Result<Serial, BuildError> {
-    Ok(Serial::new(interrupt_line(vm, SERIAL_GSI)?, log))
 }
 
 /// An eventfd bound to a pin of the I/O APIC.
@@ -448,12 +738,11 @@ fn place_virtio(
     mmio: &mut Bus<MmioAddress>,
     memory: &MachineMemory,
     event_loop: &EventLoop,
-    devices: Vec<Box<dyn VirtioDevice>>,
-) -> Result<(), BuildError> {
-    if devices.len() > VIRTIO_GSIS.len() {
-        return Err(BuildError::TooManyDevices);
-    }
+    devices: [Box<dyn VirtioDevice>; DEVICES],
+) -> Result<Vec<Arc<MmioTransport>>, BuildError> {
+    const { assert!(DEVICES <= VIRTIO_GSIS.len(), "the bank has a slot for each device") };
     let mut devices = devices.into_iter();
+    let mut transports = Vec::new();
     for (slot, gsi) in VIRTIO_GSIS.into_iter().enumerate() {
         let address = virtio_slot_address(slot);
         let device: Arc<dyn BusDevice> = match devices.next() {
@@ -466,7 +755,9 @@ fn place_virtio(
                     vm.register_ioevent(notifier, &notify_address, queue)
                         .map_err(kvm_refuses("a queue's notifier"))?;
                 }
-                Arc::new(transport)
+                let transport = Arc::new(transport);
+                transports.push(Arc::clone(&transport));
+                transport
             }
             None => Arc::new(EmptySlot),
         };
@@ -476,53 +767,19 @@ fn place_virtio(
             device,
         )?;
     }
-    Ok(())
+    Ok(transports)
 }
 
-fn entropy() -> Result<[u8; boot::ENTROPY_BYTES], BuildError> {
-    let mut seed = [0; boot::ENTROPY_BYTES];
+/// Random bytes of the host's kernel.
+fn random() -> Result<[u8; RANDOM_BYTES], BuildError> {
+    let mut seed = [0; RANDOM_BYTES];
     rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| BuildError::Descriptor("entropy", error.into()))?;
     Ok(seed)
 }
 
-fn create_vcpus(
-    kvm: &Kvm,
-    vm: &VmFd,
-    count: VcpuCount,
-    entry: u64,
-    buses: &Buses,
-    notifier: &Notifier,
-) -> Result<Vec<Vcpu>, BuildError> {
-    let supported = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(kvm_refuses("to name its CPU features"))?;
-    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-    (0..count.get())
-        .map(|apic_id| {
-            let cpuid = cpuid::for_vcpu(&supported, apic_id, count, tsc_deadline);
-            let fd = create_vcpu(vm, apic_id, &cpuid, entry)?;
-            Ok(Vcpu {
-                fd,
-                buses: buses.clone(),
-                notifier: notifier.clone(),
-            })
-        })
-        .collect()
-}
-
-/// The boot processor (APIC id 0) gets the state of the boot protocol; the others wait for the kernel's start-up interrupt.
-fn create_vcpu(
-    vm: &VmFd,
-    apic_id: u8,
-    cpuid: &CpuId,
-    entry: u64,
-) -> Result<kvm_ioctls::VcpuFd, BuildError> {
-    let fd = vm
-        .create_vcpu(u64::from(apic_id))
-        .map_err(kvm_refuses("to create a vCPU"))?;
-    fd.set_cpuid2(cpuid)
-        .map_err(kvm_refuses("the vCPU's features"))?;
+/// What a kernel that boots finds on each processor.
+fn prepare_for_boot(fd: &VcpuFd, cpuid: &CpuId) -> Result<(), BuildError> {
     let states = cpuid::extended_states(cpuid);
     if states != 0 {
         fd.set_xcrs(&registers::extended_control(states))
@@ -531,14 +788,16 @@ fn create_vcpu(
     if let Some(msrs) = registers::msrs() {
         fd.set_msrs(&msrs).map_err(kvm_refuses("the vCPU's MSRs"))?;
     }
-    if apic_id == 0 {
-        let initial = fd
-            .get_sregs()
-            .map_err(kvm_refuses("to read the vCPU's registers"))?;
-        fd.set_sregs(&registers::special_registers(initial))
-            .map_err(kvm_refuses("the vCPU's special registers"))?;
-        fd.set_regs(&registers::general_registers(entry))
-            .map_err(kvm_refuses("the vCPU's registers"))?;
-    }
-    Ok(fd)
+    Ok(())
+}
+
+/// The boot processor gets the state of the boot protocol; the others wait for the kernel's start-up interrupt.
+fn enter_at(fd: &VcpuFd, entry: u64) -> Result<(), BuildError> {
+    let initial = fd
+        .get_sregs()
+        .map_err(kvm_refuses("to read the vCPU's registers"))?;
+    fd.set_sregs(&registers::special_registers(initial))
+        .map_err(kvm_refuses("the vCPU's special registers"))?;
+    fd.set_regs(&registers::general_registers(entry))
+        .map_err(kvm_refuses("the vCPU's registers"))
 }

@@ -38,9 +38,14 @@ impl Notifier {
             Notice::Reset | Notice::GuestFault(_) => self.end.set(notice).is_ok(),
         };
         if is_kept {
-            // A counter that is full is a loop that will wake.
-            let _ = self.wake.write(1);
+            self.wake();
         }
+    }
+
+    /// Lets the loop look around.
+    pub(super) fn wake(&self) {
+        // A counter that is full is a loop that will wake.
+        let _ = self.wake.write(1);
     }
 }
 

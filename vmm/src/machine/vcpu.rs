@@ -1,10 +1,13 @@
 //! A vCPU: one thread that enters the guest, and answers what the guest asks of the buses.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use devices::bus::{Bus, MmioAddress, PioAddress};
-use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, kvm_regs};
+use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, KVMIO, kvm_regs, kvm_xsave};
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
 
 use super::Notice;
 use super::notice::Notifier;
@@ -35,7 +38,45 @@ pub(super) struct Vcpu {
     pub(super) fd: VcpuFd,
     pub(super) buses: Buses,
     pub(super) notifier: Notifier,
+    pub(super) gate: Gate,
 }
+
+/// Closed once, to stop all vCPUs of a machine between two instructions; clones are the same gate.
+///
+/// A vCPU that is inside the guest comes out by the signal [`Gate::KICK`], which its thread blocks and KVM lets through: one that
+/// arrives just before the guest is entered is still pending then, and KVM does not enter.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Gate {
+    is_closed: Arc<AtomicBool>,
+    stopped: Arc<AtomicUsize>,
+}
+
+impl Gate {
+    /// The signal that brings a vCPU out of the guest.
+    pub(super) const KICK: i32 = libc::SIGUSR1;
+
+    pub(super) fn close(&self) {
+        self.is_closed.store(true, Ordering::SeqCst);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::SeqCst)
+    }
+
+    /// How many vCPUs stand.
+    pub(super) fn stopped(&self) -> usize {
+        self.stopped.load(Ordering::SeqCst)
+    }
+}
+
+/// `struct kvm_signal_mask` (KVM API, `KVM_SET_SIGNAL_MASK`) with the kernel's set of 64 signals.
+#[repr(C)]
+struct SignalMask {
+    length_bytes: u32,
+    signals: [u8; 8],
+}
+
+ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_bindings::kvm_signal_mask);
 
 /// What a look at an exit decided.
 enum Next {
@@ -47,8 +88,23 @@ enum Next {
 }
 
 impl Vcpu {
-    /// Enters the guest again and again; returns only when this vCPU can never be entered again, after it said why.
-    pub(super) fn run(mut self) {
+    /// Lets only [`Gate::KICK`] interrupt the guest. The thread that runs this vCPU must block it.
+    pub(super) fn let_kicks_through(&self) -> Result<(), kvm_ioctls::Error> {
+        let mask = SignalMask {
+            length_bytes: 8,
+            signals: (!(1_u64 << (Gate::KICK - 1))).to_le_bytes(),
+        };
+        // SAFETY: KVM reads as many bytes as the structure says that follow its length.
+        let result = unsafe { ioctl_with_ref(&self.fd, KVM_SET_SIGNAL_MASK(), &mask) };
+        if result < 0 {
+            return Err(kvm_ioctls::Error::last());
+        }
+        Ok(())
+    }
+
+    /// Enters the guest again and again. Returns the vCPU when the gate was closed, with no exit under way; returns `None` when this
+    /// vCPU can never be entered again, after it said why.
+    pub(super) fn run(mut self) -> Option<Self> {
         loop {
             let next = match self.step() {
                 Next::RepairEmulation => self.repair_emulation(),
@@ -56,9 +112,31 @@ impl Vcpu {
             };
             if let Next::Stop(reason) = next {
                 self.notifier.notify(Notice::GuestFault(reason));
-                return;
+                return None;
+            }
+            if self.gate.is_closed() {
+                self.complete_exit();
+                self.gate.stopped.fetch_add(1, Ordering::SeqCst);
+                self.notifier.wake();
+                return Some(self);
             }
         }
+    }
+
+    /// KVM finishes an instruction that needed a device when the guest is entered next. With this flag it does, and comes back before
+    /// the next instruction (KVM API, "immediate_exit").
+    fn complete_exit(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+        // Comes back with EINTR, which says that it did as it was told.
+        let _ = self.fd.run();
+        self.fd.set_kvm_immediate_exit(0);
+    }
+
+    /// Puts the vector registers of a saved vCPU in place.
+    pub(super) fn set_extended(fd: &VcpuFd, state: &kvm_xsave) -> Result<(), kvm_ioctls::Error> {
+        // SAFETY: a vCPU here has no state beyond the 4096 bytes of the structure: nobody asks the host's kernel for dynamic ones
+        // (arch_prctl(2), ARCH_REQ_XCOMP_GUEST_PERM).
+        unsafe { fd.set_xsave(state) }
     }
 
     fn step(&mut self) -> Next {

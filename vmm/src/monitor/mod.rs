@@ -13,7 +13,7 @@ mod terminal;
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -111,6 +111,13 @@ impl Signals {
 
     fn next(&self) -> Option<u8> {
         process::next_signal(&self.0).unwrap_or_default()
+    }
+}
+
+impl AsFd for Signals {
+    /// Readable when a signal has come.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -267,7 +274,7 @@ impl Run<'_> {
         match self.vm.next_report()? {
             Some(Report::Ready) => on_ready(),
             Some(Report::Ended(end)) => return ended(end, console_log),
-            None => return Err(vanished(self.vm)),
+            Some(Report::Frozen) | None => return Err(vanished(self.vm)),
         }
         let dialer = Guest(self.vm);
         let result = AgentLink::connect(&dialer)
@@ -297,7 +304,7 @@ fn last_word(
         }
         match vm.next_report()? {
             Some(Report::Ended(end)) => return ended(end, console_log),
-            Some(Report::Ready) => {}
+            Some(Report::Ready | Report::Frozen) => {}
             None => return Err(vanished(vm)),
         }
     }

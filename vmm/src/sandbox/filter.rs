@@ -17,6 +17,23 @@ const KVM_SET_REGS: u64 = KVMIO | 0x82;
 const KVM_GET_VCPU_EVENTS: u64 = KVMIO | 0x9f;
 const KVM_SET_VCPU_EVENTS: u64 = KVMIO | 0xa0;
 const REQUEST_MASK: u64 = 0xffff;
+/// What is read of a machine to write it down, all of it read-only or as good as that (`KVM_GET_IRQCHIP`, which is `_IOWR`,
+/// names the controller): irqchip, pit2, clock, MP state, regs, sregs, MSRs, LAPIC, events, debug registers, TSC frequency, XSAVE,
+/// XCRs.
+const KVM_GETS: [u64; 12] = [
+    KVMIO | 0x62,
+    KVMIO | 0x9f,
+    KVMIO | 0x7c,
+    KVMIO | 0x98,
+    KVM_GET_REGS,
+    KVMIO | 0x83,
+    KVMIO | 0x88,
+    KVMIO | 0x8e,
+    KVMIO | 0xa1,
+    KVMIO | 0xa3,
+    KVMIO | 0xa4,
+    KVMIO | 0xa6,
+];
 /// Switches a socket to non-blocking; the standard library does it this way.
 const FIONBIO: u64 = 0x5421;
 
@@ -105,6 +122,17 @@ pub(super) fn program(role: ThreadRole) -> Result<BpfProgram, BackendError> {
             ] {
                 rules.insert(call, Vec::new());
             }
+        }
+        ThreadRole::Freezer => {
+            rules.extend(EVENT_LOOP.iter().map(|call| (*call, Vec::new())));
+            rules.insert(
+                libc::SYS_ioctl,
+                KVM_GETS
+                    .into_iter()
+                    .chain([FIONBIO])
+                    .map(ioctl)
+                    .collect::<Result<_, _>>()?,
+            );
         }
         ThreadRole::EventLoop => {
             rules.extend(EVENT_LOOP.iter().map(|call| (*call, Vec::new())));

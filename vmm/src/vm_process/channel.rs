@@ -23,8 +23,10 @@ pub(super) enum Command {
 /// What the VM process says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
-    /// The agent listens.
+    /// The agent listens; a clone's has taken over what it was handed.
     Ready,
+    /// The machine is written down; the last report.
+    Frozen,
     /// The machine has ended; the last report.
     Ended(End),
 }
@@ -151,6 +153,7 @@ impl Channel {
     pub(super) fn report(&self, report: &Report) {
         let report = match report {
             Report::Ready => Report::Ready,
+            Report::Frozen => Report::Frozen,
             Report::Ended(End::PoweredOff) => Report::Ended(End::PoweredOff),
             Report::Ended(End::GuestDied { reason }) => Report::Ended(End::GuestDied {
                 reason: cut(reason),

@@ -7,21 +7,28 @@
 
 mod channel;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use devices::doorbell::Ring;
 use devices::virtio::vsock::Dialer;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use kvm_ioctls::Kvm;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Signal, set_parent_process_death_signal, setsid};
 use thiserror::Error;
 
 use self::channel::{Channel, Command};
 pub use self::channel::{ChannelError, End, Report};
-use crate::machine::{Machine, MachineConfig, MachineEnd, Root, RunError};
+use crate::machine::{
+    FrozenMachine, Heard, Machine, MachineConfig, MachineEnd, Root, RunError,
+};
 use crate::process;
 use crate::report::chain;
 use crate::sandbox;
@@ -31,6 +38,43 @@ use crate::sandbox;
 pub struct VmProcess {
     channel: Channel,
     child: process::Child,
+    /// A report that was received ahead of whoever asks for it.
+    unheard: Mutex<Option<Report>>,
+}
+
+/// How a machine begins, and what becomes of it when its agent is ready.
+#[derive(Debug)]
+pub enum Start {
+    /// It boots, and runs.
+    Boot,
+    /// It goes on where a frozen one stood, and runs.
+    Clone(FrozenMachine),
+    /// It boots, is written down, and ends.
+    Freeze(FreezeFiles),
+}
+
+/// Where a machine is written down.
+#[derive(Debug)]
+pub struct FreezeFiles {
+    /// Gets all but the memory: a [`SavedMachine`](crate::machine::SavedMachine) in postcard.
+    pub state: File,
+    /// Gets the memory; as long as the RAM, and empty.
+    pub memory: File,
+}
+
+/// What became of a machine that was waited for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum FirstReport {
+    /// It said something that is not an end.
+    Came,
+    /// It could not go on; why.
+    Failed(String),
+    /// It went without a word.
+    HungUp,
+    /// Something else came first.
+    Interrupted,
+    /// It has not said anything in time.
+    None,
 }
 
 impl VmProcess {
@@ -38,17 +82,61 @@ impl VmProcess {
     ///
     /// # Errors
     /// When the host gives no socket or no process.
-    pub fn spawn(kvm: &Kvm, config: &MachineConfig) -> Result<Self, SpawnError> {
+    pub fn spawn(kvm: &Kvm, config: &MachineConfig, start: &Start) -> Result<Self, SpawnError> {
         let (ours, theirs) = Channel::pair().map_err(SpawnError::Channel)?;
         let child = process::fork(|| {
-            live(kvm, config, theirs);
+            live(kvm, config, start, theirs);
             0
         })
         .map_err(SpawnError::Fork)?;
         Ok(Self {
             channel: ours,
             child,
+            unheard: Mutex::new(None),
         })
+    }
+
+    /// Waits for the first report until `deadline`, or until `interrupt` becomes readable. The report is not lost: whoever asks for
+    /// the next one gets it.
+    ///
+    /// # Errors
+    /// When the channel or the wait fails.
+    pub fn await_report(
+        &self,
+        interrupt: BorrowedFd<'_>,
+        patience: Duration,
+    ) -> Result<FirstReport, ChannelError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).unwrap_or_default();
+            let mut descriptors = [
+                PollFd::new(&self.channel, PollFlags::IN),
+                PollFd::from_borrowed_fd(interrupt, PollFlags::IN),
+            ];
+            match poll(&mut descriptors, Some(&left)) {
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(ChannelError::Receive(error.into())),
+                Ok(0) => return Ok(FirstReport::None),
+                Ok(_) if descriptors[0].revents().is_empty() => return Ok(FirstReport::Interrupted),
+                Ok(_) => {}
+            }
+            let report = self.channel.receive::<Report>()?.map(|(report, _)| report);
+            return Ok(match report {
+                None => FirstReport::HungUp,
+                Some(Report::Ended(End::NotBuilt { reason } | End::GuestDied { reason })) => {
+                    FirstReport::Failed(reason)
+                }
+                Some(report) => {
+                    *self.unheard() = Some(report);
+                    FirstReport::Came
+                }
+            });
+        }
+    }
+
+    fn unheard(&self) -> MutexGuard<'_, Option<Report>> {
+        self.unheard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its process id.
@@ -74,6 +162,9 @@ impl VmProcess {
     /// # Errors
     /// When the channel fails.
     pub fn next_report(&self) -> Result<Option<Report>, ChannelError> {
+        if let Some(report) = self.unheard().take() {
+            return Ok(Some(report));
+        }
         Ok(self.channel.receive::<Report>()?.map(|(report, _)| report))
     }
 
@@ -111,13 +202,17 @@ pub enum SpawnError {
 }
 
 /// The life of the VM process.
-fn live(kvm: &Kvm, config: &MachineConfig, channel: Channel) {
-    if let Err(error) = leave_the_parent(kvm, config, &channel) {
+fn live(kvm: &Kvm, config: &MachineConfig, start: &Start, channel: Channel) {
+    if let Err(error) = leave_the_parent(kvm, config, start, &channel) {
         return channel.report(&Report::Ended(End::NotBuilt {
             reason: format!("cannot become the VM process: {error}"),
         }));
     }
-    let machine = match Machine::build(kvm, config) {
+    let built = match start {
+        Start::Boot | Start::Freeze(_) => Machine::build(kvm, config),
+        Start::Clone(frozen) => Machine::restore(kvm, config, frozen),
+    };
+    let machine = match built {
         Ok(machine) => machine,
         Err(error) => {
             return channel.report(&Report::Ended(End::NotBuilt {
@@ -125,8 +220,18 @@ fn live(kvm: &Kvm, config: &MachineConfig, channel: Channel) {
             }));
         }
     };
+    let ready_ring = match start {
+        Start::Boot => Ring::AgentReady,
+        Start::Clone(_) => Ring::HandedOver,
+        Start::Freeze(files) => {
+            return channel.report(&match freeze(kvm, machine, files) {
+                Ok(()) => Report::Frozen,
+                Err(reason) => Report::Ended(End::NotBuilt { reason }),
+            });
+        }
+    };
     let channel = Arc::new(channel);
-    let end = match run(machine, &channel) {
+    let end = match run(machine, &channel, ready_ring) {
         Ok(MachineEnd::PoweredOff) => End::PoweredOff,
         Ok(MachineEnd::Reset) => End::GuestDied {
             reason: "the guest's kernel reset the machine".to_owned(),
@@ -141,7 +246,12 @@ fn live(kvm: &Kvm, config: &MachineConfig, channel: Channel) {
 }
 
 /// Out of the terminal's reach, with no descriptor but the machine's, and never longer alive than the parent.
-fn leave_the_parent(kvm: &Kvm, config: &MachineConfig, channel: &Channel) -> io::Result<()> {
+fn leave_the_parent(
+    kvm: &Kvm,
+    config: &MachineConfig,
+    start: &Start,
+    channel: &Channel,
+) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     setsid()?;
     process::unblock_signals()?;
@@ -161,11 +271,33 @@ fn leave_the_parent(kvm: &Kvm, config: &MachineConfig, channel: &Channel) -> io:
             .chain(root)
             .map(|part| part.file.as_fd()),
     );
+    match start {
+        Start::Boot => {}
+        Start::Clone(frozen) => keep.push(frozen.memory.as_fd()),
+        Start::Freeze(files) => keep.extend([files.state.as_fd(), files.memory.as_fd()]),
+    }
     process::close_all_but(&keep)?;
     process::standard_streams_to_null()
 }
 
-fn run(mut machine: Machine, channel: &Arc<Channel>) -> Result<MachineEnd, RunError> {
+/// Writes the machine down when its agent is ready; says why not as one sentence.
+fn freeze(kvm: &Kvm, machine: Machine, files: &FreezeFiles) -> Result<(), String> {
+    sandbox::enter_process().map_err(|error| format!("cannot enter the jail: {error}"))?;
+    let saved = machine
+        .freeze(kvm, sandbox::enter_thread, &files.memory)
+        .map_err(|error| chain(&error))?;
+    let bytes = postcard::to_stdvec(&saved).map_err(|error| error.to_string())?;
+    (&files.state)
+        .write_all(&bytes)
+        .map_err(|error| format!("cannot write the state of a frozen machine: {error}"))
+}
+
+/// Runs the machine; its agent is ready when it rings `ready_ring`, and any other ring before says nothing.
+fn run(
+    mut machine: Machine,
+    channel: &Arc<Channel>,
+    ready_ring: Ring,
+) -> Result<MachineEnd, RunError> {
     let hung_up = Arc::new(AtomicBool::new(false));
     let control = Control {
         channel: Arc::clone(channel),
@@ -175,14 +307,18 @@ fn run(mut machine: Machine, channel: &Arc<Channel>) -> Result<MachineEnd, RunEr
     machine.add_subscriber(Box::new(control));
     sandbox::enter_process().map_err(RunError::Jail)?;
     let mut is_ready = false;
-    let on_ready = || {
+    let on_ring = |ring| {
+        if ring == Ring::MachineEnd {
+            return Heard::End;
+        }
         // A guest may ring as often as it likes; the monitor is told once.
-        if !is_ready {
+        if ring == ready_ring && !is_ready {
             is_ready = true;
             channel.report(&Report::Ready);
         }
+        Heard::GoOn
     };
-    machine.run(sandbox::enter_thread, on_ready, || {
+    machine.run(sandbox::enter_thread, on_ring, || {
         hung_up.load(Ordering::Relaxed)
     })
 }

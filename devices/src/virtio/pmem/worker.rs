@@ -3,7 +3,9 @@
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::{Pmem, queue};
-use crate::virtio::{ActiveQueue, DeviceInterrupt, DeviceMemory, VirtioDevice, Worker};
+use crate::virtio::{
+    ActiveQueue, Busy, DeviceInterrupt, DeviceMemory, SavedQueue, VirtioDevice, Worker,
+};
 
 /// The device while it runs.
 #[derive(Debug)]
@@ -54,5 +56,10 @@ impl MutEventSubscriber for PmemWorker {
 impl Worker for PmemWorker {
     fn stop(self: Box<Self>) -> Box<dyn VirtioDevice> {
         Box::new(self.device)
+    }
+
+    /// A request is answered in the turn that takes it, so none is ever under way.
+    fn save(&self) -> Result<Vec<SavedQueue>, Busy> {
+        Ok(vec![SavedQueue::from(&self.requests.queue)])
     }
 }

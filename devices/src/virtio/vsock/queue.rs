@@ -64,6 +64,11 @@ impl Connections {
         }
     }
 
+    /// Returns how many connections are open, or closed with the guest still to answer.
+    pub(super) fn count(&self) -> usize {
+        self.table.len() + self.closing.len()
+    }
+
     /// Makes a connection to `guest_port`; `None`, and the stream is closed, if there are too many.
     pub(super) fn dial(&mut self, guest_port: u32, stream: UnixStream) -> Option<&Connection> {
         if self.table.len() >= MAX_CONNECTIONS {

@@ -9,7 +9,9 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::Vsock;
 use super::queue::Connections;
-use crate::virtio::{ActiveQueue, DeviceInterrupt, DeviceMemory, VirtioDevice, Worker};
+use crate::virtio::{
+    ActiveQueue, Busy, DeviceInterrupt, DeviceMemory, SavedQueue, VirtioDevice, Worker,
+};
 
 /// What an event is about; host ports of connections start above.
 mod token {
@@ -26,7 +28,7 @@ pub(super) struct VsockWorker {
     receive: ActiveQueue,
     transmit: ActiveQueue,
     /// The driver's buffers for events stay in there: no event is ever sent.
-    _events: ActiveQueue,
+    events: ActiveQueue,
     interrupt: DeviceInterrupt,
     connections: Connections,
 }
@@ -45,7 +47,7 @@ impl VsockWorker {
             memory,
             receive,
             transmit,
-            _events: events,
+            events,
             interrupt,
             connections,
         }
@@ -153,5 +155,14 @@ impl Worker for VsockWorker {
     /// All connections end here; the host's ends see them closed.
     fn stop(self: Box<Self>) -> Box<dyn VirtioDevice> {
         Box::new(self.device)
+    }
+
+    fn save(&self) -> Result<Vec<SavedQueue>, Busy> {
+        match self.connections.count() {
+            0 => Ok([&self.receive, &self.transmit, &self.events]
+                .map(|active| SavedQueue::from(&active.queue))
+                .to_vec()),
+            open => Err(Busy::Connections(open)),
+        }
     }
 }

@@ -11,6 +11,7 @@
 //! 0x0000_c000_0000  end of low RAM, hole for devices
 //! 0x0000_d000_0000  doorbell
 //! 0x0000_d000_1000  virtio-mmio bank
+//! 0x0000_d002_0000  mailbox
 //! 0x0000_fec0_0000  I/O APIC, 0xfee0_0000 local APIC (in KVM)
 //! 0x0001_0000_0000  RAM above the hole
 //! 0x0040_0000_0000  windows: the agent's, then the image's
@@ -42,6 +43,8 @@ pub(in crate::machine) const HIGH_RAM_START: u64 = 0x1_0000_0000;
 
 /// One page of MMIO that the agent writes.
 pub(in crate::machine) const DOORBELL_ADDRESS: u64 = protocol::DOORBELL_ADDRESS;
+/// Memory in which a clone finds what is its own.
+pub(in crate::machine) const MAILBOX_ADDRESS: u64 = protocol::MAILBOX_ADDRESS;
 /// The first slot of the virtio-mmio bank.
 pub(in crate::machine) const VIRTIO_BANK_ADDRESS: u64 = 0xd000_1000;
 /// Bytes of one slot.

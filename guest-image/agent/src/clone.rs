@@ -1,0 +1,52 @@
+//! What the agent of a clone does before anything else: everything by which clones of one template would otherwise be alike.
+//!
+//! The order matters: first the kernel's random numbers, from which the rest is made. A step that fails ends the machine, so that
+//! no workload ever runs in a clone that is not one of its own.
+
+use std::io;
+
+use protocol::Handover;
+use rustix::fs::{Mode, OFlags};
+use rustix::time::{ClockId, Timespec};
+use thiserror::Error;
+
+use crate::sys;
+
+const NANOSECONDS_PER_SECOND: u64 = 1_000_000_000;
+
+/// Why a clone cannot run.
+#[derive(Debug, Error)]
+pub(crate) enum CloneError {
+    /// The kernel's generator does not start afresh.
+    #[error("reseeding the kernel's random numbers")]
+    Reseed(#[source] io::Error),
+    /// The clock cannot be set.
+    #[error("setting the clock")]
+    Clock(#[source] io::Error),
+}
+
+/// Makes this machine different from all others of its template.
+///
+/// # Errors
+///
+/// If the kernel refuses a step.
+pub(crate) fn become_another(handover: &Handover) -> Result<(), CloneError> {
+    let urandom = rustix::fs::open(
+        "/dev/urandom",
+        OFlags::WRONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|error| CloneError::Reseed(error.into()))?;
+    sys::reseed_as_clone(&urandom, handover.seed.as_flattened())
+        .map_err(|error| CloneError::Reseed(error.into()))?;
+    let (seconds, nanoseconds) = (
+        handover.realtime_ns / NANOSECONDS_PER_SECOND,
+        handover.realtime_ns % NANOSECONDS_PER_SECOND,
+    );
+    let now = Timespec {
+        tv_sec: i64::try_from(seconds).unwrap_or(i64::MAX),
+        tv_nsec: i64::try_from(nanoseconds).unwrap_or_default(),
+    };
+    rustix::time::clock_settime(ClockId::Realtime, now)
+        .map_err(|error| CloneError::Clock(error.into()))
+}

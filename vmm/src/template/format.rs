@@ -1,0 +1,122 @@
+//! The file in which a template's state is kept.
+//!
+//! ```text
+//! magic "vmm-tmpl" | format, u32 | length of the body, u32 | SHA-256 of the body | body
+//! ```
+//!
+//! All numbers are little endian. The body is postcard: recipe, identity of the memory's file, the machine. What is not exactly
+//! this is no template.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use super::Recipe;
+use crate::machine::SavedMachine;
+
+const MAGIC: &[u8; 8] = b"vmm-tmpl";
+/// Goes up with every change of what is written, the states of devices included.
+pub(super) const FORMAT: u32 = 1;
+const DIGEST_BYTES: usize = 32;
+const HEADER_BYTES: usize = MAGIC.len() + 4 + 4 + DIGEST_BYTES;
+/// A state is some ten KiB for each vCPU.
+pub(super) const MAX_STATE_BYTES: u64 = 4 << 20;
+
+/// A template but for its memory.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct State {
+    /// Of what it was made.
+    pub(super) recipe: Recipe,
+    /// The file of its memory, as it was when the template was made.
+    pub(super) memory: FileIdentity,
+    /// The frozen machine.
+    pub(super) machine: SavedMachine,
+}
+
+/// By what a file is known: whoever changes it changes its times, too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FileIdentity {
+    device: u64,
+    inode: u64,
+    size_bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl From<&std::fs::Metadata> for FileIdentity {
+    fn from(metadata: &std::fs::Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size_bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// Bytes that are no template of this program.
+#[derive(Debug, Error)]
+pub(super) enum FormatError {
+    /// Something else.
+    #[error("it is not a template")]
+    NoTemplate,
+    /// Of another version.
+    #[error("its format is {found}, this program's is {FORMAT}")]
+    Version {
+        /// The one that it has.
+        found: u32,
+    },
+    /// Shorter or longer than it says.
+    #[error("it is cut short")]
+    Truncated,
+    /// Changed since it was written.
+    #[error("its checksum is wrong")]
+    Checksum,
+    /// It cannot be read or written.
+    #[error("it does not make sense")]
+    Body(#[source] postcard::Error),
+    /// The file failed.
+    #[error("it cannot be read")]
+    Read(#[source] io::Error),
+}
+
+/// Writes a state down.
+pub(super) fn encode(state: &State) -> Result<Vec<u8>, FormatError> {
+    let body = postcard::to_stdvec(state).map_err(FormatError::Body)?;
+    let length = u32::try_from(body.len()).map_err(|_| FormatError::NoTemplate)?;
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&FORMAT.to_le_bytes());
+    bytes.extend_from_slice(&length.to_le_bytes());
+    bytes.extend_from_slice(&Sha256::digest(&body));
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
+}
+
+/// Reads what [`encode`] wrote.
+pub(super) fn decode(bytes: &[u8]) -> Result<State, FormatError> {
+    let (magic, rest) = bytes.split_first_chunk().ok_or(FormatError::NoTemplate)?;
+    if magic != MAGIC {
+        return Err(FormatError::NoTemplate);
+    }
+    let (format, rest) = rest.split_first_chunk().ok_or(FormatError::Truncated)?;
+    let found = u32::from_le_bytes(*format);
+    if found != FORMAT {
+        return Err(FormatError::Version { found });
+    }
+    let (length, rest) = rest.split_first_chunk().ok_or(FormatError::Truncated)?;
+    let (digest, body) = rest
+        .split_first_chunk::<DIGEST_BYTES>()
+        .ok_or(FormatError::Truncated)?;
+    if usize::try_from(u32::from_le_bytes(*length)) != Ok(body.len()) {
+        return Err(FormatError::Truncated);
+    }
+    if Sha256::digest(body).as_slice() != digest {
+        return Err(FormatError::Checksum);
+    }
+    postcard::from_bytes(body).map_err(FormatError::Body)
+}

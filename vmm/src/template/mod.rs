@@ -1,0 +1,602 @@
+//! Templates: machines frozen after their boot, of which later runs are clones.
+//!
+//! A template belongs to a [`Recipe`]: guest image, this program, the machine's shape and what its kernel was told. Everything in it
+//! is ours: it was frozen before an image was mounted, and holds nothing of a workload. So one serves all images of a window class.
+//!
+//! ```text
+//! templates/
+//!   making              locked by whoever makes one; says which
+//!   <64 digits>/        one template, by the digest of its recipe
+//!     state             see format.rs
+//!     memory            the RAM, sparse; locked (shared) by its clones
+//!   .making-<digits>/   not yet a template; what a crash left is removed by the next who makes one
+//! ```
+//!
+//! A template appears whole, by a rename after everything is on the disk. It is private to the account, as the store is: whoever
+//! could write to it could do anything to this account's machines. What does not match is never used: whoever finds it removes it,
+//! and boots.
+
+mod format;
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use kvm_ioctls::Kvm;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use self::format::{FORMAT, FileIdentity, FormatError, MAX_STATE_BYTES, State};
+use crate::dirs::{DirectoriesError, create_private};
+use crate::guest::Manifest;
+use crate::limits::ByteSize;
+use crate::machine::{CommandLineError, FrozenMachine, MachineConfig, Root, SavedMachine};
+use crate::report::Help;
+use crate::vm_process::{ChannelError, FirstReport, FreezeFiles, SpawnError, Start, VmProcess};
+
+const STATE: &str = "state";
+const MEMORY: &str = "memory";
+const MAKING: &str = "making";
+const UNFINISHED: &str = ".making-";
+
+/// How long a machine may take from its start until it is frozen, on the slowest host.
+const MAKING_PATIENCE: Duration = Duration::from_secs(120);
+/// How long the use of a template may stay unwritten: a run need not write for it.
+const USE_GRAIN: Duration = Duration::from_secs(60);
+/// How much of the disk templates may take, unless somebody says otherwise.
+pub const DEFAULT_LIMIT: ByteSize = ByteSize::of_bytes(2 << 30);
+
+/// Of what a template is made. Two machines with the same recipe are the same machine until their agents are ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipe {
+    format: u32,
+    program: FileIdentity,
+    kernel_digest: String,
+    agent_digest: String,
+    command_line: Vec<u8>,
+    vcpus: u8,
+    ram_mib: u64,
+    window_mib: u64,
+    host_kernel: String,
+}
+
+impl Recipe {
+    /// The recipe of a machine; `None` for one that is not frozen: another kernel than the guest image's, a kernel that says more
+    /// than it must, a root that is a disk.
+    ///
+    /// # Errors
+    ///
+    /// When this program cannot look at itself, or the machine's command line is too long.
+    pub fn of(machine: &MachineConfig, guest: &Manifest) -> Result<Option<Self>, TemplateError> {
+        let Root::Window(window) = &machine.root else {
+            return Ok(None);
+        };
+        if machine.verbose_kernel || machine.has_own_kernel {
+            return Ok(None);
+        }
+        let program = fs::metadata("/proc/self/exe").map_err(TemplateError::Program)?;
+        Ok(Some(Self {
+            format: FORMAT,
+            program: FileIdentity::from(&program),
+            kernel_digest: guest.kernel.digest.clone(),
+            agent_digest: guest.agent.digest.clone(),
+            command_line: machine.command_line()?,
+            vcpus: machine.vcpus.get(),
+            ram_mib: machine.ram.mib(),
+            window_mib: window.class.bytes() >> 20,
+            host_kernel: rustix::system::uname()
+                .release()
+                .to_string_lossy()
+                .into_owned(),
+        }))
+    }
+
+    fn key(&self) -> Result<Key, TemplateError> {
+        let bytes = postcard::to_stdvec(self).map_err(|_| TemplateError::Recipe)?;
+        let digits = Sha256::digest(&bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        Ok(Key(digits))
+    }
+}
+
+/// The name of a template: the digest of its recipe.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Key(String);
+
+impl Key {
+    fn parse(text: &str) -> Option<Self> {
+        let is_digest = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_digest.then(|| Self(text.to_owned()))
+    }
+
+    /// Its first digits, which people use.
+    #[must_use]
+    pub fn short(&self) -> &str {
+        self.0.get(..12).unwrap_or(&self.0)
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// The templates of an account.
+#[derive(Debug)]
+pub struct Templates {
+    directory: PathBuf,
+    limit: ByteSize,
+}
+
+/// One line of [`Templates::list`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TemplateSummary {
+    /// Its name.
+    pub id: Key,
+    /// vCPUs of its machines.
+    pub vcpus: u8,
+    /// RAM of its machines.
+    pub ram_mib: u64,
+    /// The size of the window for the image.
+    pub window_mib: u64,
+    /// What it takes on the disk.
+    pub disk_bytes: u64,
+    /// Seconds since it was used, a minute more or less.
+    pub unused_seconds: u64,
+    /// Whether a machine runs that is a clone of it.
+    pub in_use: bool,
+}
+
+/// What became of the wish for a template.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Made {
+    /// It is there now.
+    New,
+    /// It was there before.
+    Already,
+    /// Somebody else makes one at this moment.
+    ElsewhereAtWork,
+}
+
+/// Whether to wait for somebody else who makes a template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// Until they are done.
+    Wait,
+    /// Not at all.
+    Leave,
+}
+
+/// A template that cannot be made, or used.
+#[derive(Debug, Error)]
+pub enum TemplateError {
+    /// This program cannot look at itself.
+    #[error("cannot look at this program's own file")]
+    Program(#[source] io::Error),
+    /// A recipe cannot be written down.
+    #[error("cannot name a template")]
+    Recipe,
+    /// The machine cannot be described.
+    #[error(transparent)]
+    Machine(#[from] CommandLineError),
+    /// The directory cannot be made.
+    #[error(transparent)]
+    Directory(#[from] DirectoriesError),
+    /// A file cannot be used.
+    #[error("cannot {what} {path}", path = path.display())]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A template is not what it should be.
+    #[error("the template {path} cannot be used: {reason}", path = path.display())]
+    Unusable {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The machine to be frozen could not be started.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// The machine to be frozen could not be heard.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The machine was not frozen.
+    #[error("the machine for a template was not frozen: {0}")]
+    NotFrozen(String),
+    /// Nothing of this name.
+    #[error("there is no template {0}")]
+    Unknown(String),
+    /// A machine runs that is a clone of it.
+    #[error("the template {0} is in use")]
+    InUse(String),
+}
+
+impl Help for TemplateError {
+    fn help(&self) -> Option<String> {
+        match self {
+            Self::Unknown(_) => Some("vmm template ls lists them".to_owned()),
+            Self::InUse(_) => Some("vmm ps lists the machines that run".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TemplateError {
+    let path = path.to_owned();
+    move |source| TemplateError::File { what, path, source }
+}
+
+impl Templates {
+    /// The templates in this directory, which need not be there.
+    #[must_use]
+    pub fn new(cache: &Path, limit: Option<ByteSize>) -> Self {
+        Self {
+            directory: cache.join("templates"),
+            limit: limit.unwrap_or(DEFAULT_LIMIT),
+        }
+    }
+
+    /// Opens the template of this recipe; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// When there is one that cannot be used. It is removed, so that the next run makes another.
+    pub fn find(&self, recipe: &Recipe) -> Result<Option<FrozenMachine>, TemplateError> {
+        let path = self.directory.join(&recipe.key()?.0);
+        match open(&path, recipe) {
+            Ok(frozen) => {
+                note_use(&path);
+                Ok(Some(frozen))
+            }
+            Err(OpenError::Absent) => Ok(None),
+            Err(OpenError::Unusable(reason)) => {
+                self.discard(&path);
+                Err(TemplateError::Unusable { path, reason })
+            }
+        }
+    }
+
+    /// Removes the template of this recipe, with which a clone did not start.
+    pub fn reject(&self, recipe: &Recipe) {
+        if let Ok(key) = recipe.key() {
+            self.discard(&self.directory.join(key.0));
+        }
+    }
+
+    /// Boots a machine, freezes it when its agent is ready, and keeps it. Its root window is empty: `machine` says how large.
+    ///
+    /// Call it before the calling process has made a thread.
+    ///
+    /// # Errors
+    ///
+    /// When the machine does not come so far, or the disk does not take it; nothing stays behind.
+    pub fn make(
+        &self,
+        kvm: &Kvm,
+        machine: &MachineConfig,
+        recipe: &Recipe,
+        patience: Patience,
+    ) -> Result<Made, TemplateError> {
+        create_private(&self.directory)?;
+        let key = recipe.key()?;
+        let Some(_lock) = self.lock_making(&key, patience)? else {
+            return Ok(Made::ElsewhereAtWork);
+        };
+        let path = self.directory.join(&key.0);
+        match open(&path, recipe) {
+            Ok(_) => return Ok(Made::Already),
+            Err(OpenError::Absent) => {}
+            Err(OpenError::Unusable(_)) => self.discard(&path),
+        }
+        self.remove_leftovers();
+        let unfinished = self.directory.join(format!("{UNFINISHED}{key}"));
+        let made = make_in(&unfinished, kvm, machine, recipe).and_then(|()| {
+            fs::rename(&unfinished, &path).map_err(failed("rename to", &path))?;
+            sync_directory(&self.directory)
+        });
+        if made.is_err() {
+            self.discard(&unfinished);
+        }
+        made?;
+        self.evict(&key);
+        Ok(Made::New)
+    }
+
+    /// All templates, the one that was used last first.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be read.
+    pub fn list(&self) -> Result<Vec<TemplateSummary>, TemplateError> {
+        let mut found = Vec::new();
+        for (key, path) in self.entries()? {
+            let Ok(state) = read_state(&path) else {
+                continue;
+            };
+            found.push(TemplateSummary {
+                id: key,
+                vcpus: state.recipe.vcpus,
+                ram_mib: state.recipe.ram_mib,
+                window_mib: state.recipe.window_mib,
+                disk_bytes: disk_bytes(&path),
+                unused_seconds: unused(&path).as_secs(),
+                in_use: is_in_use(&path),
+            });
+        }
+        found.sort_by_key(|template| template.unused_seconds);
+        Ok(found)
+    }
+
+    /// Removes a template by its name or the beginning of it.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or more than one, or it is in use.
+    pub fn remove(&self, name: &str) -> Result<Key, TemplateError> {
+        let mut fitting = self
+            .entries()?
+            .into_iter()
+            .filter(|(key, _)| !name.is_empty() && key.0.starts_with(name));
+        let (Some((key, path)), None) = (fitting.next(), fitting.next()) else {
+            return Err(TemplateError::Unknown(name.to_owned()));
+        };
+        if is_in_use(&path) {
+            return Err(TemplateError::InUse(key.short().to_owned()));
+        }
+        fs::remove_dir_all(&path).map_err(failed("remove", &path))?;
+        Ok(key)
+    }
+
+    /// Whether somebody makes a template at this moment, and which.
+    #[must_use]
+    pub fn being_made(&self) -> Option<String> {
+        let file = File::open(self.directory.join(MAKING)).ok()?;
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => {
+                let mut text = String::new();
+                file.take(80).read_to_string(&mut text).ok()?;
+                Some(text.trim().to_owned())
+            }
+            Ok(()) | Err(TryLockError::Error(_)) => None,
+        }
+    }
+
+    fn entries(&self) -> Result<Vec<(Key, PathBuf)>, TemplateError> {
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(failed("read", &self.directory))?,
+        };
+        Ok(entries
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let key = Key::parse(entry.file_name().to_str()?)?;
+                Some((key, entry.path()))
+            })
+            .collect())
+    }
+
+    /// One at a time: a template costs a boot, and nobody is in a hurry.
+    fn lock_making(&self, key: &Key, patience: Patience) -> Result<Option<File>, TemplateError> {
+        let path = self.directory.join(MAKING);
+        let mut file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .write(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed("open", &path))?;
+        match (file.try_lock(), patience) {
+            (Ok(()), _) => {}
+            (Err(TryLockError::WouldBlock), Patience::Leave) => return Ok(None),
+            (Err(TryLockError::WouldBlock), Patience::Wait) => {
+                file.lock().map_err(failed("lock", &path))?;
+            }
+            (Err(TryLockError::Error(error)), _) => return Err(failed("lock", &path)(error)),
+        }
+        file.set_len(0)
+            .and_then(|()| file.seek(SeekFrom::Start(0)))
+            .and_then(|_| writeln!(file, "{key}"))
+            .map_err(failed("write", &path))?;
+        Ok(Some(file))
+    }
+
+    /// What whoever made one before has left by a crash: nobody else is at it, since the lock is held.
+    fn remove_leftovers(&self) {
+        let Ok(entries) = fs::read_dir(&self.directory) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+                self.discard(&entry.path());
+            }
+        }
+    }
+
+    fn discard(&self, path: &Path) {
+        if let Err(error) = fs::remove_dir_all(path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %path.display(), "a useless template stays");
+        }
+    }
+
+    /// Removes what was used longest ago until the rest is within the limit; never one in use, and not the one just made.
+    fn evict(&self, new: &Key) {
+        let Ok(templates) = self.list() else {
+            return;
+        };
+        let mut sum: u64 = templates.iter().map(|template| template.disk_bytes).sum();
+        for template in templates.iter().rev() {
+            if sum <= self.limit.bytes() {
+                return;
+            }
+            if template.id != *new && !template.in_use {
+                self.discard(&self.directory.join(&template.id.0));
+                sum -= template.disk_bytes;
+            }
+        }
+    }
+}
+
+/// Why a template's directory did not open.
+enum OpenError {
+    Absent,
+    Unusable(String),
+}
+
+fn open(path: &Path, recipe: &Recipe) -> Result<FrozenMachine, OpenError> {
+    let state = match read_state(path) {
+        Ok(state) => state,
+        Err(FormatError::Read(error)) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(OpenError::Absent);
+        }
+        Err(error) => return Err(OpenError::Unusable(crate::report::chain(&error))),
+    };
+    if state.recipe != *recipe {
+        return Err(OpenError::Unusable("it is another machine's".to_owned()));
+    }
+    let unusable = |error: io::Error| OpenError::Unusable(format!("its memory: {error}"));
+    let memory = File::open(path.join(MEMORY)).map_err(unusable)?;
+    let metadata = memory.metadata().map_err(unusable)?;
+    if FileIdentity::from(&metadata) != state.memory {
+        return Err(OpenError::Unusable("its memory was changed".to_owned()));
+    }
+    // Held by the clone as long as it runs.
+    memory
+        .try_lock_shared()
+        .map_err(|error| unusable(error.into()))?;
+    Ok(FrozenMachine {
+        state: state.machine,
+        memory,
+    })
+}
+
+fn read_state(path: &Path) -> Result<State, FormatError> {
+    let file = File::open(path.join(STATE)).map_err(FormatError::Read)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_STATE_BYTES)
+        .read_to_end(&mut bytes)
+        .map_err(FormatError::Read)?;
+    format::decode(&bytes)
+}
+
+/// Writes down that a template was used. That this fails makes it a candidate for eviction too early, and no more.
+fn note_use(path: &Path) {
+    if unused(path) < USE_GRAIN {
+        return;
+    }
+    let now = File::open(path).and_then(|directory| directory.set_modified(SystemTime::now()));
+    if let Err(error) = now {
+        tracing::debug!(%error, "the use of a template stays unwritten");
+    }
+}
+
+fn unused(path: &Path) -> Duration {
+    let used = fs::metadata(path).and_then(|metadata| metadata.modified());
+    used.ok()
+        .and_then(|used| used.elapsed().ok())
+        .unwrap_or_default()
+}
+
+fn disk_bytes(path: &Path) -> u64 {
+    const BLOCK_BYTES: u64 = 512;
+    [STATE, MEMORY]
+        .iter()
+        .filter_map(|name| fs::metadata(path.join(name)).ok())
+        .map(|metadata| metadata.blocks() * BLOCK_BYTES)
+        .sum()
+}
+
+fn is_in_use(path: &Path) -> bool {
+    File::open(path.join(MEMORY))
+        .is_ok_and(|memory| matches!(memory.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+/// Makes a template in a directory of its own.
+fn make_in(
+    path: &Path,
+    kvm: &Kvm,
+    machine: &MachineConfig,
+    recipe: &Recipe,
+) -> Result<(), TemplateError> {
+    DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .map_err(failed("create", path))?;
+    let memory_path = path.join(MEMORY);
+    let memory = create(&memory_path)?;
+    memory
+        .set_len(machine.ram.bytes())
+        .map_err(failed("write", &memory_path))?;
+    // What the VM process says of the machine comes in a file without a name.
+    let mut said = tempfile::tempfile_in(path).map_err(failed("write in", path))?;
+    let start = Start::Freeze(FreezeFiles {
+        state: said.try_clone().map_err(failed("write in", path))?,
+        memory: memory.try_clone().map_err(failed("write", &memory_path))?,
+    });
+    let vm = VmProcess::spawn(kvm, machine, &start)?;
+    let report = vm.await_report(vm.as_fd(), MAKING_PATIENCE);
+    vm.kill();
+    let reason = match report? {
+        FirstReport::Came | FirstReport::Interrupted => None,
+        FirstReport::Failed(reason) => Some(reason),
+        FirstReport::HungUp => Some(format!("its process ended, with {}", vm.last_status())),
+        FirstReport::None => Some("it took too long".to_owned()),
+    };
+    if let Some(reason) = reason {
+        return Err(TemplateError::NotFrozen(reason));
+    }
+    memory.sync_all().map_err(failed("sync", &memory_path))?;
+    let identity = memory.metadata().map_err(failed("look at", &memory_path))?;
+    let mut bytes = Vec::new();
+    said.seek(SeekFrom::Start(0))
+        .and_then(|_| said.read_to_end(&mut bytes))
+        .map_err(failed("read in", path))?;
+    let machine: SavedMachine = postcard::from_bytes(&bytes)
+        .map_err(|error| TemplateError::NotFrozen(error.to_string()))?;
+    let state = State {
+        recipe: recipe.clone(),
+        memory: FileIdentity::from(&identity),
+        machine,
+    };
+    let bytes = format::encode(&state)
+        .map_err(|error| TemplateError::NotFrozen(crate::report::chain(&error)))?;
+    let state_path = path.join(STATE);
+    let mut file = create(&state_path)?;
+    file.write_all(&bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(failed("write", &state_path))?;
+    sync_directory(path)
+}
+
+fn create(path: &Path) -> Result<File, TemplateError> {
+    OpenOptions::new()
+        .create_new(true)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed("create", path))
+}
+
+fn sync_directory(path: &Path) -> Result<(), TemplateError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed("sync", path))
+}
