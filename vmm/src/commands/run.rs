@@ -144,7 +144,9 @@ fn run_here(
     let result = {
         let timings = RefCell::new(&mut timings);
         let mut on_ready = || {
-            timings.borrow_mut().end_of("boot");
+            timings
+                .borrow_mut()
+                .end_of(if is_clone { "clone" } else { "boot" });
             // Not before: until somebody reads the keys, ^C is the terminal's to handle.
             match takes_keys.then(RawTerminal::enter).transpose() {
                 Ok(raw) => terminal = raw.flatten(),
