@@ -204,8 +204,7 @@ impl Serial {
             scratch,
             in_buffer: saved.input.clone(),
         };
-        let uart =
-            Uart::from_state(&state, Line(line), NoEvents, log).map_err(|_| BadSerial)?;
+        let uart = Uart::from_state(&state, Line(line), NoEvents, log).map_err(|_| BadSerial)?;
         Ok(Self {
             uart: Mutex::new(uart),
         })
@@ -354,6 +353,35 @@ mod tests {
         let mut data = [0; 2];
         serial(&log).read(0, &mut data);
         assert_eq!(data, [0xff; 2]);
+    }
+
+    #[test]
+    fn a_restored_port_has_the_registers_of_the_saved_one() {
+        let log = || KernelLog::new(KernelLogLimits::default(), None);
+        let line = Arc::new(CountingLine::default());
+        let serial = Serial::new(line.clone(), log());
+        // Interrupt enable, line control, modem control, scratch.
+        for (offset, value) in [(1, 0x0f), (3, 0x1b), (4, 0x0b), (7, 0x5a)] {
+            serial.write(offset, &[value]);
+        }
+        let restored = Serial::restore(&serial.save(), line, log()).unwrap();
+        for offset in [1, 3, 4, 7] {
+            let (mut before, mut after) = ([0], [0]);
+            serial.read(offset, &mut before);
+            restored.read(offset, &mut after);
+            assert_eq!(before, after, "register {offset}");
+        }
+    }
+
+    #[test]
+    fn more_input_than_a_port_holds_is_refused() {
+        let saved = SavedSerial {
+            registers: [0; 9],
+            input: vec![0; 4096],
+        };
+        let line = Arc::new(CountingLine::default());
+        let log = KernelLog::new(KernelLogLimits::default(), None);
+        assert!(Serial::restore(&saved, line, log).is_err());
     }
 
     proptest! {

@@ -12,7 +12,7 @@ use virtio_queue::desc::split::{Descriptor, VirtqUsedElem};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::mmio::{MmioTransport, register, status};
+use super::mmio::{MmioTransport, RestoreError, SaveError, SavedTransport, register, status};
 use super::pmem::{Pmem, PmemWindow};
 use super::vsock::{Dialer, GuestCid, Vsock};
 use super::{DeviceMemory, VirtioDevice};
@@ -215,13 +215,27 @@ pub(crate) struct Machine {
     pub(crate) memory: DeviceMemory,
     wakeups: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<EventLoop>>,
 }
 
 impl Machine {
     pub(crate) fn with(device: Box<dyn VirtioDevice>) -> Self {
+        Self::restored(device, ram(4 << 20), None).unwrap()
+    }
+
+    /// A machine with this memory that goes on where a saved one stood.
+    pub(crate) fn restored(
+        device: Box<dyn VirtioDevice>,
+        memory: DeviceMemory,
+        saved: Option<&SavedTransport>,
+    ) -> Result<Self, RestoreError> {
         let mut events = EventLoop::new().unwrap();
-        let handle = events.handle();
+        let line = Arc::new(CountingLine::default());
+        let interrupt: Arc<dyn Interrupt> = Arc::<CountingLine>::clone(&line);
+        let slot = MmioTransport::new(device, memory.clone(), interrupt, events.handle()).unwrap();
+        if let Some(saved) = saved {
+            slot.restore(saved, &mut events)?;
+        }
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let wakeups = Arc::new(AtomicUsize::new(0));
@@ -231,26 +245,27 @@ impl Machine {
                 let count = events.run_once(5).unwrap();
                 counter.fetch_add(count, Ordering::SeqCst);
             }
+            events
         });
-        let memory = ram(4 << 20);
-        let line = Arc::new(CountingLine::default());
-        let interrupt: Arc<dyn Interrupt> = Arc::<CountingLine>::clone(&line);
-        let slot = MmioTransport::new(device, memory.clone(), interrupt, handle).unwrap();
-        Self {
+        Ok(Self {
             slot,
             line,
             memory,
             wakeups,
             stop,
             thread: Some(thread),
-        }
+        })
     }
 
     pub(crate) fn pmem() -> Self {
-        Self::with(Box::new(Pmem::new(PmemWindow {
+        Self::with(Self::pmem_device())
+    }
+
+    pub(crate) fn pmem_device() -> Box<dyn VirtioDevice> {
+        Box::new(Pmem::new(PmemWindow {
             start: GuestAddress(0x1_4000_0000),
             size_bytes: 0x20_0000,
-        })))
+        }))
     }
 
     pub(crate) fn vsock() -> (Self, Dialer) {
@@ -260,10 +275,29 @@ impl Machine {
 
     /// Ends the event loop's thread, and with it the loop.
     pub(crate) fn end_loop(&mut self) {
+        self.take_loop();
+    }
+
+    /// Ends the event loop's thread and takes over the loop.
+    fn take_loop(&mut self) -> Option<EventLoop> {
         self.stop.store(true, Ordering::SeqCst);
-        if let Some(thread) = self.thread.take() {
-            thread.join().unwrap();
-        }
+        self.thread.take().map(|thread| thread.join().unwrap())
+    }
+
+    /// Ends the event loop's thread: what comes from now on is not handled.
+    pub(crate) fn hold_loop(&mut self) -> EventLoop {
+        self.take_loop().unwrap()
+    }
+
+    /// Stops the machine and writes its device down.
+    pub(crate) fn freeze(mut self) -> Result<SavedTransport, SaveError> {
+        let events = self.hold_loop();
+        self.freeze_on(events)
+    }
+
+    /// The same, with the loop that was held.
+    pub(crate) fn freeze_on(self, mut events: EventLoop) -> Result<SavedTransport, SaveError> {
+        self.slot.save(&mut events)
     }
 
     /// How many events the loop has handled.

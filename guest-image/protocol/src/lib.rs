@@ -45,10 +45,9 @@ pub use frame::{
     FrameBuffer, FrameError, MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES, encode,
 };
 pub use message::{
-    ContainerId, Create, DeclaredStreams, Exit, ExitStatus, FailureKind, Filesystem, Handover, Hello,
-    MAGIC, SEED_BYTES,
-    Process, ProcessId, Report, Request, Role, RootSource, StartFailure, StreamKind, Upper,
-    WindowSize,
+    ContainerId, Create, DeclaredStreams, Exit, ExitStatus, FailureKind, Filesystem, Handover,
+    Hello, MAGIC, Process, ProcessId, Report, Request, Role, RootSource, SEED_BYTES, StartFailure,
+    StreamKind, Upper, WindowSize,
 };
 
 /// Version of the conversation. The two sides talk only if it is the same.

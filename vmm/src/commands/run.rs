@@ -11,9 +11,7 @@ use kvm_ioctls::Kvm;
 
 use super::load::import_options;
 use super::progress::ImportProgress;
-use crate::cli::{
-    FileOrStdin, GlobalArgs, ImportLimitArgs, RunArgs, RunImage, TimingsFormat,
-};
+use crate::cli::{FileOrStdin, GlobalArgs, ImportLimitArgs, RunArgs, RunImage, TimingsFormat};
 use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
 use crate::image::{

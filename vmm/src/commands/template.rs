@@ -9,7 +9,10 @@ use crate::report::Report;
 use crate::template::Templates;
 
 /// Runs `vmm template …`.
-pub(super) fn run(command: &TemplateCommand, directories: &Directories) -> Result<ExitCode, Report> {
+pub(super) fn run(
+    command: &TemplateCommand,
+    directories: &Directories,
+) -> Result<ExitCode, Report> {
     let templates = Templates::new(directories.cache(), None);
     match command {
         TemplateCommand::Ls(arguments) => list(*arguments, &templates),
@@ -23,7 +26,9 @@ fn list(arguments: TemplateListArgs, templates: &Templates) -> Result<ExitCode, 
         print_json(&found)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new(["TEMPLATE", "CPUS", "RAM", "WINDOW", "DISK", "USED", "STATUS"]);
+    let mut table = Table::new([
+        "TEMPLATE", "CPUS", "RAM", "WINDOW", "DISK", "USED", "STATUS",
+    ]);
     for template in found {
         table.row([
             template.id.short().to_owned(),

@@ -416,6 +416,52 @@ mod tests {
     }
 
     #[test]
+    fn what_was_written_down_is_there_again_and_the_rest_is_zero() {
+        let ram = RamSize::holding(1, 0).unwrap();
+        let before = MachineMemory::map(ram, &[]).unwrap();
+        let last_byte = ram.bytes() - 1;
+        for (address, value) in [(0x500, 1u8), (0x10_0000, 2), (0x10_4000, 3), (last_byte, 4)] {
+            before.all.write_obj(value, GuestAddress(address)).unwrap();
+        }
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(ram.bytes()).unwrap();
+        let saved = before.save(&file).unwrap();
+        assert_eq!(saved.len(), 3, "{saved:?}");
+
+        let after = MachineMemory::map(ram, &[]).unwrap();
+        after.restore(&file, &saved).unwrap();
+        let read = |address| after.all.read_obj::<u8>(GuestAddress(address)).unwrap();
+        let found = [0x500, 0x10_0000, 0x10_4000, last_byte, 0x20_0000].map(read);
+        assert_eq!(found, [1, 2, 3, 4, 0]);
+
+        // What the clone writes is its own.
+        after.all.write_obj(9u8, GuestAddress(0x500)).unwrap();
+        let mut on_disk = [0];
+        file.read_exact_at(&mut on_disk, 0x500).unwrap();
+        assert_eq!(on_disk, [1]);
+    }
+
+    #[test]
+    fn memory_that_is_no_ram_is_not_restored() {
+        let ram = RamSize::holding(1, 0).unwrap();
+        let memory = MachineMemory::map(ram, &[]).unwrap();
+        let file = file_of(1, CHUNK_BYTES);
+        for (guest_address, length_bytes) in [
+            (MAILBOX_ADDRESS, PAGE_BYTES),
+            (ram.bytes() - PAGE_BYTES, 2 * PAGE_BYTES),
+            (u64::MAX - PAGE_BYTES + 1, PAGE_BYTES),
+        ] {
+            let saved = SavedRam {
+                guest_address,
+                length_bytes,
+                file_offset_bytes: 0,
+            };
+            let refused = memory.restore(&file, &[saved]);
+            assert!(matches!(refused, Err(MemoryError::BadPart { .. })));
+        }
+    }
+
+    #[test]
     fn a_part_beyond_its_file_or_its_window_is_refused() {
         let window = |part| Window {
             class: WindowClass::exact(1),

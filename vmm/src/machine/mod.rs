@@ -44,8 +44,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::{Killable, block_signal};
 
 use self::arch::layout::{
-    AGENT_WINDOW_ADDRESS, DOORBELL_ADDRESS, KVM_TSS_ADDRESS, MAILBOX_ADDRESS, ROOT_WINDOW_ADDRESS, SERIAL_GSI,
-    VIRTIO_GSIS, virtio_slot_address,
+    AGENT_WINDOW_ADDRESS, DOORBELL_ADDRESS, KVM_TSS_ADDRESS, MAILBOX_ADDRESS, ROOT_WINDOW_ADDRESS,
+    SERIAL_GSI, VIRTIO_GSIS, virtio_slot_address,
 };
 use self::arch::{boot, cpuid, mptable, registers};
 pub use self::command_line::CommandLineError;
@@ -514,11 +514,7 @@ impl Board {
     }
 
     /// New vCPUs, which know their features and nothing else, and the features of the first.
-    fn create_vcpus(
-        &self,
-        kvm: &Kvm,
-        count: VcpuCount,
-    ) -> Result<(Vec<Vcpu>, CpuId), BuildError> {
+    fn create_vcpus(&self, kvm: &Kvm, count: VcpuCount) -> Result<(Vec<Vcpu>, CpuId), BuildError> {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(kvm_refuses("to name its CPU features"))?;
@@ -740,7 +736,12 @@ fn place_virtio(
     event_loop: &EventLoop,
     devices: [Box<dyn VirtioDevice>; DEVICES],
 ) -> Result<Vec<Arc<MmioTransport>>, BuildError> {
-    const { assert!(DEVICES <= VIRTIO_GSIS.len(), "the bank has a slot for each device") };
+    const {
+        assert!(
+            DEVICES <= VIRTIO_GSIS.len(),
+            "the bank has a slot for each device"
+        )
+    };
     let mut devices = devices.into_iter();
     let mut transports = Vec::new();
     for (slot, gsi) in VIRTIO_GSIS.into_iter().enumerate() {

@@ -4,13 +4,13 @@
 //! for the VM here, virtio transports and the serial port beside their devices. Not saved, because they hold nothing: the
 //! doorbell, the reset line, empty slots. Not saved, because each machine gets its own: the kernel's log, the mailbox.
 
+use devices::serial::SavedSerial;
+use devices::virtio::mmio::SavedTransport;
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Msrs, kvm_clock_data,
     kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
     kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
-use devices::serial::SavedSerial;
-use devices::virtio::mmio::SavedTransport;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +32,38 @@ pub struct SavedMachine {
     pub(super) serial: SavedSerial,
     /// Which parts of RAM hold data, in the order of their addresses.
     pub(super) ram: Vec<SavedRam>,
+}
+
+#[cfg(test)]
+impl SavedMachine {
+    /// A machine without a processor, for tests of what is around it.
+    pub(crate) fn for_tests() -> Self {
+        use devices::interrupt::Interrupt;
+        use devices::serial::{KernelLog, KernelLogLimits, Serial};
+
+        #[derive(Debug)]
+        struct NoLine;
+
+        impl Interrupt for NoLine {
+            fn trigger(&self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let log = KernelLog::new(KernelLogLimits::default(), None);
+        Self {
+            cpuid: vec![kvm_cpuid_entry2::default()],
+            vm: SavedVm {
+                interrupt_controllers: Default::default(),
+                interval_timer: kvm_pit_state2::default(),
+                clock: kvm_clock_data::default(),
+            },
+            vcpus: Vec::new(),
+            transports: Vec::new(),
+            serial: Serial::new(std::sync::Arc::new(NoLine), log).save(),
+            ram: Vec::new(),
+        }
+    }
 }
 
 /// A run of pages that are not all zero.
@@ -89,7 +121,8 @@ impl SavedVm {
             clock: self.clock.clock,
             ..Default::default()
         };
-        vm.set_clock(&clock).map_err(kvm_refuses("the guest's clock"))
+        vm.set_clock(&clock)
+            .map_err(kvm_refuses("the guest's clock"))
     }
 }
 
@@ -134,7 +167,10 @@ impl SavedVcpu {
             special: vcpu
                 .get_sregs()
                 .map_err(kvm_refuses("to read the vCPU's special registers"))?,
-            extended_control: vcpu.get_xcrs().ok().filter(|registers| registers.nr_xcrs > 0),
+            extended_control: vcpu
+                .get_xcrs()
+                .ok()
+                .filter(|registers| registers.nr_xcrs > 0),
             extended: vcpu
                 .get_xsave()
                 .map_err(kvm_refuses("to read the vCPU's vector registers"))?,
@@ -154,9 +190,7 @@ impl SavedVcpu {
 
     /// Puts a new vCPU, which knows its CPUID, where the saved one stood.
     pub(super) fn restore(&self, vcpu: &VcpuFd) -> Result<(), BuildError> {
-        let is_as_fast = vcpu
-            .get_tsc_khz()
-            .is_ok_and(|khz| khz == self.tsc_khz);
+        let is_as_fast = vcpu.get_tsc_khz().is_ok_and(|khz| khz == self.tsc_khz);
         if !is_as_fast {
             vcpu.set_tsc_khz(self.tsc_khz)
                 .map_err(|_| BuildError::Mismatch("the frequency of the processor's clock"))?;
@@ -234,4 +268,117 @@ fn write_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), BuildError
 
 fn msrs_of(entries: &[kvm_msr_entry]) -> Result<Msrs, BuildError> {
     Msrs::from_entries(entries).map_err(|_| BuildError::Mismatch("the number of MSRs"))
+}
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED};
+
+    use super::*;
+
+    /// IA32_TSC, which runs on.
+    const MSR_TSC: u32 = 0x10;
+
+    struct Scratch {
+        kvm: Kvm,
+        vm: VmFd,
+        vcpu: VcpuFd,
+    }
+
+    fn scratch() -> Scratch {
+        let kvm = Kvm::new().unwrap();
+        let vm = kvm.create_vm().unwrap();
+        super::super::prepare_interrupts(&vm).unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
+        vcpu.set_cpuid2(&cpuid).unwrap();
+        Scratch { kvm, vm, vcpu }
+    }
+
+    fn save(scratch: &Scratch) -> SavedVcpu {
+        SavedVcpu::save(&scratch.vcpu, &msr_indices(&scratch.kvm).unwrap()).unwrap()
+    }
+
+    /// What can be compared: the clock runs on between two looks.
+    fn comparable(mut saved: SavedVcpu) -> Vec<u8> {
+        saved.msrs.retain(|entry| entry.index != MSR_TSC);
+        postcard::to_stdvec(&saved).unwrap()
+    }
+
+    #[test]
+    fn a_restored_vcpu_is_the_saved_one_in_every_part() {
+        let before = scratch();
+        let mut regs = before.vcpu.get_regs().unwrap();
+        (regs.rip, regs.rax, regs.r15) = (0x1234_5678, 1, 15);
+        before.vcpu.set_regs(&regs).unwrap();
+        let mut debug = before.vcpu.get_debug_regs().unwrap();
+        debug.db[0] = 0xdead_0000;
+        before.vcpu.set_debug_regs(&debug).unwrap();
+        let mut extended = before.vcpu.get_xsave().unwrap();
+        // The legacy area: XMM0 at byte 160; the header's mask says that SSE state is there.
+        extended.region[40] = 0x4d4d_5830;
+        extended.region[128] |= 0b11;
+        Vcpu::set_extended(&before.vcpu, &extended).unwrap();
+        let mut apic = before.vcpu.get_lapic().unwrap();
+        // The task priority, at 0x80.
+        apic.regs[0x80] = 0x20;
+        before.vcpu.set_lapic(&apic).unwrap();
+        before
+            .vcpu
+            .set_mp_state(kvm_mp_state {
+                mp_state: KVM_MP_STATE_HALTED,
+            })
+            .unwrap();
+        let mut events = before.vcpu.get_vcpu_events().unwrap();
+        events.nmi.masked = 1;
+        before.vcpu.set_vcpu_events(&events).unwrap();
+        let saved = save(&before);
+
+        let after = scratch();
+        assert_ne!(comparable(save(&after)), comparable(save(&before)));
+        saved.restore(&after.vcpu).unwrap();
+        let again = save(&after);
+        assert_eq!(again.general, saved.general);
+        assert_eq!(again.debug, saved.debug);
+        assert_eq!(again.extended.region[40], 0x4d4d_5830);
+        assert_eq!(again.activity, saved.activity);
+        assert_eq!(again.events, saved.events);
+        assert_eq!(comparable(again), comparable(saved));
+    }
+
+    #[test]
+    fn a_clock_that_runs_on_is_not_behind() {
+        let before = scratch();
+        let saved = save(&before);
+        let after = scratch();
+        saved.restore(&after.vcpu).unwrap();
+        let tsc = |saved: &SavedVcpu| {
+            let entry = saved.msrs.iter().find(|entry| entry.index == MSR_TSC);
+            entry.unwrap().data
+        };
+        assert!(tsc(&save(&after)) >= tsc(&saved));
+    }
+
+    #[test]
+    fn the_guests_clock_stands_where_it_stood_and_not_later() {
+        let before = scratch();
+        let saved = SavedVm::save(&before.vm).unwrap();
+        let after = scratch();
+        saved.restore(&after.vm).unwrap();
+        let now = after.vm.get_clock().unwrap().clock;
+        let passed_ns = now.checked_sub(saved.clock.clock).unwrap();
+        assert!(passed_ns < 1_000_000_000, "{passed_ns} ns passed");
+    }
+
+    #[test]
+    fn an_msr_that_this_host_does_not_have_is_a_mismatch() {
+        let before = scratch();
+        let mut saved = save(&before);
+        saved.msrs.push(kvm_msr_entry {
+            index: 0x4b4d_1234,
+            ..Default::default()
+        });
+        let refused = saved.restore(&scratch().vcpu);
+        assert!(matches!(refused, Err(BuildError::Mismatch(_))));
+    }
 }

@@ -76,7 +76,12 @@ struct SignalMask {
     signals: [u8; 8],
 }
 
-ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_bindings::kvm_signal_mask);
+ioctl_iow_nr!(
+    KVM_SET_SIGNAL_MASK,
+    KVMIO,
+    0x8b,
+    kvm_bindings::kvm_signal_mask
+);
 
 /// What a look at an exit decided.
 enum Next {

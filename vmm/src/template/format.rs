@@ -120,3 +120,64 @@ pub(super) fn decode(bytes: &[u8]) -> Result<State, FormatError> {
     }
     postcard::from_bytes(body).map_err(FormatError::Body)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn written() -> Vec<u8> {
+        let file = tempfile::tempfile().unwrap();
+        let state = State {
+            recipe: Recipe::for_tests(),
+            memory: FileIdentity::from(&file.metadata().unwrap()),
+            machine: SavedMachine::for_tests(),
+        };
+        encode(&state).unwrap()
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let state = decode(&written()).unwrap();
+        assert_eq!(state.recipe, Recipe::for_tests());
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let mut bytes = written();
+        bytes[8..12].copy_from_slice(&(FORMAT + 1).to_le_bytes());
+        let error = decode(&bytes).unwrap_err();
+        assert!(matches!(error, FormatError::Version { found } if found == FORMAT + 1));
+    }
+
+    #[test]
+    fn something_else_is_no_template() {
+        for bytes in [&b""[..], b"vmm-tmp", b"PK\x03\x04 and more of it"] {
+            assert!(matches!(decode(bytes), Err(FormatError::NoTemplate)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_altered_byte_is_taken(place in any::<prop::sample::Index>(), change in 1_u8..) {
+            let mut bytes = written();
+            let place = place.index(bytes.len());
+            bytes[place] ^= change;
+            prop_assert!(decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn no_other_length_is_taken(length in any::<prop::sample::Index>(), more in 1..100_usize) {
+            let bytes = written();
+            prop_assert!(decode(&bytes[..length.index(bytes.len())]).is_err());
+            let longer = [bytes, vec![0; more]].concat();
+            prop_assert!(decode(&longer).is_err());
+        }
+
+        #[test]
+        fn no_bytes_harm_the_reader(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+            prop_assert!(decode(&bytes).is_err());
+        }
+    }
+}

@@ -96,6 +96,21 @@ impl Recipe {
         }))
     }
 
+    #[cfg(test)]
+    fn for_tests() -> Self {
+        Self {
+            format: FORMAT,
+            program: FileIdentity::from(&fs::metadata("/").unwrap()),
+            kernel_digest: "sha256:1".to_owned(),
+            agent_digest: "sha256:2".to_owned(),
+            command_line: b"quiet".to_vec(),
+            vcpus: 1,
+            ram_mib: 128,
+            window_mib: 64,
+            host_kernel: "6.1".to_owned(),
+        }
+    }
+
     fn key(&self) -> Result<Key, TemplateError> {
         let bytes = postcard::to_stdvec(self).map_err(|_| TemplateError::Recipe)?;
         let digits = Sha256::digest(&bytes)

@@ -26,9 +26,7 @@ use thiserror::Error;
 
 use self::channel::{Channel, Command};
 pub use self::channel::{ChannelError, End, Report};
-use crate::machine::{
-    FrozenMachine, Heard, Machine, MachineConfig, MachineEnd, Root, RunError,
-};
+use crate::machine::{FrozenMachine, Heard, Machine, MachineConfig, MachineEnd, Root, RunError};
 use crate::process;
 use crate::report::chain;
 use crate::sandbox;
@@ -118,7 +116,9 @@ impl VmProcess {
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(ChannelError::Receive(error.into())),
                 Ok(0) => return Ok(FirstReport::None),
-                Ok(_) if descriptors[0].revents().is_empty() => return Ok(FirstReport::Interrupted),
+                Ok(_) if descriptors[0].revents().is_empty() => {
+                    return Ok(FirstReport::Interrupted);
+                }
                 Ok(_) => {}
             }
             let report = self.channel.receive::<Report>()?.map(|(report, _)| report);

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::virtio::testing::{DriverQueue, Machine, readable, wait_for, writable};
+use crate::virtio::testing::{DriverQueue, Machine, ram, readable, wait_for, writable};
+use crate::virtio::vsock::{GuestCid, Vsock};
 
 fn flush(machine: &Machine, queue: &mut DriverQueue) -> u32 {
     let memory = &machine.memory;
@@ -180,6 +181,80 @@ fn a_device_whose_loop_is_gone_needs_a_reset_for_ever() {
     assert_eq!(machine.read(register::STATUS), status::NEEDS_RESET);
     machine.write(register::STATUS, 0);
     assert_eq!(machine.read(register::STATUS), status::NEEDS_RESET);
+}
+
+#[test]
+fn a_restored_device_goes_on_where_it_stood() {
+    let machine = Machine::pmem();
+    machine.negotiate();
+    let mut queue = machine.set_up_queue(0, 0x1_0000);
+    machine.driver_ok();
+    flush(&machine, &mut queue);
+    wait_for(|| (machine.read(register::INTERRUPT_STATUS) == 1).then_some(()));
+    let memory = machine.memory.clone();
+    let saved = machine.freeze().unwrap();
+
+    let clone = Machine::restored(Machine::pmem_device(), memory, Some(&saved)).unwrap();
+    assert_eq!(clone.read(register::STATUS), 0xf);
+    assert_eq!(clone.read(register::INTERRUPT_STATUS), 1);
+    assert_eq!(clone.read(register::QUEUE_READY), 1);
+    assert_eq!(flush(&clone, &mut queue), 0);
+}
+
+#[test]
+fn a_request_whose_notification_was_on_its_way_is_answered_after_a_restore() {
+    let mut machine = Machine::pmem();
+    machine.negotiate();
+    let mut queue = machine.set_up_queue(0, 0x1_0000);
+    machine.driver_ok();
+    let memory = machine.memory.clone();
+    memory.write_obj(0_u32, GuestAddress(0x8_0000)).unwrap();
+    let events = machine.hold_loop();
+    queue.add(&[readable(0x8_0000, 4), writable(0x8_1000, 4)]);
+    machine.write(register::QUEUE_NOTIFY, 0);
+    let saved = machine.freeze_on(events).unwrap();
+
+    let _clone = Machine::restored(Machine::pmem_device(), memory, Some(&saved)).unwrap();
+    wait_for(|| queue.take_used());
+}
+
+#[test]
+fn a_device_that_no_driver_has_found_yet_is_restored_as_that() {
+    let machine = Machine::pmem();
+    let memory = machine.memory.clone();
+    let saved = machine.freeze().unwrap();
+    let clone = Machine::restored(Machine::pmem_device(), memory, Some(&saved)).unwrap();
+    clone.negotiate();
+    let mut queue = clone.set_up_queue(0, 0x1_0000);
+    clone.driver_ok();
+    assert_eq!(flush(&clone, &mut queue), 0);
+}
+
+#[test]
+fn the_state_of_another_device_is_refused() {
+    let saved = Machine::pmem().freeze().unwrap();
+    let (device, _dialer) = Vsock::new(GuestCid::FIRST).unwrap();
+    let refused = Machine::restored(Box::new(device), ram(4 << 20), Some(&saved));
+    assert!(matches!(refused, Err(RestoreError::OtherDevice)));
+}
+
+#[test]
+fn a_device_with_an_open_connection_is_not_written_down() {
+    let (machine, dialer) = Machine::vsock();
+    machine.negotiate();
+    for index in 0..3 {
+        machine.set_up_queue(index, 0x1_0000 * (u64::from(index) + 1));
+    }
+    machine.driver_ok();
+    let (_ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let before = machine.wakeups();
+    dialer.connect(1024, theirs).unwrap();
+    wait_for(|| (machine.wakeups() > before).then_some(()));
+    let refused = machine.freeze();
+    assert!(matches!(
+        refused,
+        Err(SaveError::Busy(Busy::Connections(1)))
+    ));
 }
 
 /// An access of a driver that knows no rules.
