@@ -37,8 +37,7 @@ pub(crate) fn become_another(handover: &Handover) -> Result<(), CloneError> {
         Mode::empty(),
     )
     .map_err(|error| CloneError::Reseed(error.into()))?;
-    sys::reseed_as_clone(&urandom, handover.seed.as_flattened())
-        .map_err(|error| CloneError::Reseed(error.into()))?;
+    sys::reseed_as_clone(&urandom, handover.seed.as_flattened()).map_err(CloneError::Reseed)?;
     let (seconds, nanoseconds) = (
         handover.realtime_ns / NANOSECONDS_PER_SECOND,
         handover.realtime_ns % NANOSECONDS_PER_SECOND,

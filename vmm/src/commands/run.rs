@@ -208,7 +208,7 @@ fn start_machine(
         match templates.find(recipe) {
             Ok(None) => {}
             Ok(Some(frozen)) => {
-                let vm = VmProcess::spawn(kvm, machine, &Start::Clone(frozen))?;
+                let vm = VmProcess::spawn(kvm, machine, &Start::Clone(Box::new(frozen)))?;
                 let reason = match vm.await_report(signals.as_fd(), CLONE_PATIENCE)? {
                     FirstReport::Came | FirstReport::Interrupted => return Ok((vm, true)),
                     FirstReport::Failed(reason) => reason,

@@ -46,7 +46,7 @@ pub enum Start {
     /// It boots, and runs.
     Boot,
     /// It goes on where a frozen one stood, and runs.
-    Clone(FrozenMachine),
+    Clone(Box<FrozenMachine>),
     /// It boots, is written down, and ends.
     Freeze(FreezeFiles),
 }
