@@ -127,7 +127,7 @@ fn run_here(
         false => Recipe::of(&plan.machine, plan.guest())?,
     };
     let template = recipe.as_ref().map(|recipe| (&templates, recipe));
-    let (vm, is_clone) = start_machine(&kvm, &plan.machine, template, &signals)?;
+    let (vm, began) = start_machine(&kvm, &plan.machine, template, &signals)?;
     let supervised = Supervised {
         vm: &vm,
         console_log: &console_log,
@@ -142,9 +142,11 @@ fn run_here(
     let result = {
         let timings = RefCell::new(&mut timings);
         let mut on_ready = || {
-            timings
-                .borrow_mut()
-                .end_of(if is_clone { "clone" } else { "boot" });
+            timings.borrow_mut().end_of(if began == Began::Booted {
+                "boot"
+            } else {
+                "clone"
+            });
             // Not before: until somebody reads the keys, ^C is the terminal's to handle.
             match takes_keys.then(RawTerminal::enter).transpose() {
                 Ok(raw) => terminal = raw.flatten(),
@@ -162,6 +164,9 @@ fn run_here(
     };
     drop(terminal);
     timings.end_of("workload");
+    if let (Some(recipe), Began::FirstClone) = (&recipe, began) {
+        templates.note_writes(recipe, &vm);
+    }
     vm.kill();
     if let Some(report) = failure {
         return Err(report);
@@ -186,12 +191,21 @@ fn run_here(
     if let Err(error) = registry.clean() {
         tracing::debug!(%error, "leftovers of killed machines stay for the next run");
     }
-    if recipe.is_some() && !is_clone && outcome.workload_ran() {
+    if recipe.is_some() && began == Began::Booted && outcome.workload_ran() {
         super::prepare::in_background(&image_id, arguments, global.root.as_deref());
     }
     timings.end_of("end");
     print_timings(arguments.timings, &timings);
     report_outcome(&outcome)
+}
+
+/// How a machine began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Began {
+    Booted,
+    /// As a clone of a template of which nobody has seen yet what clones write to.
+    FirstClone,
+    Cloned,
 }
 
 /// How long the agent of a clone may take to acknowledge what it was handed, on the slowest host.
@@ -203,14 +217,19 @@ fn start_machine(
     machine: &MachineConfig,
     template: Option<(&Templates, &Recipe)>,
     signals: &Signals,
-) -> Result<(VmProcess, bool), Report> {
+) -> Result<(VmProcess, Began), Report> {
     if let Some((templates, recipe)) = template {
         match templates.find(recipe) {
             Ok(None) => {}
             Ok(Some(frozen)) => {
+                let began = if frozen.written.is_empty() {
+                    Began::FirstClone
+                } else {
+                    Began::Cloned
+                };
                 let vm = VmProcess::spawn(kvm, machine, &Start::Clone(Box::new(frozen)))?;
                 let reason = match vm.await_report(signals.as_fd(), CLONE_PATIENCE)? {
-                    FirstReport::Came | FirstReport::Interrupted => return Ok((vm, true)),
+                    FirstReport::Came | FirstReport::Interrupted => return Ok((vm, began)),
                     FirstReport::Failed(reason) => reason,
                     FirstReport::HungUp => {
                         format!("its process ended, with {}", vm.last_status())
@@ -224,7 +243,8 @@ fn start_machine(
             Err(error) => tracing::warn!("the machine boots, because {}", chain(&error)),
         }
     }
-    Ok((VmProcess::spawn(kvm, machine, &Start::Boot)?, false))
+    let vm = VmProcess::spawn(kvm, machine, &Start::Boot)?;
+    Ok((vm, Began::Booted))
 }
 
 /// Writes down how the machine ended. That this fails does not change how it ended.

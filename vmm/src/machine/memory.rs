@@ -22,7 +22,7 @@ use vm_memory::{
 };
 
 use super::arch::layout::{MAILBOX_ADDRESS, ram_pieces};
-use super::saved::SavedRam;
+use super::saved::{SavedRam, WrittenPages};
 use super::shape::{PAGE_BYTES, RamSize, WindowClass};
 
 /// In what pieces the memory of a frozen machine is written: long enough that a clone has few mappings, short enough that it maps
@@ -209,6 +209,40 @@ impl MachineMemory {
             self.map_over_ram(file, place)?;
         }
         Ok(())
+    }
+
+    /// Copies pages that the guest will write to, in bulk. What is no part of what was restored, and what the host refuses, is left
+    /// to be copied one by one.
+    pub(super) fn copy_ahead(&self, saved: &[SavedRam], written: &[WrittenPages]) {
+        let mut parts = saved.iter().peekable();
+        for run in written {
+            let end = run.file_offset_bytes.saturating_add(run.length_bytes);
+            // Both lists are in the order of the file.
+            while parts.peek().is_some_and(|part| {
+                part.file_offset_bytes + part.length_bytes <= run.file_offset_bytes
+            }) {
+                parts.next();
+            }
+            let Some(part) = parts.peek() else { return };
+            let start = run.file_offset_bytes.max(part.file_offset_bytes);
+            let end = end.min(part.file_offset_bytes + part.length_bytes);
+            let Some(length) = end
+                .checked_sub(start)
+                .and_then(|length| usize::try_from(length).ok())
+                .filter(|length| *length > 0)
+            else {
+                continue;
+            };
+            let address = GuestAddress(part.guest_address + (start - part.file_offset_bytes));
+            let Ok(place) = self.all.get_host_address(address) else {
+                continue;
+            };
+            // SAFETY: the range is RAM, which `self.all` owns; what this does to a private mapping no reader of it can see.
+            let result = unsafe { libc::madvise(place.cast(), length, libc::MADV_POPULATE_WRITE) };
+            if result != 0 {
+                return;
+            }
+        }
     }
 
     /// Gives all of it to KVM.

@@ -54,7 +54,7 @@ pub use self::kernel::KernelError;
 use self::memory::MachineMemory;
 pub use self::memory::{MemoryError, Part, Window};
 use self::notice::{Notice, Notices, Notifier};
-pub use self::saved::SavedMachine;
+pub use self::saved::{SavedMachine, WrittenPages};
 use self::saved::{SavedVcpu, SavedVm};
 pub use self::shape::{MIB_BYTES, PAGE_BYTES, RamSize, ShapeError, VcpuCount, WindowClass};
 use self::vcpu::{Buses, Gate, Vcpu};
@@ -221,6 +221,8 @@ pub struct FrozenMachine {
     pub state: SavedMachine,
     /// The memory.
     pub memory: File,
+    /// What clones write to, as far as that is known: a hint.
+    pub written: Vec<WrittenPages>,
 }
 
 impl Machine {
@@ -267,9 +269,14 @@ impl Machine {
         config: &MachineConfig,
         frozen: &FrozenMachine,
     ) -> Result<Self, BuildError> {
-        let FrozenMachine { state, memory } = frozen;
+        let FrozenMachine {
+            state,
+            memory,
+            written,
+        } = frozen;
         let mut board = Board::assemble(kvm, config, Some(&state.serial))?;
         board.memory.restore(memory, &state.ram)?;
+        board.memory.copy_ahead(&state.ram, written);
         let (vcpus, cpuid) = board.create_vcpus(kvm, config.vcpus)?;
         if vcpus.len() != state.vcpus.len() || board.transports.len() != state.transports.len() {
             return Err(BuildError::Mismatch("the machine's shape"));

@@ -34,6 +34,15 @@ pub struct SavedMachine {
     pub(super) ram: Vec<SavedRam>,
 }
 
+/// A run of pages of a frozen machine's memory that its clones are known to write to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrittenPages {
+    /// Where it begins in the memory's file.
+    pub file_offset_bytes: u64,
+    /// How long it is.
+    pub length_bytes: u64,
+}
+
 #[cfg(test)]
 impl SavedMachine {
     /// A machine without a processor, for tests of what is around it.

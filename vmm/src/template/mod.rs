@@ -9,6 +9,7 @@
 //!   <64 digits>/        one template, by the digest of its recipe
 //!     state             see format.rs
 //!     memory            the RAM, sparse; locked (shared) by its clones
+//!     writes            see writes.rs
 //!   .making-<digits>/   not yet a template; what a crash left is removed by the next who makes one
 //! ```
 //!
@@ -17,6 +18,7 @@
 //! and boots.
 
 mod format;
+mod writes;
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -35,12 +37,15 @@ use self::format::{FORMAT, FileIdentity, FormatError, MAX_STATE_BYTES, State};
 use crate::dirs::{DirectoriesError, create_private};
 use crate::guest::Manifest;
 use crate::limits::ByteSize;
-use crate::machine::{CommandLineError, FrozenMachine, MachineConfig, Root, SavedMachine};
+use crate::machine::{
+    CommandLineError, FrozenMachine, MachineConfig, Root, SavedMachine, WrittenPages,
+};
 use crate::report::Help;
 use crate::vm_process::{ChannelError, FirstReport, FreezeFiles, SpawnError, Start, VmProcess};
 
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
+const WRITES: &str = "writes";
 const MAKING: &str = "making";
 const UNFINISHED: &str = ".making-";
 
@@ -286,6 +291,27 @@ impl Templates {
         }
     }
 
+    /// Notes which pages the first clone of this template wrote, for the later ones. That this fails costs them time, and no more.
+    pub fn note_writes(&self, recipe: &Recipe, clone: &VmProcess) {
+        let noted = || -> Result<(), TemplateError> {
+            let path = self.directory.join(recipe.key()?.0);
+            let memory_path = path.join(MEMORY);
+            let memory = File::open(&memory_path).map_err(failed("open", &memory_path))?;
+            let written = writes::of_process(clone.pid(), &memory)
+                .map_err(failed("see what a clone wrote to", &memory_path))?;
+            let bytes = postcard::to_stdvec(&written).map_err(|_| TemplateError::Recipe)?;
+            let mut file =
+                tempfile::NamedTempFile::new_in(&path).map_err(failed("write in", &path))?;
+            file.write_all(&bytes).map_err(failed("write in", &path))?;
+            file.persist(path.join(WRITES))
+                .map_err(|error| failed("write in", &path)(error.error))?;
+            Ok(())
+        };
+        if let Err(error) = noted() {
+            tracing::debug!(%error, "what a clone writes is not noted");
+        }
+    }
+
     /// Removes the template of this recipe, with which a clone did not start.
     pub fn reject(&self, recipe: &Recipe) {
         if let Ok(key) = recipe.key() {
@@ -499,6 +525,7 @@ fn open(path: &Path, recipe: &Recipe) -> Result<FrozenMachine, OpenError> {
     Ok(FrozenMachine {
         state: state.machine,
         memory,
+        written: read_writes(path),
     })
 }
 
@@ -509,6 +536,16 @@ fn read_state(path: &Path) -> Result<State, FormatError> {
         .read_to_end(&mut bytes)
         .map_err(FormatError::Read)?;
     format::decode(&bytes)
+}
+
+/// None if no clone has left them, or if they make no sense.
+fn read_writes(path: &Path) -> Vec<WrittenPages> {
+    let mut bytes = Vec::new();
+    File::open(path.join(WRITES))
+        .and_then(|file| file.take(MAX_STATE_BYTES).read_to_end(&mut bytes))
+        .ok()
+        .and_then(|_| postcard::from_bytes(&bytes).ok())
+        .unwrap_or_default()
 }
 
 /// Writes down that a template was used. That this fails makes it a candidate for eviction too early, and no more.
