@@ -10,6 +10,11 @@ vmm := target/release/vmm
 guest := target/share/vmm/guest
 demo := target/demo.oci
 
+# Position-independent still, but without libraries to find, map and bind at every start, and with its relocations packed: a tenth
+# of what a run costs.
+triple := x86_64-unknown-linux-gnu
+static := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
+
 run_packages := guest-image/kernel/packages resources/packages/run
 
 # What the results are made from. Cargo knows its own sources better, but asking it takes a good part of a second.
@@ -81,8 +86,10 @@ clean: ## Remove what was built in this checkout; the kernel's cache stays
 
 $(vmm): $(vmm_sources) | toolchain run-packages
 	@echo "Building vmm (some minutes the first time)"
-	@cargo build --quiet --locked --release --package vmm
-	@touch $@
+	@RUSTFLAGS="$$RUSTFLAGS $(static)" cargo build --quiet --locked --release --package vmm --target $(triple)
+	@mkdir -p $(@D)
+	@cp target/$(triple)/release/vmm $@.new
+	@mv $@.new $@
 
 $(guest)/.built: $(vmm) $(guest_sources) | toolchain run-packages
 	@guest-image/build.sh $(vmm) $(guest)
