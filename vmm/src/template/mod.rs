@@ -221,6 +221,9 @@ pub enum TemplateError {
     /// Nothing of this name.
     #[error("there is no template {0}")]
     Unknown(String),
+    /// More than one that begins so.
+    #[error("{0} is the beginning of more than one template's id")]
+    Ambiguous(String),
     /// A machine runs that is a clone of it.
     #[error("the template {0} is in use")]
     InUse(String),
@@ -229,7 +232,7 @@ pub enum TemplateError {
 impl Help for TemplateError {
     fn help(&self) -> Option<String> {
         match self {
-            Self::Unknown(_) => Some("vmm template ls lists them".to_owned()),
+            Self::Unknown(_) | Self::Ambiguous(_) => Some("vmm template ls lists them".to_owned()),
             Self::InUse(_) => Some("vmm ps lists the machines that run".to_owned()),
             _ => None,
         }
@@ -352,9 +355,12 @@ impl Templates {
             .entries()?
             .into_iter()
             .filter(|(key, _)| !name.is_empty() && key.0.starts_with(name));
-        let (Some((key, path)), None) = (fitting.next(), fitting.next()) else {
+        let Some((key, path)) = fitting.next() else {
             return Err(TemplateError::Unknown(name.to_owned()));
         };
+        if fitting.next().is_some() {
+            return Err(TemplateError::Ambiguous(name.to_owned()));
+        }
         if is_in_use(&path) {
             return Err(TemplateError::InUse(key.short().to_owned()));
         }
