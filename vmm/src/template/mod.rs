@@ -268,7 +268,10 @@ impl Templates {
             }
             Err(OpenError::Absent) => Ok(None),
             Err(OpenError::Unusable(reason)) => {
-                self.discard(&path);
+                let reason = match remove_whole(&path) {
+                    Ok(()) => reason,
+                    Err(error) => format!("{reason}; nor can it be removed: {error}"),
+                };
                 Err(TemplateError::Unusable { path, reason })
             }
         }
@@ -304,7 +307,7 @@ impl Templates {
         match open(&path, recipe) {
             Ok(_) => return Ok(Made::Already),
             Err(OpenError::Absent) => {}
-            Err(OpenError::Unusable(_)) => self.discard(&path),
+            Err(OpenError::Unusable(_)) => remove_whole(&path).map_err(failed("remove", &path))?,
         }
         self.remove_leftovers();
         let unfinished = self.directory.join(format!("{UNFINISHED}{key}"));
@@ -435,9 +438,7 @@ impl Templates {
     }
 
     fn discard(&self, path: &Path) {
-        if let Err(error) = fs::remove_dir_all(path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(error) = remove_whole(path) {
             tracing::warn!(%error, path = %path.display(), "a useless template stays");
         }
     }
@@ -500,6 +501,14 @@ fn read_state(path: &Path) -> Result<State, FormatError> {
         .read_to_end(&mut bytes)
         .map_err(FormatError::Read)?;
     format::decode(&bytes)
+}
+
+/// Removes a template's directory, which need not be there.
+fn remove_whole(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
 }
 
 /// Writes down that a template was used. That this fails makes it a candidate for eviction too early, and no more.
