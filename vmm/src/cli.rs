@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::FalseyValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
@@ -268,6 +269,8 @@ pub struct TemplateArgs {
         long,
         env = "VMM_NO_TEMPLATE",
         hide_env_values = true,
+        // The variable may say 1, as people write it.
+        value_parser = FalseyValueParser::new(),
         help_heading = "Machine"
     )]
     pub no_template: bool,

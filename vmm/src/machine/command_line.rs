@@ -25,7 +25,7 @@ pub enum CommandLineError {
 }
 
 /// What every guest is told.
-const PARAMETERS: [&str; 10] = [
+const PARAMETERS: [&str; 11] = [
     // The kernel's log goes to the serial port.
     "console=ttyS0",
     // A kernel that panics resets the machine at once, through the keyboard controller that the machine has.
@@ -35,6 +35,8 @@ const PARAMETERS: [&str; 10] = [
     "tsc=reliable",
     // Nothing waits for a grace period of normal length.
     "rcupdate.rcu_expedited=1",
+    // No interface whose hardware address, drawn during the boot, all clones would have; a workload may still add some.
+    "dummy.numdummies=0",
     // The agent's image is the root of PID 1.
     "root=/dev/pmem0",
     "rootfstype=erofs",

@@ -241,6 +241,9 @@ pub enum TemplateError {
     /// Nothing of this name.
     #[error("there is no template {0}")]
     Unknown(String),
+    /// More than one that begins so.
+    #[error("{0} is the beginning of more than one template's id")]
+    Ambiguous(String),
     /// A machine runs that is a clone of it.
     #[error("the template {0} is in use")]
     InUse(String),
@@ -249,7 +252,7 @@ pub enum TemplateError {
 impl Help for TemplateError {
     fn help(&self) -> Option<String> {
         match self {
-            Self::Unknown(_) => Some("vmm template ls lists them".to_owned()),
+            Self::Unknown(_) | Self::Ambiguous(_) => Some("vmm template ls lists them".to_owned()),
             Self::InUse(_) => Some("vmm ps lists the machines that run".to_owned()),
             _ => None,
         }
@@ -285,7 +288,10 @@ impl Templates {
             }
             Err(OpenError::Absent) => Ok(None),
             Err(OpenError::Unusable(reason)) => {
-                self.discard(&path);
+                let reason = match remove_whole(&path) {
+                    Ok(()) => reason,
+                    Err(error) => format!("{reason}; nor can it be removed: {error}"),
+                };
                 Err(TemplateError::Unusable { path, reason })
             }
         }
@@ -342,7 +348,7 @@ impl Templates {
         match open(&path, recipe) {
             Ok(_) => return Ok(Made::Already),
             Err(OpenError::Absent) => {}
-            Err(OpenError::Unusable(_)) => self.discard(&path),
+            Err(OpenError::Unusable(_)) => remove_whole(&path).map_err(failed("remove", &path))?,
         }
         self.remove_leftovers();
         let unfinished = self.directory.join(format!("{UNFINISHED}{key}"));
@@ -393,9 +399,12 @@ impl Templates {
             .entries()?
             .into_iter()
             .filter(|(key, _)| !name.is_empty() && key.0.starts_with(name));
-        let (Some((key, path)), None) = (fitting.next(), fitting.next()) else {
+        let Some((key, path)) = fitting.next() else {
             return Err(TemplateError::Unknown(name.to_owned()));
         };
+        if fitting.next().is_some() {
+            return Err(TemplateError::Ambiguous(name.to_owned()));
+        }
         if is_in_use(&path) {
             return Err(TemplateError::InUse(key.short().to_owned()));
         }
@@ -470,9 +479,7 @@ impl Templates {
     }
 
     fn discard(&self, path: &Path) {
-        if let Err(error) = fs::remove_dir_all(path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(error) = remove_whole(path) {
             tracing::warn!(%error, path = %path.display(), "a useless template stays");
         }
     }
@@ -546,6 +553,14 @@ fn read_writes(path: &Path) -> Vec<WrittenPages> {
         .ok()
         .and_then(|_| postcard::from_bytes(&bytes).ok())
         .unwrap_or_default()
+}
+
+/// Removes a template's directory, which need not be there.
+fn remove_whole(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
 }
 
 /// Writes down that a template was used. That this fails makes it a candidate for eviction too early, and no more.
