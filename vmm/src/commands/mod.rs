@@ -18,6 +18,7 @@ mod ps;
 mod rmi;
 pub mod run;
 mod save;
+mod start;
 mod template;
 mod time;
 

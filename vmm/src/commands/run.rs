@@ -4,13 +4,10 @@
 
 use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::AsFd;
-use std::time::Duration;
-
-use kvm_ioctls::Kvm;
 
 use super::load::import_options;
 use super::progress::ImportProgress;
+use super::start::{Began, start};
 use crate::cli::{FileOrStdin, GlobalArgs, ImportLimitArgs, RunArgs, RunImage, TimingsFormat};
 use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
@@ -18,7 +15,6 @@ use crate::image::{
     FindError, ImageSource, ImportError, ImportOptions, Store, StoreError, StoredImage,
 };
 use crate::limits::CpuQuota;
-use crate::machine::MachineConfig;
 use crate::machine::host::{ProbeError, Quirks, open_kvm};
 use crate::monitor::{MonitorError, RawTerminal, Signals, Supervised, client_streams, window_size};
 use crate::outcome::{ExitCode, Outcome};
@@ -29,7 +25,7 @@ use crate::state::{
 };
 use crate::template::{Recipe, Templates};
 use crate::timings::Timings;
-use crate::vm_process::{ChannelError, FirstReport, SpawnError, Start, VmProcess};
+use crate::vm_process::{ChannelError, SpawnError};
 use crate::workload::environment::{OwnEnvironment, read_file};
 use crate::workload::{Choices, CpuTime, Limits, Terminal, Workload};
 
@@ -127,7 +123,7 @@ fn run_here(
         false => Recipe::of(&plan.machine, plan.guest())?,
     };
     let template = recipe.as_ref().map(|recipe| (&templates, recipe));
-    let (vm, began) = start_machine(&kvm, &plan.machine, template, &signals)?;
+    let (vm, began) = start(&kvm, &plan.machine, template, &signals)?;
     let supervised = Supervised {
         vm: &vm,
         console_log: &console_log,
@@ -197,54 +193,6 @@ fn run_here(
     timings.end_of("end");
     print_timings(arguments.timings, &timings);
     report_outcome(&outcome)
-}
-
-/// How a machine began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Began {
-    Booted,
-    /// As a clone of a template of which nobody has seen yet what clones write to.
-    FirstClone,
-    Cloned,
-}
-
-/// How long the agent of a clone may take to acknowledge what it was handed, on the slowest host.
-const CLONE_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Starts the machine as a clone of its template, and boots it where there is none, or none that works. Says which of the two.
-fn start_machine(
-    kvm: &Kvm,
-    machine: &MachineConfig,
-    template: Option<(&Templates, &Recipe)>,
-    signals: &Signals,
-) -> Result<(VmProcess, Began), Report> {
-    if let Some((templates, recipe)) = template {
-        match templates.find(recipe) {
-            Ok(None) => {}
-            Ok(Some(frozen)) => {
-                let began = if frozen.written.is_empty() {
-                    Began::FirstClone
-                } else {
-                    Began::Cloned
-                };
-                let vm = VmProcess::spawn(kvm, machine, &Start::Clone(Box::new(frozen)))?;
-                let reason = match vm.await_report(signals.as_fd(), CLONE_PATIENCE)? {
-                    FirstReport::Came | FirstReport::Interrupted => return Ok((vm, began)),
-                    FirstReport::Failed(reason) => reason,
-                    FirstReport::HungUp => {
-                        format!("its process ended, with {}", vm.last_status())
-                    }
-                    FirstReport::None => "its agent does not answer".to_owned(),
-                };
-                vm.kill();
-                templates.reject(recipe);
-                tracing::warn!("the machine boots, because a clone did not start: {reason}");
-            }
-            Err(error) => tracing::warn!("the machine boots, because {}", chain(&error)),
-        }
-    }
-    let vm = VmProcess::spawn(kvm, machine, &Start::Boot)?;
-    Ok((vm, Began::Booted))
 }
 
 /// Writes down how the machine ended. That this fails does not change how it ended.

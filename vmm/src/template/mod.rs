@@ -525,10 +525,8 @@ fn open(path: &Path, recipe: &Recipe) -> Result<FrozenMachine, OpenError> {
     if FileIdentity::from(&metadata) != state.memory {
         return Err(OpenError::Unusable("its memory was changed".to_owned()));
     }
-    // Held by the clone as long as it runs.
-    memory
-        .try_lock_shared()
-        .map_err(|error| unusable(error.into()))?;
+    // Held by the clone as long as it runs. Whoever looks whether it is held keeps it for that moment only.
+    memory.lock_shared().map_err(unusable)?;
     Ok(FrozenMachine {
         state: state.machine,
         memory,

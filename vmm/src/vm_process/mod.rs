@@ -63,7 +63,7 @@ pub struct FreezeFiles {
 /// What became of a machine that was waited for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FirstReport {
-    /// It said something that is not an end.
+    /// It is ready, or frozen.
     Came,
     /// It could not go on; why.
     Failed(String),
@@ -127,7 +127,10 @@ impl VmProcess {
                 Some(Report::Ended(End::NotBuilt { reason } | End::GuestDied { reason })) => {
                     FirstReport::Failed(reason)
                 }
-                Some(report) => {
+                Some(Report::Ended(End::PoweredOff)) => {
+                    FirstReport::Failed("its agent ended it".to_owned())
+                }
+                Some(report @ (Report::Ready | Report::Frozen)) => {
                     *self.unheard() = Some(report);
                     FirstReport::Came
                 }
