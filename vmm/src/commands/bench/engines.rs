@@ -28,8 +28,10 @@ const LABEL: &str = "org.vmm.bench";
 pub(super) enum Kind {
     /// The program as a process of the host, see [`confined`]. What the loops are compared with.
     Native,
-    /// This program, as a user types it.
-    Vmm,
+    /// This program, each run booting a machine.
+    VmmCold,
+    /// This program, each run starting as a clone of a template.
+    VmmWarm,
     Crun,
     Runc,
     Podman,
@@ -41,7 +43,8 @@ impl Kind {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
-            Self::Vmm => "vmm cold",
+            Self::VmmCold => "vmm cold",
+            Self::VmmWarm => "vmm warm",
             Self::Crun => "crun",
             Self::Runc => "runc",
             Self::Podman => "podman",
@@ -53,7 +56,7 @@ impl Kind {
         match self {
             Self::Native => "unshare",
             // Whatever file this process was started from.
-            Self::Vmm => "/proc/self/exe",
+            Self::VmmCold | Self::VmmWarm => "/proc/self/exe",
             Self::Crun => "crun",
             Self::Runc => "runc",
             Self::Podman => "podman",
@@ -62,14 +65,15 @@ impl Kind {
     }
 }
 
-impl From<BenchEngine> for Kind {
-    fn from(typed: BenchEngine) -> Self {
+impl Kind {
+    /// What is measured of an engine that was typed.
+    pub(super) fn of(typed: BenchEngine) -> &'static [Self] {
         match typed {
-            BenchEngine::Vmm => Self::Vmm,
-            BenchEngine::Crun => Self::Crun,
-            BenchEngine::Runc => Self::Runc,
-            BenchEngine::Podman => Self::Podman,
-            BenchEngine::Docker => Self::Docker,
+            BenchEngine::Vmm => &[Self::VmmCold, Self::VmmWarm],
+            BenchEngine::Crun => &[Self::Crun],
+            BenchEngine::Runc => &[Self::Runc],
+            BenchEngine::Podman => &[Self::Podman],
+            BenchEngine::Docker => &[Self::Docker],
         }
     }
 }
@@ -135,7 +139,7 @@ impl<'a> Engine<'a> {
     fn ask_version(&self) -> Result<String, Stop> {
         let mut command = Command::new(&self.program);
         match self.kind {
-            Kind::Vmm => return Ok(env!("CARGO_PKG_VERSION").to_owned()),
+            Kind::VmmCold | Kind::VmmWarm => return Ok(env!("CARGO_PKG_VERSION").to_owned()),
             Kind::Docker => command.args([
                 "version",
                 "--format",
@@ -153,12 +157,14 @@ impl<'a> Engine<'a> {
     }
 
     fn load(&self) -> Result<(), Stop> {
-        if !matches!(self.kind, Kind::Podman | Kind::Docker) {
-            return Ok(());
-        }
-        let archive = self.place.archive()?;
         let mut command = self.base();
-        command.args(["load", "--input"]).arg(archive);
+        match self.kind {
+            Kind::VmmWarm => command.args(["prepare", &self.place.image_id()]),
+            Kind::Podman | Kind::Docker => {
+                command.args(["load", "--input"]).arg(self.place.archive()?)
+            }
+            Kind::Native | Kind::VmmCold | Kind::Crun | Kind::Runc => return Ok(()),
+        };
         Crew::run(self.interrupt, command).map(drop)
     }
 
@@ -169,8 +175,10 @@ impl<'a> Engine<'a> {
         let directory = |name: &str| self.place.path(self.kind.program()).join(name);
         match self.kind {
             Kind::Native | Kind::Docker => {}
-            Kind::Vmm => {
+            Kind::VmmCold | Kind::VmmWarm => {
                 command.args(&self.place.global);
+                // What is measured does not depend on the caller's habits.
+                command.env_remove("VMM_NO_TEMPLATE");
             }
             Kind::Crun | Kind::Runc => {
                 command.arg("--root").arg(directory("state"));
@@ -200,8 +208,11 @@ impl<'a> Engine<'a> {
                     .arg(&task.bundle)
                     .arg(name);
             }
-            Kind::Vmm => {
+            Kind::VmmCold | Kind::VmmWarm => {
                 command.arg("run").args(USER);
+                if self.kind == Kind::VmmCold {
+                    command.arg("--no-template");
+                }
                 add_program(&mut command, task, &self.place.image_id());
             }
             Kind::Podman | Kind::Docker => {
@@ -265,7 +276,7 @@ impl<'a> Engine<'a> {
     fn sweep(&self) {
         match self.kind {
             Kind::Native => {}
-            Kind::Vmm => {
+            Kind::VmmCold | Kind::VmmWarm => {
                 let cleaned = Registry::open(self.machines).and_then(|registry| registry.clean());
                 if let Err(error) = cleaned {
                     tracing::warn!(%error, "records of killed machines stay");

@@ -117,7 +117,8 @@ pub(super) const METHODS: [Method; 7] = [
     },
     Method {
         figure: "vmm",
-        how: "`vmm run` of the image in the store with its default limits, each run booting a machine (cold).",
+        how: "`vmm run` of the image in the store with its default limits, each run booting a machine (cold) or starting as a \
+              clone of a template that was made before (warm).",
     },
     Method {
         figure: "crun, runc, podman, docker",

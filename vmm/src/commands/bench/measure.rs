@@ -203,9 +203,6 @@ impl<'a> Bench<'a> {
                 });
                 contenders.push(contender);
             }
-            if *kind == Kind::Vmm {
-                self.gap("vmm warm", "there are no templates to start from yet");
-            }
         }
         Ok(contenders)
     }

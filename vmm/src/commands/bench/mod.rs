@@ -123,7 +123,7 @@ fn engines(typed: &[BenchEngine]) -> Vec<Kind> {
     let wanted = all
         .into_iter()
         .filter(|engine| typed.is_empty() || typed.contains(engine));
-    wanted.map(Kind::from).collect()
+    wanted.flat_map(Kind::of).copied().collect()
 }
 
 /// Those that were typed, or all.
