@@ -55,6 +55,9 @@ bench: test-packages $(vmm) $(guest)/.built $(demo) ## Measure what a run and an
 	@cargo bench --quiet --locked --package tests --bench ratios
 
 profile: test-packages $(vmm) $(guest)/.built $(demo) ## Take a cold start apart in the lab (tests/bench/lab/profile.md)
+	@resources/packages/install.sh resources/packages/profile
+	@echo "Building vmm with its functions' names (some minutes the first time)"
+	@cargo build --quiet --locked --profile profiling --package vmm
 	@cargo bench --quiet --locked --profile dev --package tests --bench lab -- --profile
 
 lab: | toolchain run-packages test-packages ## Build target/debug/lab, which runs a command on a complete KVM

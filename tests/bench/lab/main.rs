@@ -9,11 +9,15 @@
 //! - `--only NAME`: that scenario, printed.
 //! - `--firecracker PATH`, `--cloud-hypervisor PATH`, `--qemu`: with any of these, other VMMs that boot the same kernel.
 //! - `time REPEAT CODE COMMAND…`: what runs inside the lab; one duration in nanoseconds a line.
+//! - `trace all|few COMMAND…`: what also runs inside; who ran how long, as JSON.
 
 mod arguments;
+mod callgrind;
 mod measure;
+mod profile;
 mod report;
 mod scenarios;
+mod trace;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -34,6 +38,18 @@ fn main() -> ExitCode {
     if let ["time", repeat, code, ref command @ ..] = words[..] {
         return time(repeat, code, command);
     }
+    if let ["trace", which, ref command @ ..] = words[..] {
+        return match trace::traced(which == "all", command) {
+            Ok(sums) => {
+                say(&sums);
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                complain_more(&format!("trace: {}", lab::chain(&error)));
+                ExitCode::FAILURE
+            }
+        };
+    }
     let (mode, peers) = match arguments::parse(arguments.into_iter()) {
         Ok(parsed) => parsed,
         Err(sentence) => {
@@ -50,7 +66,7 @@ fn main() -> ExitCode {
         Mode::Only(name) => only(&peers, &name),
     };
     result.unwrap_or_else(|failure| {
-        complain(&failure.to_string());
+        complain(&lab::chain(&failure));
         if let Some(help) = failure.help() {
             complain_more(&format!("help: {help}"));
         }
@@ -96,10 +112,7 @@ fn check(peers: &Peers) -> Result<ExitCode, Failure> {
 
 fn profile() -> Result<ExitCode, Failure> {
     let stage = Stage::set(&Peers::default())?;
-    say(&report::write_profile(
-        &stage.versions()?,
-        &stage.profile()?,
-    ));
+    say(&profile::write(&stage)?);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -45,6 +45,20 @@ impl Scratch {
         &self.0
     }
 
+    /// Makes one named after this process. What an interrupted one left behind while its tools still wrote is removed.
+    fn make() -> Self {
+        let all = binary::checkout().join("target/bench/made");
+        for left in fs::read_dir(&all).into_iter().flatten().flatten() {
+            let process = Path::new("/proc").join(left.file_name());
+            if !process.exists() {
+                Self(left.path()).remove();
+            }
+        }
+        let made = all.join(std::process::id().to_string());
+        fs::create_dir_all(&made).expect("a directory can be made");
+        Self(made)
+    }
+
     fn remove(&self) {
         // It may not be there.
         let _ = fs::remove_dir_all(&self.0);
@@ -55,25 +69,6 @@ impl Drop for Stage {
     fn drop(&mut self) {
         self.made.remove();
     }
-}
-
-/// Runs hello once to warm up, once to see the steps, and once to see why the guest is left.
-const PROFILE: &str = "set -e
-vmm load --quiet --input /images/hello.oci --name hello:1 >/dev/null
-vmm run hello:1 >/dev/null
-vmm run --timings=json hello:1 2>&1 >/dev/null
-echo hist:keys=exit_reason >/sys/kernel/tracing/events/kvm/kvm_exit/trigger
-vmm run hello:1 >/dev/null
-cat /sys/kernel/tracing/events/kvm/kvm_exit/hist
-";
-
-/// Where a cold start goes.
-#[derive(Debug)]
-pub(crate) struct Profile {
-    /// The steps of `--timings`, in millions of instructions.
-    pub(crate) steps: Vec<(String, f64)>,
-    /// How often the guest was left for each of SVM's exit codes.
-    pub(crate) exits: Vec<(u32, u64)>,
 }
 
 /// Why nothing was measured.
@@ -97,7 +92,7 @@ pub(crate) enum Failure {
         tool: &'static str,
     },
     /// A VMM that was named cannot be run.
-    #[error("{} cannot be measured: {source}", path.display())]
+    #[error("{} cannot be measured", path.display())]
     Peer {
         /// Which.
         path: PathBuf,
@@ -134,10 +129,7 @@ pub(crate) struct Figure {
 impl Stage {
     /// Finds the lab's parts. Nothing is made before a scenario takes it.
     pub(crate) fn set(peers: &Peers) -> Result<Self, Failure> {
-        // Always the same: what an interrupted program leaves there while its tools still write is the next one's to remove.
-        let made = Scratch(binary::checkout().join("target/bench/made"));
-        made.remove();
-        fs::create_dir_all(made.path()).expect("a directory can be made");
+        let made = Scratch::make();
         let left = made.clone();
         lab::end_on_signals(move || left.remove()).expect("signals can be heard");
         let mut lab = Lab::new()?;
@@ -202,7 +194,7 @@ impl Stage {
     }
 
     /// A lab with what a scenario takes.
-    fn lab(&self, parts: &[Part]) -> Result<Lab, Failure> {
+    pub(crate) fn lab(&self, parts: &[Part]) -> Result<Lab, Failure> {
         let mut lab = self.lab.clone();
         for part in parts {
             self.put(*part, &mut lab)?;
@@ -360,53 +352,41 @@ impl Stage {
         path
     }
 
-    /// Boots a lab and takes a cold start apart.
-    pub(crate) fn profile(&self) -> Result<Profile, Failure> {
-        let text = self.shell("profile", &[Part::Vmm, Part::HelloImage], LIMIT, PROFILE)?;
-        let bad = || Failure::Scenario {
-            name: "profile",
-            said: text.clone(),
-        };
-        let steps: Value = text
-            .lines()
-            .find_map(|line| serde_json::from_str(line).ok())
-            .ok_or_else(bad)?;
-        let steps = steps["steps"].as_array().ok_or_else(bad)?;
-        let steps = steps.iter().filter_map(|step| {
-            let name = step["step"].as_str()?.to_owned();
-            Some((name, step["microseconds"].as_f64()? / 1e3))
-        });
-        // { exit_reason:        114 } hitcount:        255
-        let exits = text.lines().filter_map(|line| {
-            let (reason, count) = line.strip_prefix("{ exit_reason:")?.split_once('}')?;
-            let count = count.trim().strip_prefix("hitcount:")?;
-            Some((reason.trim().parse().ok()?, count.trim().parse().ok()?))
-        });
-        Ok(Profile {
-            steps: steps.collect(),
-            exits: exits.collect(),
-        })
-    }
-
     /// Boots a lab, runs a script in it and returns what it prints.
-    fn shell(
+    pub(crate) fn shell(
         &self,
         name: &'static str,
         parts: &[Part],
         limit: Duration,
         script: &str,
     ) -> Result<String, Failure> {
+        self.script(name, self.lab(parts)?, limit, script)
+    }
+
+    /// The same in a lab that was put together already.
+    pub(crate) fn script(
+        &self,
+        name: &'static str,
+        mut lab: Lab,
+        limit: Duration,
+        script: &str,
+    ) -> Result<String, Failure> {
         let (mut said, mut complaint) = (Vec::new(), Vec::new());
-        let mut lab = self.lab(parts)?;
         lab.limit = limit;
-        let ended = lab.run(&["sh", "-c", script], &mut said, &mut complaint)?;
+        let ended = lab.run(&["sh", "-c", script], &mut said, &mut complaint);
+        let ended = ended.map_err(|error| match error {
+            LabError::TimeLimit { limit, .. } => Failure::Scenario {
+                name,
+                said: format!("it was not done within {} s", limit.as_secs()),
+            },
+            error => error.into(),
+        })?;
         let said = String::from_utf8_lossy(&said).into_owned();
         if ended.code != 0 {
             let complaint = String::from_utf8_lossy(&complaint);
-            return Err(Failure::Scenario {
-                name,
-                said: format!("{said}{complaint}"),
-            });
+            let said = last_line(&complaint).or_else(|| last_line(&said));
+            let said = said.unwrap_or("it said nothing").to_owned();
+            return Err(Failure::Scenario { name, said });
         }
         Ok(said)
     }
@@ -447,9 +427,16 @@ impl Stage {
         let (Some(exits), REPEATS) = (exits, nanoseconds.len()) else {
             return Err(Failure::Scenario {
                 name: scenario.name,
-                said: text,
+                said: format!("what it printed is no figure: {text:?}"),
             });
         };
+        let is_peer = |part: &Part| matches!(part, Part::Other(_));
+        if exits == 0 && scenario.takes.iter().any(is_peer) {
+            return Err(Failure::Scenario {
+                name: scenario.name,
+                said: "no guest ran".to_owned(),
+            });
+        }
         let middle = nanoseconds[REPEATS / 2];
         Ok(Figure {
             virtual_ms: middle / 1e6,
@@ -474,6 +461,10 @@ fn put_bundle(bundle: &Path, inside: &str, command: &[&str], lab: &mut Lab) -> R
     lab.tree
         .bytes(format!("{inside}/config.json"), config, 0o644);
     Ok(())
+}
+
+fn last_line(text: &str) -> Option<&str> {
+    text.lines().rfind(|line| !line.trim().is_empty())
 }
 
 /// A bundle's configuration with this command, without a terminal.

@@ -6,7 +6,7 @@ use std::fs;
 use serde_json::{Map, Value, json};
 use tests::binary::checkout;
 
-use crate::measure::{Figure, Profile};
+use crate::measure::Figure;
 use crate::scenarios::{Clock, Scenario};
 
 /// What was measured with what.
@@ -17,7 +17,6 @@ const YARDSTICK: &str = "crun-run";
 /// Where the README's table stands.
 const MARKS: (&str, &str) = ("<!-- lab bench -->\n", "<!-- end of lab bench -->\n");
 const CHART: &str = "resources/lab-bench.svg";
-const PROFILE: &str = "tests/bench/lab/profile.md";
 /// What the README's table was made from.
 const FIGURES: &str = "tests/bench/lab/figures.json";
 /// How far a figure may be from the committed one, as a share of it.
@@ -57,51 +56,6 @@ pub(crate) fn write(made_of: &Versions, figures: &[(&Scenario, Figure)]) {
         format!("{before}{}{table}{}{after}", MARKS.0, MARKS.1),
     )
     .expect("the README can be written");
-}
-
-/// Writes where a cold start goes, and returns it.
-pub(crate) fn write_profile(made_of: &Versions, profile: &Profile) -> String {
-    let mut text = String::from(
-        "# Where a cold start goes\n\n\
-         `vmm run` of hello in the lab, image in the store: a virtual millisecond is a million instructions of everything\n\
-         together. Made by `make profile`.\n\n\
-         | step of `--timings` | virtual ms | what happens in it |\n|---|--:|---|\n",
-    );
-    for (name, virtual_ms) in &profile.steps {
-        let what = match name.as_str() {
-            "host" => "open KVM, read what is known of the host, open the guest image",
-            "image" => "find the image in the store",
-            "plan" => "the configuration, the machine's shape, its record",
-            "boot" => "fork, build the machine, boot the kernel, start the agent",
-            "start" => "connect, send the configuration, build the container, become the program",
-            "workload" => "the program, its last byte and its exit",
-            _ => "write down how it was, let go",
-        };
-        let _ = writeln!(text, "| {name} | {virtual_ms:.1} | {what} |");
-    }
-    text.push_str("\n| the guest was left for | times |\n|---|--:|\n");
-    let mut exits = profile.exits.clone();
-    exits.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    for (reason, count) in exits {
-        let _ = writeln!(text, "| {} | {count} |", exit_name(reason));
-    }
-    let _ = writeln!(text, "\n{}", versions(made_of));
-    fs::write(checkout().join(PROFILE), &text).expect("the profile can be written");
-    text
-}
-
-/// AMD APM volume 2, appendix C, "SVM Intercept Exit Codes".
-fn exit_name(code: u32) -> String {
-    match code {
-        0x60 => "an interrupt of the host".to_owned(),
-        0x64 => "a virtual interrupt's window".to_owned(),
-        0x72 => "CPUID".to_owned(),
-        0x78 => "HLT: nothing to do".to_owned(),
-        0x7b => "port I/O".to_owned(),
-        0x7c => "an MSR".to_owned(),
-        0x400 => "a nested page fault: memory touched first, or a device".to_owned(),
-        code => format!("{code:#x}"),
-    }
 }
 
 /// The figures that are committed.
@@ -198,7 +152,7 @@ fn table(made_of: &Versions, figures: &[(&Scenario, Figure)]) -> String {
     table
 }
 
-fn versions(made_of: &Versions) -> String {
+pub(crate) fn versions(made_of: &Versions) -> String {
     let versions: Vec<String> = made_of
         .iter()
         .map(|(name, version)| match version.starts_with(name) {
