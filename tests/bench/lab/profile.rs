@@ -381,6 +381,9 @@ fn initcalls(stage: &Stage) -> Result<String, Failure> {
     let mut begun: BTreeMap<&str, f64> = BTreeMap::new();
     let mut taken: Vec<(&str, f64)> = Vec::new();
     let mut milestones = BTreeMap::new();
+    // Before there are initcalls: how long it is from one line of the log to the next.
+    let mut before: Vec<(&str, f64)> = Vec::new();
+    let mut previous: Option<(&str, f64)> = None;
     for line in said.lines() {
         // [    0.012345] calling  inet_init+0x0/0x271 @ 1
         let Some((stamp, says)) = line.trim_start_matches('[').split_once("] ") else {
@@ -390,6 +393,11 @@ fn initcalls(stage: &Stage) -> Result<String, Failure> {
             continue;
         };
         let at = stamp * 1e3;
+        if !milestones.contains_key("first initcall")
+            && let Some((says, since)) = previous.replace((says, at))
+        {
+            before.push((says, at - since));
+        }
         let name = |rest: &'static str| {
             let rest = says.strip_prefix(rest)?;
             rest.split('+').next()
@@ -438,8 +446,14 @@ fn initcalls(stage: &Stage) -> Result<String, Failure> {
     for (name, taken) in taken.iter().take(LISTED) {
         let _ = writeln!(text, "| `{name}` | {taken:.2} |");
     }
+    before.sort_by(|one, other| other.1.total_cmp(&one.1));
     let rest: f64 = taken.iter().skip(LISTED).map(|(_, taken)| taken).sum();
     let _ = writeln!(text, "| the others | {rest:.2} |\n");
+    text.push_str("Before the first one, from this line of the kernel's log to the next:\n\n| line | virtual ms |\n|---|--:|\n");
+    for (says, taken) in before.iter().take(LISTED / 2) {
+        let _ = writeln!(text, "| `{}` | {taken:.2} |", shortened(says));
+    }
+    text.push('\n');
     Ok(text)
 }
 
