@@ -2,6 +2,8 @@
 
 PREFIX ?= /usr/local
 DESTDIR ?=
+# Other VMMs that `make bench` compares with: --firecracker PATH, --cloud-hypervisor PATH, --qemu.
+PEERS ?=
 
 # One place, whatever the caller's own configuration says: the tests and the installation look there.
 export CARGO_TARGET_DIR := $(CURDIR)/target
@@ -53,11 +55,14 @@ test-full: test-packages cargo-deny lint cargo-nextest $(vmm) $(guest)/.built $(
 
 bench: test-packages $(vmm) $(guest)/.built $(demo) ## Measure what a run and an import cost
 	@echo "In the lab: millions of instructions, which repeat on any machine"
-	@cargo bench --quiet --locked --profile dev --package tests --bench lab
+	@cargo bench --quiet --locked --profile dev --package tests --bench lab -- $(PEERS)
 	@echo "On this machine: times, which are its own"
 	@cargo bench --quiet --locked --package tests --bench ratios
 
 profile: test-packages $(vmm) $(guest)/.built $(demo) ## Take a cold start apart in the lab (tests/bench/lab/profile.md)
+	@resources/packages/install.sh resources/packages/profile
+	@echo "Building vmm with its functions' names (some minutes the first time)"
+	@cargo build --quiet --locked --profile profiling --package vmm
 	@cargo bench --quiet --locked --profile dev --package tests --bench lab -- --profile
 
 lab: | toolchain run-packages test-packages ## Build target/debug/lab, which runs a command on a complete KVM

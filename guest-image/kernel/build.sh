@@ -10,6 +10,8 @@
 #   build.sh --key      print the digest of the inputs and build nothing
 #   build.sh --force    build even if it is in the cache (and compare: two
 #                       builds of the same inputs must not differ)
+#   build.sh --debug    build another kernel, which also has what debug.config
+#                       adds: `make profile` takes the boot apart with it
 #
 # The cache is ${XDG_CACHE_HOME:-$HOME/.cache}/vmm/kernel/KEY. VMM_KERNEL_SOURCE
 # names another source archive, VMM_BUILD_JOBS the number of compilers.
@@ -49,7 +51,7 @@ inputs_key() {
 		gcc --version | head -n 1
 		ld --version | head -n 1
 		cd "$here"
-		sha256sum fragment.config build.sh patches/*.patch
+		sha256sum "${fragments[@]}" build.sh patches/*.patch
 	} | sha256sum | cut -d ' ' -f 1
 }
 
@@ -90,12 +92,13 @@ build() {
 			die "${patch##*/} does not apply to $source_archive"
 	done
 
-	make -C "$tree" KCONFIG_ALLCONFIG="$here/fragment.config" allnoconfig \
+	(cd "$here" && cat "${fragments[@]}") >"$tree/fragments"
+	make -C "$tree" KCONFIG_ALLCONFIG=fragments allnoconfig \
 		>>"$log" 2>&1 || {
 		tail -n 20 "$log" >&2
 		die 'the configuration cannot be made'
 	}
-	"$here/check-config" "$tree/.config" || die 'the configuration is not what was asked for'
+	"$here/check-config" "$tree/.config" "${fragments[@]}" || die 'the configuration is not what was asked for'
 
 	echo 'kernel build: compiling' >&2
 	make -C "$tree" -j "$jobs" vmlinux 2>&1 | show_progress "$log" || {
@@ -125,12 +128,15 @@ check_segments() {
 }
 
 force=false
-case ${1-} in
-'') ;;
---key) key_only=true ;;
---force) force=true ;;
-*) die "unknown argument $1" 'build.sh [--key | --force]' ;;
-esac
+fragments=(fragment.config)
+for argument; do
+	case $argument in
+	--key) key_only=true ;;
+	--force) force=true ;;
+	--debug) fragments+=(debug.config) ;;
+	*) die "unknown argument $argument" 'build.sh [--key | --force] [--debug]' ;;
+	esac
+done
 
 require_packages
 [[ -r $source_archive ]] || die "cannot read $source_archive" 'apt-get install linux-source-6.1'

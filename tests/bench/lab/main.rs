@@ -7,17 +7,24 @@
 //! - `--check`: everything again, held against what is committed; fails where a figure moved though nothing else did.
 //! - `--profile`: where a cold start goes, written to `tests/bench/lab/profile.md`.
 //! - `--only NAME`: that scenario, printed.
-//! - `time REPEAT COMMAND…`: what runs inside the lab; one duration in nanoseconds a line.
+//! - `--firecracker PATH`, `--cloud-hypervisor PATH`, `--qemu`: with any of these, other VMMs that boot the same kernel.
+//! - `time REPEAT CODE COMMAND…`: what runs inside the lab; one duration in nanoseconds a line.
+//! - `trace all|few COMMAND…`: what also runs inside; who ran how long, as JSON.
 
+mod arguments;
+mod callgrind;
 mod measure;
+mod profile;
 mod report;
 mod scenarios;
+mod trace;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::process::{Command, ExitCode};
 
+use arguments::{Mode, Peers};
 use measure::{Failure, Figure, Stage};
 use scenarios::{SCENARIOS, Scenario};
 use tests::binary::checkout;
@@ -26,53 +33,65 @@ use tests::binary::checkout;
 const BUDGETS: &str = "tests/bench/lab/budgets.json";
 
 fn main() -> ExitCode {
-    // Cargo adds `--bench`.
-    let arguments: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|argument| argument != "--bench")
-        .collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let result = match arguments[..] {
-        ["time", repeat, ref command @ ..] => {
-            return time(repeat.parse().unwrap_or(1), command);
-        }
-        [] => measured(|_| true),
-        ["--short"] => measured(|scenario| !scenario.is_long),
-        ["--budgets"] => budgets(),
-        ["--check"] => check(),
-        ["--profile"] => profile(),
-        ["--only", name] => only(name),
-        _ => {
-            say(&format!("lab bench: unknown arguments {arguments:?}"));
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let ["time", repeat, code, ref command @ ..] = words[..] {
+        return time(repeat, code, command);
+    }
+    if let ["trace", which, ref command @ ..] = words[..] {
+        return match trace::traced(which == "all", command) {
+            Ok(sums) => {
+                say(&sums);
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                complain_more(&format!("trace: {}", lab::chain(&error)));
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let (mode, peers) = match arguments::parse(arguments.into_iter()) {
+        Ok(parsed) => parsed,
+        Err(sentence) => {
+            complain(&sentence);
             return ExitCode::from(2);
         }
     };
+    let result = match mode {
+        Mode::All => measured(&peers, |_| true),
+        Mode::Short => measured(&peers, |scenario| !scenario.is_long),
+        Mode::Budgets => budgets(),
+        Mode::Check => check(&peers),
+        Mode::Profile => profile(),
+        Mode::Only(name) => only(&peers, &name),
+    };
     result.unwrap_or_else(|failure| {
-        say(&format!("lab bench: {failure}"));
-        if let Failure::Lab(error) = failure
-            && let Some(help) = error.help()
-        {
-            say(&format!("help: {help}"));
+        complain(&lab::chain(&failure));
+        if let Some(help) = failure.help() {
+            complain_more(&format!("help: {help}"));
         }
         ExitCode::from(125)
     })
 }
 
-fn measured(is_wanted: impl Fn(&Scenario) -> bool) -> Result<ExitCode, Failure> {
-    let stage = Stage::set()?;
+fn measured(peers: &Peers, is_wanted: impl Fn(&Scenario) -> bool) -> Result<ExitCode, Failure> {
+    let stage = Stage::set(peers)?;
+    let versions = stage.versions()?;
     let mut figures = Vec::new();
     for scenario in SCENARIOS.iter().filter(|scenario| is_wanted(scenario)) {
-        figures.push((scenario, told(&stage, scenario)?));
+        if let Some(figure) = told(&stage, scenario)? {
+            figures.push((scenario, figure));
+        }
     }
-    report::write(&stage, &figures);
+    report::write(&versions, &figures);
     Ok(ExitCode::SUCCESS)
 }
 
 /// Measures everything again if all that was measured is still the same, byte for byte.
-fn check() -> Result<ExitCode, Failure> {
-    let stage = Stage::set()?;
+fn check(peers: &Peers) -> Result<ExitCode, Failure> {
+    let stage = Stage::set(peers)?;
     let committed = report::Committed::read();
-    if let Some(difference) = committed.difference(&stage) {
+    if let Some(difference) = committed.difference(&stage.versions()?) {
         say(&format!(
             "The committed figures are of another build ({difference}): not compared."
         ));
@@ -80,31 +99,33 @@ fn check() -> Result<ExitCode, Failure> {
     }
     let mut is_same = true;
     for scenario in SCENARIOS.iter().filter(|scenario| committed.has(scenario)) {
-        let figure = told(&stage, scenario)?;
+        let Some(figure) = told(&stage, scenario)? else {
+            continue;
+        };
         if let Some(moved) = committed.moved(scenario, &figure) {
             is_same = false;
-            say(&moved);
+            complain(&moved);
         }
     }
     Ok(ExitCode::from(u8::from(!is_same)))
 }
 
 fn profile() -> Result<ExitCode, Failure> {
-    let stage = Stage::set()?;
-    say(&report::write_profile(&stage, &stage.profile()?));
+    let stage = Stage::set(&Peers::default())?;
+    say(&profile::write(&stage)?);
     Ok(ExitCode::SUCCESS)
 }
 
-fn only(name: &str) -> Result<ExitCode, Failure> {
+fn only(peers: &Peers, name: &str) -> Result<ExitCode, Failure> {
     let Some(scenario) = SCENARIOS.iter().find(|scenario| scenario.name == name) else {
         let names: Vec<_> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
-        say(&format!(
-            "lab bench: no scenario {name}; there are {}",
+        complain(&format!(
+            "no scenario {name}; there are {}",
             names.join(", ")
         ));
         return Ok(ExitCode::from(2));
     };
-    told(&Stage::set()?, scenario)?;
+    told(&Stage::set(peers)?, scenario)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -113,16 +134,17 @@ fn budgets() -> Result<ExitCode, Failure> {
     let text = fs::read_to_string(checkout().join(BUDGETS)).expect("the budgets can be read");
     let ceilings: BTreeMap<String, f64> =
         serde_json::from_str(&text).expect("the budgets are numbers by names");
-    let stage = Stage::set()?;
+    let stage = Stage::set(&Peers::default())?;
     let mut is_kept = true;
     for (name, ceiling) in ceilings {
         let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name);
         let Some(scenario) = scenario else {
             return Err(Failure::UnknownBudget(name));
         };
-        if told(&stage, scenario)?.virtual_ms > ceiling {
+        let figure = told(&stage, scenario)?;
+        if figure.is_some_and(|figure| figure.virtual_ms > ceiling) {
             is_kept = false;
-            say(&format!(
+            complain(&format!(
                 "{name} is above its ceiling of {ceiling} virtual ms"
             ));
         }
@@ -130,23 +152,51 @@ fn budgets() -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(u8::from(!is_kept)))
 }
 
-fn told(stage: &Stage, scenario: &Scenario) -> Result<Figure, Failure> {
+/// Measures and says so; nothing if the other VMM was not named.
+fn told(stage: &Stage, scenario: &Scenario) -> Result<Option<Figure>, Failure> {
+    if let Some(option) = stage.lacks(scenario) {
+        say(&format!(
+            "{:22} not measured: {option} was not given",
+            scenario.name
+        ));
+        return Ok(None);
+    }
     let figure = stage.measure(scenario)?;
     say(&report::line(scenario, &figure));
-    Ok(figure)
+    Ok(Some(figure))
 }
 
 fn say(line: &str) {
     writeln!(io::stdout(), "{line}").expect("standard output takes the report");
 }
 
-/// What `lab time` does, from inside this program.
-fn time(repeat: u32, command: &[&str]) -> ExitCode {
+fn complain(line: &str) {
+    complain_more(&format!("lab bench: {line}"));
+}
+
+fn complain_more(line: &str) {
+    // Nobody is left to tell if standard error is gone.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// What `lab time` does, from inside this program, for commands that end with a certain code.
+fn time(repeat: &str, code: &str, command: &[&str]) -> ExitCode {
+    let repeat: u32 = repeat.parse().expect("a number of times");
+    let code: i32 = code.parse().expect("an exit code");
     let (program, rest) = command.split_first().expect("a command to time");
     for _ in 0..repeat {
-        let (taken, status) =
-            lab::time(Command::new(program).args(rest)).expect("the command can be run");
-        assert!(status.success(), "{program} failed: {status}");
+        let timed = lab::time(Command::new(program).args(rest));
+        let (taken, status) = match timed {
+            Ok(timed) => timed,
+            Err(error) => {
+                complain_more(&format!("{program} cannot be run: {error}"));
+                return ExitCode::FAILURE;
+            }
+        };
+        if status.code() != Some(code) {
+            complain_more(&format!("{program} ended with {status}"));
+            return ExitCode::FAILURE;
+        }
         say(&taken.as_nanos().to_string());
     }
     ExitCode::SUCCESS

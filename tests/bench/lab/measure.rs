@@ -1,32 +1,39 @@
-//! Sets up a lab with everything that a scenario may need, and measures.
+//! Puts a lab together for each scenario, and measures.
 
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{fs, str};
 
-use lab::{Lab, LabError};
-use serde_json::Value;
+use lab::{Lab, LabError, Tree};
+use serde_json::{Value, json};
 use tests::image_maker::{ImageMaker, Layer};
-use tests::{binary, host, real_images, snapshot, workload};
+use tests::{binary, real_images, snapshot, workload};
 
-use crate::scenarios::{Clock, SCRIPTS, Scenario, WORK};
+use crate::arguments::Peers;
+use crate::scenarios::{CHORES, Clock, Part, Peer, SCRIPTS, Scenario};
 
 /// How often a scenario is measured, after a first time that only warms the page cache.
 const REPEATS: usize = 3;
 /// How long one scenario may take here.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(300);
+/// The same for those that take minutes.
+const LONG_LIMIT: Duration = Duration::from_secs(3600);
 /// What counts the exits of every guest: a histogram of the lab kernel's tracepoint.
 const KVM_EXIT: &str = "/sys/kernel/tracing/events/kvm/kvm_exit";
+/// What every VMM tells the kernel, as ours does (`command_line.rs` in `vmm/src/machine`).
+const PARAMETERS: &str =
+    "console=ttyS0 reboot=k panic=-1 tsc=reliable rcupdate.rcu_expedited=1 quiet";
 
-/// A lab with everything in it.
+/// What labs are made of.
 #[derive(Debug)]
 pub(crate) struct Stage {
+    /// A lab with nothing in it.
     lab: Lab,
-    /// What was put in, for the report.
-    pub(crate) versions: Vec<(&'static str, String)>,
-    /// The bundles' files lie here until the last lab has read them.
-    bundles: Scratch,
+    peers: Peers,
+    /// The images and bundles lie here until the last lab has read them.
+    made: Scratch,
 }
 
 /// A directory that is removed in the end.
@@ -38,6 +45,20 @@ impl Scratch {
         &self.0
     }
 
+    /// Makes one named after this process. What an interrupted one left behind while its tools still wrote is removed.
+    fn make() -> Self {
+        let all = binary::checkout().join("target/bench/made");
+        for left in fs::read_dir(&all).into_iter().flatten().flatten() {
+            let process = Path::new("/proc").join(left.file_name());
+            if !process.exists() {
+                Self(left.path()).remove();
+            }
+        }
+        let made = all.join(std::process::id().to_string());
+        fs::create_dir_all(&made).expect("a directory can be made");
+        Self(made)
+    }
+
     fn remove(&self) {
         // It may not be there.
         let _ = fs::remove_dir_all(&self.0);
@@ -46,27 +67,8 @@ impl Scratch {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        self.bundles.remove();
+        self.made.remove();
     }
-}
-
-/// Runs hello once to warm up, once to see the steps, and once to see why the guest is left.
-const PROFILE: &str = "set -e
-vmm load --quiet --input /images/hello.oci --name hello:1 >/dev/null
-vmm run hello:1 >/dev/null
-vmm run --timings=json hello:1 2>&1 >/dev/null
-echo hist:keys=exit_reason >/sys/kernel/tracing/events/kvm/kvm_exit/trigger
-vmm run hello:1 >/dev/null
-cat /sys/kernel/tracing/events/kvm/kvm_exit/hist
-";
-
-/// Where a cold start goes.
-#[derive(Debug)]
-pub(crate) struct Profile {
-    /// The steps of `--timings`, in millions of instructions.
-    pub(crate) steps: Vec<(String, f64)>,
-    /// How often the guest was left for each of SVM's exit codes.
-    pub(crate) exits: Vec<(u32, u64)>,
 }
 
 /// Why nothing was measured.
@@ -83,9 +85,34 @@ pub(crate) enum Failure {
         /// What it printed.
         said: String,
     },
+    /// A tool of the host is missing.
+    #[error("{tool} is missing")]
+    NoTool {
+        /// The tool.
+        tool: &'static str,
+    },
+    /// A VMM that was named cannot be run.
+    #[error("{} cannot be measured", path.display())]
+    Peer {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A budget that nobody can keep.
     #[error("the budgets name {0}, which is no scenario")]
     UnknownBudget(String),
+}
+
+impl Failure {
+    /// What to do about it.
+    pub(crate) fn help(&self) -> Option<String> {
+        match self {
+            Self::Lab(error) => error.help(),
+            Self::NoTool { tool } => Some(format!("apt-get install {tool}")),
+            Self::Scenario { .. } | Self::Peer { .. } | Self::UnknownBudget(_) => None,
+        }
+    }
 }
 
 /// What was measured.
@@ -100,132 +127,266 @@ pub(crate) struct Figure {
 }
 
 impl Stage {
-    /// Makes the images and bundles, and puts everything together.
-    pub(crate) fn set() -> Result<Self, Failure> {
-        for (tool, package) in [
-            ("crun", "crun"),
-            ("runc", "runc"),
-            ("umoci", "umoci"),
-            ("skopeo", "skopeo"),
-        ] {
-            host::require_tool(tool, package);
-        }
-        // Always the same: what an interrupted program leaves there while its tools still write is the next one's to remove.
-        let bundles = Scratch(binary::checkout().join("target/bench/bundles"));
-        bundles.remove();
-        fs::create_dir_all(bundles.path()).expect("a directory can be made");
-        let left = bundles.clone();
+    /// Finds the lab's parts. Nothing is made before a scenario takes it.
+    pub(crate) fn set(peers: &Peers) -> Result<Self, Failure> {
+        let made = Scratch::make();
+        let left = made.clone();
         lab::end_on_signals(move || left.remove()).expect("signals can be heard");
-        let hello = bundles.path().join("hello.oci");
-        let image = ImageMaker::busybox().name("hello:1").layout().archive();
-        fs::write(&hello, image).expect("an image can be written");
-        let python = real_images::python3();
-        let work = bundles.path().join("work.oci");
-        fs::write(&work, work_image()).expect("an image can be written");
-        unpack(&hello, bundles.path(), "hello", &[]);
-        unpack(
-            &python,
-            bundles.path(),
-            "python",
-            &["python3", "-c", "print(1)"],
-        );
-        unpack(&work, bundles.path(), "work", &[]);
-
         let mut lab = Lab::new()?;
         lab.clock = lab::Clock::Instructions;
         lab.memory_mib = 4 << 10;
-        lab.limit = LIMIT;
-        let put = |lab: &mut Lab| -> Result<(), LabError> {
-            lab.put_vmm(&binary::vmm(), Path::new("/usr/bin/vmm"))?;
-            lab.put_this_program()?;
-            for name in ["crun", "runc"] {
-                let found = lab.tree.program_called(name)?;
-                lab.tree.symlink(format!("/usr/local/bin/{name}"), found);
-            }
-            lab.tree.program_called("sh")?;
-            lab.tree.copy(&hello, "/images/hello.oci")?;
-            lab.tree.copy(&python, "/images/python3.oci")?;
-            lab.tree.copy(&work, "/images/work.oci")?;
-            for name in ["hello", "python", "work"] {
-                let bundle = bundles.path().join(name);
-                lab.tree
-                    .copy(bundle.join("rootfs"), format!("/bundles/{name}/rootfs"))?;
-                lab.tree.copy(
-                    bundle.join("config.json"),
-                    format!("/bundles/{name}/config.json"),
-                )?;
-            }
-            for kind in WORK {
-                let bundle = format!("/bundles/work-{kind}");
-                lab.tree
-                    .symlink(format!("{bundle}/rootfs"), "../work/rootfs");
-                let config = configuration(&bundles.path().join("work"), &["work", kind]);
-                lab.tree
-                    .bytes(format!("{bundle}/config.json"), config, 0o644);
-            }
-            for (name, text) in SCRIPTS {
-                lab.tree.bytes(format!("/scripts/{name}"), *text, 0o755);
-            }
-            Ok(())
-        };
-        put(&mut lab)?;
-        let versions = vec![
-            ("vmm", digest(&binary::vmm())),
-            ("guest image", guest_version()),
-            ("crun", said("crun")),
-            ("runc", said("runc")),
-            ("QEMU", lab.parts.qemu_version.clone()),
-            ("lab kernel", lab.parts.kernel_release.clone()),
-            ("lab kernel's digest", digest(&lab.parts.kernel)),
-        ];
+        lab.tree.program_called("sh")?;
+        lab.put_this_program()?;
+        for (name, text) in SCRIPTS {
+            lab.tree.bytes(format!("/scripts/{name}"), *text, 0o755);
+        }
+        for path in [&peers.firecracker, &peers.cloud_hypervisor]
+            .into_iter()
+            .flatten()
+        {
+            version_of(path)?;
+        }
         Ok(Self {
             lab,
-            versions,
-            bundles,
+            peers: peers.clone(),
+            made,
         })
     }
 
-    /// Boots a lab and takes a cold start apart.
-    pub(crate) fn profile(&self) -> Result<Profile, Failure> {
-        let text = self.shell("profile", PROFILE)?;
-        let bad = || Failure::Scenario {
-            name: "profile",
-            said: text.clone(),
-        };
-        let steps: Value = text
-            .lines()
-            .find_map(|line| serde_json::from_str(line).ok())
-            .ok_or_else(bad)?;
-        let steps = steps["steps"].as_array().ok_or_else(bad)?;
-        let steps = steps.iter().filter_map(|step| {
-            let name = step["step"].as_str()?.to_owned();
-            Some((name, step["microseconds"].as_f64()? / 1e3))
-        });
-        // { exit_reason:        114 } hitcount:        255
-        let exits = text.lines().filter_map(|line| {
-            let (reason, count) = line.strip_prefix("{ exit_reason:")?.split_once('}')?;
-            let count = count.trim().strip_prefix("hitcount:")?;
-            Some((reason.trim().parse().ok()?, count.trim().parse().ok()?))
-        });
-        Ok(Profile {
-            steps: steps.collect(),
-            exits: exits.collect(),
+    /// Whether the scenario needs another VMM that was not named.
+    pub(crate) fn lacks(&self, scenario: &Scenario) -> Option<&'static str> {
+        scenario.takes.iter().find_map(|part| match part {
+            Part::Other(Peer::Firecracker) if self.peers.firecracker.is_none() => {
+                Some("--firecracker PATH")
+            }
+            Part::Other(Peer::CloudHypervisor) if self.peers.cloud_hypervisor.is_none() => {
+                Some("--cloud-hypervisor PATH")
+            }
+            Part::Other(Peer::Qemu) if !self.peers.qemu => Some("--qemu"),
+            _ => None,
         })
+    }
+
+    /// What is measured and what measures, for the report.
+    pub(crate) fn versions(&self) -> Result<Vec<(&'static str, String)>, Failure> {
+        let mut versions = vec![
+            ("vmm", digest(&binary::vmm())),
+            ("guest image", guest_version()),
+            ("crun", said("crun")?),
+            ("runc", said("runc")?),
+            ("hello's digest", digest(&self.hello())),
+            ("python's digest", digest(&real_images::python_app())),
+            ("QEMU", self.lab.parts.qemu_version.clone()),
+            ("lab kernel", self.lab.parts.kernel_release.clone()),
+            ("lab kernel's digest", digest(&self.lab.parts.kernel)),
+        ];
+        for path in [&self.peers.firecracker, &self.peers.cloud_hypervisor]
+            .into_iter()
+            .flatten()
+        {
+            let name = match self.peers.firecracker.as_ref() == Some(path) {
+                true => "Firecracker",
+                false => "Cloud Hypervisor",
+            };
+            versions.push((name, format!("{} {}", version_of(path)?, digest(path))));
+        }
+        Ok(versions)
+    }
+
+    /// A lab with what a scenario takes.
+    pub(crate) fn lab(&self, parts: &[Part]) -> Result<Lab, Failure> {
+        let mut lab = self.lab.clone();
+        for part in parts {
+            self.put(*part, &mut lab)?;
+        }
+        Ok(lab)
+    }
+
+    fn put(&self, part: Part, lab: &mut Lab) -> Result<(), Failure> {
+        match part {
+            Part::Vmm => lab.put_vmm(&binary::vmm(), Path::new("/usr/bin/vmm"))?,
+            Part::Crun => put_engine("crun", lab)?,
+            Part::Runc => put_engine("runc", lab)?,
+            Part::HelloImage => lab.tree.copy(self.hello(), "/images/hello.oci")?,
+            Part::HelloBundle => {
+                let bundle = self.unpacked("hello", &self.hello())?;
+                put_bundle(&bundle, "/bundles/hello", &[], lab)?;
+            }
+            Part::PythonImage => lab
+                .tree
+                .copy(real_images::python_app(), "/images/python.oci")?,
+            Part::PythonBundle => {
+                let bundle = self.unpacked("python", &real_images::python_app())?;
+                put_bundle(
+                    &bundle,
+                    "/bundles/python",
+                    &["python3", "-c", "print(1)"],
+                    lab,
+                )?;
+            }
+            Part::ChoresImage => lab.tree.copy(self.chores(), "/images/chores.oci")?,
+            Part::ChoresBundles => {
+                let bundle = self.unpacked("chores", &self.chores())?;
+                put_bundle(&bundle, "/bundles/chores", &[], lab)?;
+                for kind in CHORES {
+                    let inside = format!("/bundles/chores-{kind}");
+                    lab.tree
+                        .symlink(format!("{inside}/rootfs"), "../chores/rootfs");
+                    let config = configuration(&bundle, &["work", kind]);
+                    lab.tree
+                        .bytes(format!("{inside}/config.json"), config, 0o644);
+                }
+            }
+            Part::EndingGuest => lab.tree.copy(self.ending_guest(), "/boot/guest")?,
+            Part::Other(peer) => self.put_peer(peer, lab)?,
+        }
+        Ok(())
+    }
+
+    /// Another VMM, the kernel, an initramfs, and what they are told.
+    fn put_peer(&self, peer: Peer, lab: &mut Lab) -> Result<(), Failure> {
+        let kernel = binary::guest_directory().join("current/vmlinux");
+        lab.tree.copy(kernel, "/boot/vmlinux")?;
+        let mut tree = Tree::new();
+        tree.bytes("/init", workload::program("end"), 0o755);
+        let mut initramfs = Vec::new();
+        let mut file = tree.initramfs()?;
+        file.rewind()
+            .and_then(|()| file.read_to_end(&mut initramfs))
+            .expect("a file that was written can be read");
+        lab.tree.bytes("/boot/initramfs", initramfs, 0o644);
+        lab.tree.bytes("/boot/parameters", PARAMETERS, 0o644);
+        match peer {
+            Peer::Firecracker => {
+                let path = self.peers.firecracker.as_deref().unwrap_or(Path::new(""));
+                lab.tree.program(path, "/boot/firecracker")?;
+                let configuration = json!({
+                    "boot-source": {
+                        "kernel_image_path": "/boot/vmlinux",
+                        "initrd_path": "/boot/initramfs",
+                        "boot_args": PARAMETERS,
+                    },
+                    "drives": [],
+                    "machine-config": { "vcpu_count": 1, "mem_size_mib": 128 },
+                });
+                lab.tree
+                    .bytes("/boot/firecracker.json", configuration.to_string(), 0o644);
+            }
+            Peer::CloudHypervisor => {
+                let path = self
+                    .peers
+                    .cloud_hypervisor
+                    .as_deref()
+                    .unwrap_or(Path::new(""));
+                lab.tree.program(path, "/boot/cloud-hypervisor")?;
+            }
+            Peer::Qemu => {
+                let qemu = lab.tree.program_called("qemu-system-x86_64")?;
+                lab.tree.symlink("/usr/local/bin/qemu-system-x86_64", qemu);
+                // The machine's firmware, and what loads a kernel by its PVH entry.
+                for file in ["bios-microvm.bin", "linuxboot_dma.bin", "pvh.bin"] {
+                    lab.tree.here(Path::new("/usr/share/qemu").join(file))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn hello(&self) -> PathBuf {
+        self.once("hello.oci", |path| {
+            let image = ImageMaker::busybox().name("hello:1").layout().archive();
+            fs::write(path, image).expect("an image can be written");
+        })
+    }
+
+    fn chores(&self) -> PathBuf {
+        self.once("chores.oci", |path| {
+            fs::write(path, chores_image()).expect("an image can be written");
+        })
+    }
+
+    /// A directory of guest images with one whose kernel is that of the guest image and whose init ends at once.
+    fn ending_guest(&self) -> PathBuf {
+        let current = binary::guest_directory().join("current");
+        self.once("guest", |path| {
+            run(Command::new(binary::vmm())
+                .args(["guest", "pack", "--kernel-release", "6.1"])
+                .arg("--kernel")
+                .arg(current.join("vmlinux"))
+                // Of the configuration only the digest is kept; the manifest has that of this kernel.
+                .arg("--config")
+                .arg(current.join("manifest.json"))
+                .arg("--agent")
+                .arg(workload::program_file("end"))
+                .arg("--output")
+                .arg(path));
+        })
+    }
+
+    /// Unpacks an image as a bundle for crun and runc, by umoci.
+    fn unpacked(&self, name: &str, archive: &Path) -> Result<PathBuf, Failure> {
+        said("umoci")?;
+        said("skopeo")?;
+        Ok(self.once(name, |bundle| {
+            let layout = bundle.with_extension("layout");
+            run(Command::new("skopeo")
+                .args(["copy", "--quiet"])
+                .arg(format!("oci-archive:{}", archive.display()))
+                .arg(format!("oci:{}:image", layout.display())));
+            let is_root = rustix::process::geteuid().is_root();
+            run(Command::new("umoci")
+                .arg("unpack")
+                .args((!is_root).then_some("--rootless"))
+                .arg("--image")
+                .arg(format!("{}:image", layout.display()))
+                .arg(bundle));
+        }))
+    }
+
+    /// A thing that is made when it is first wanted.
+    fn once(&self, name: &str, make: impl FnOnce(&Path)) -> PathBuf {
+        let path = self.made.path().join(name);
+        if !path.exists() {
+            make(&path);
+        }
+        path
     }
 
     /// Boots a lab, runs a script in it and returns what it prints.
-    fn shell(&self, name: &'static str, script: &str) -> Result<String, Failure> {
+    pub(crate) fn shell(
+        &self,
+        name: &'static str,
+        parts: &[Part],
+        limit: Duration,
+        script: &str,
+    ) -> Result<String, Failure> {
+        self.script(name, self.lab(parts)?, limit, script)
+    }
+
+    /// The same in a lab that was put together already.
+    pub(crate) fn script(
+        &self,
+        name: &'static str,
+        mut lab: Lab,
+        limit: Duration,
+        script: &str,
+    ) -> Result<String, Failure> {
         let (mut said, mut complaint) = (Vec::new(), Vec::new());
-        let ended = self
-            .lab
-            .run(&["sh", "-c", script], &mut said, &mut complaint)?;
+        lab.limit = limit;
+        let ended = lab.run(&["sh", "-c", script], &mut said, &mut complaint);
+        let ended = ended.map_err(|error| match error {
+            LabError::TimeLimit { limit, .. } => Failure::Scenario {
+                name,
+                said: format!("it was not done within {} s", limit.as_secs()),
+            },
+            error => error.into(),
+        })?;
         let said = String::from_utf8_lossy(&said).into_owned();
         if ended.code != 0 {
             let complaint = String::from_utf8_lossy(&complaint);
-            return Err(Failure::Scenario {
-                name,
-                said: format!("{said}{complaint}"),
-            });
+            let said = last_line(&complaint).or_else(|| last_line(&said));
+            let said = said.unwrap_or("it said nothing").to_owned();
+            return Err(Failure::Scenario { name, said });
         }
         Ok(said)
     }
@@ -233,20 +394,27 @@ impl Stage {
     /// Boots a lab and measures.
     pub(crate) fn measure(&self, scenario: &Scenario) -> Result<Figure, Failure> {
         let Scenario {
-            before, command, ..
+            before,
+            command,
+            code,
+            ..
         } = scenario;
+        let limit = match scenario.is_long {
+            true => LONG_LIMIT,
+            false => LIMIT,
+        };
         let times = REPEATS + 1;
         let measured = match scenario.clock {
-            Clock::Outside => format!("lab time {times} {command}"),
+            Clock::Outside => format!("lab time {times} {code} {command}"),
             Clock::Inside => format!("for i in $(seq {times}); do {command}; done"),
         };
         let script = format!(
             "set -e\n{{ :; {before}\n}} >/dev/null\n{measured}\n\
              echo hist:keys=exit_reason >{KVM_EXIT}/trigger\n\
-             {command} >/dev/null\n\
+             {command} >/dev/null 2>&1 || test $? = {code}\n\
              cat {KVM_EXIT}/hist\n"
         );
-        let text = self.shell(scenario.name, &script)?;
+        let text = self.shell(scenario.name, scenario.takes, limit, &script)?;
         let mut nanoseconds: Vec<f64> = text
             .lines()
             .map_while(|line| line.parse().ok())
@@ -259,9 +427,16 @@ impl Stage {
         let (Some(exits), REPEATS) = (exits, nanoseconds.len()) else {
             return Err(Failure::Scenario {
                 name: scenario.name,
-                said: text,
+                said: format!("what it printed is no figure: {text:?}"),
             });
         };
+        let is_peer = |part: &Part| matches!(part, Part::Other(_));
+        if exits == 0 && scenario.takes.iter().any(is_peer) {
+            return Err(Failure::Scenario {
+                name: scenario.name,
+                said: "no guest ran".to_owned(),
+            });
+        }
         let middle = nanoseconds[REPEATS / 2];
         Ok(Figure {
             virtual_ms: middle / 1e6,
@@ -271,23 +446,25 @@ impl Stage {
     }
 }
 
-/// Unpacks an image as a bundle for crun and runc, by umoci.
-fn unpack(archive: &Path, directory: &Path, name: &str, command: &[&str]) {
-    let layout = directory.join(format!("{name}.layout"));
-    run(Command::new("skopeo")
-        .args(["copy", "--quiet"])
-        .arg(format!("oci-archive:{}", archive.display()))
-        .arg(format!("oci:{}:image", layout.display())));
-    let bundle = directory.join(name);
-    let is_root = rustix::process::geteuid().is_root();
-    run(Command::new("umoci")
-        .arg("unpack")
-        .args((!is_root).then_some("--rootless"))
-        .arg("--image")
-        .arg(format!("{}:image", layout.display()))
-        .arg(&bundle));
-    fs::write(bundle.join("config.json"), configuration(&bundle, command))
-        .expect("a configuration can be written");
+/// An engine for bundles, found as the shell finds it.
+fn put_engine(name: &'static str, lab: &mut Lab) -> Result<(), Failure> {
+    said(name)?;
+    let found = lab.tree.program_called(name)?;
+    lab.tree.symlink(format!("/usr/local/bin/{name}"), found);
+    Ok(())
+}
+
+fn put_bundle(bundle: &Path, inside: &str, command: &[&str], lab: &mut Lab) -> Result<(), Failure> {
+    lab.tree
+        .copy(bundle.join("rootfs"), format!("{inside}/rootfs"))?;
+    let config = configuration(bundle, command);
+    lab.tree
+        .bytes(format!("{inside}/config.json"), config, 0o644);
+    Ok(())
+}
+
+fn last_line(text: &str) -> Option<&str> {
+    text.lines().rfind(|line| !line.trim().is_empty())
 }
 
 /// A bundle's configuration with this command, without a terminal.
@@ -302,7 +479,7 @@ fn configuration(bundle: &Path, command: &[&str]) -> String {
 }
 
 /// Busybox with the program `work` and the archive that it unpacks.
-fn work_image() -> Vec<u8> {
+fn chores_image() -> Vec<u8> {
     let mut tree = Layer::new();
     for number in 0..2_000_u32 {
         let path = format!("tree/{}/{number}.c", number % 50);
@@ -312,7 +489,7 @@ fn work_image() -> Vec<u8> {
     let layer = Layer::new()
         .executable("bin/work", workload::program("work"))
         .file("tree.tar", tree.tar());
-    let image = ImageMaker::busybox().layer(layer).name("work:1");
+    let image = ImageMaker::busybox().layer(layer).name("chores:1");
     image.layout().archive()
 }
 
@@ -325,14 +502,30 @@ fn run(command: &mut Command) {
     );
 }
 
+/// The first line of what a tool says of its version.
+fn said(tool: &'static str) -> Result<String, Failure> {
+    version_of(Path::new(tool)).map_err(|_| Failure::NoTool { tool })
+}
+
 /// The first line of what a program says of its version.
-fn said(program: &str) -> String {
+fn version_of(program: &Path) -> Result<String, Failure> {
+    let failed = |source| Failure::Peer {
+        path: program.to_owned(),
+        source,
+    };
     let output = Command::new(program)
         .arg("--version")
+        .stdin(Stdio::null())
         .output()
-        .expect("the program was there before");
+        .map_err(failed)?;
+    if !output.status.success() {
+        return Err(failed(io::Error::other(format!(
+            "--version: {}",
+            output.status
+        ))));
+    }
     let text = String::from_utf8_lossy(&output.stdout);
-    text.lines().next().unwrap_or_default().to_owned()
+    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 /// The first digits of a file's SHA-256.

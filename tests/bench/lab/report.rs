@@ -6,15 +6,17 @@ use std::fs;
 use serde_json::{Map, Value, json};
 use tests::binary::checkout;
 
-use crate::measure::{Figure, Profile, Stage};
-use crate::scenarios::Scenario;
+use crate::measure::Figure;
+use crate::scenarios::{Clock, Scenario};
+
+/// What was measured with what.
+pub(crate) type Versions = [(&'static str, String)];
 
 /// What the others are compared with.
 const YARDSTICK: &str = "crun-run";
 /// Where the README's table stands.
 const MARKS: (&str, &str) = ("<!-- lab bench -->\n", "<!-- end of lab bench -->\n");
 const CHART: &str = "resources/lab-bench.svg";
-const PROFILE: &str = "tests/bench/lab/profile.md";
 /// What the README's table was made from.
 const FIGURES: &str = "tests/bench/lab/figures.json";
 /// How far a figure may be from the committed one, as a share of it.
@@ -33,10 +35,10 @@ pub(crate) fn line(scenario: &Scenario, figure: &Figure) -> String {
 }
 
 /// Writes everything that is kept of a whole run.
-pub(crate) fn write(stage: &Stage, figures: &[(&Scenario, Figure)]) {
+pub(crate) fn write(made_of: &Versions, figures: &[(&Scenario, Figure)]) {
     let directory = checkout().join("target/bench");
     fs::create_dir_all(&directory).expect("target/bench can be made");
-    let text = serde_json::to_string_pretty(&as_json(stage, figures)).expect("figures are JSON");
+    let text = serde_json::to_string_pretty(&as_json(made_of, figures)).expect("figures are JSON");
     for path in [directory.join("lab.json"), checkout().join(FIGURES)] {
         fs::write(path, format!("{text}\n")).expect("the figures can be written");
     }
@@ -48,57 +50,12 @@ pub(crate) fn write(stage: &Stage, figures: &[(&Scenario, Figure)]) {
     let (_, after) = rest
         .split_once(MARKS.1)
         .expect("the README has an end mark");
-    let table = table(stage, figures);
+    let table = table(made_of, figures);
     fs::write(
         readme,
         format!("{before}{}{table}{}{after}", MARKS.0, MARKS.1),
     )
     .expect("the README can be written");
-}
-
-/// Writes where a cold start goes, and returns it.
-pub(crate) fn write_profile(stage: &Stage, profile: &Profile) -> String {
-    let mut text = String::from(
-        "# Where a cold start goes\n\n\
-         `vmm run` of hello in the lab, image in the store: a virtual millisecond is a million instructions of everything\n\
-         together. Made by `make profile`.\n\n\
-         | step of `--timings` | virtual ms | what happens in it |\n|---|--:|---|\n",
-    );
-    for (name, virtual_ms) in &profile.steps {
-        let what = match name.as_str() {
-            "host" => "open KVM, read what is known of the host, open the guest image",
-            "image" => "find the image in the store",
-            "plan" => "the configuration, the machine's shape, its record",
-            "boot" => "fork, build the machine, boot the kernel, start the agent",
-            "start" => "connect, send the configuration, build the container, become the program",
-            "workload" => "the program, its last byte and its exit",
-            _ => "write down how it was, let go",
-        };
-        let _ = writeln!(text, "| {name} | {virtual_ms:.1} | {what} |");
-    }
-    text.push_str("\n| the guest was left for | times |\n|---|--:|\n");
-    let mut exits = profile.exits.clone();
-    exits.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    for (reason, count) in exits {
-        let _ = writeln!(text, "| {} | {count} |", exit_name(reason));
-    }
-    let _ = writeln!(text, "\n{}", versions(stage));
-    fs::write(checkout().join(PROFILE), &text).expect("the profile can be written");
-    text
-}
-
-/// AMD APM volume 2, appendix C, "SVM Intercept Exit Codes".
-fn exit_name(code: u32) -> String {
-    match code {
-        0x60 => "an interrupt of the host".to_owned(),
-        0x64 => "a virtual interrupt's window".to_owned(),
-        0x72 => "CPUID".to_owned(),
-        0x78 => "HLT: nothing to do".to_owned(),
-        0x7b => "port I/O".to_owned(),
-        0x7c => "an MSR".to_owned(),
-        0x400 => "a nested page fault: memory touched first, or a device".to_owned(),
-        code => format!("{code:#x}"),
-    }
 }
 
 /// The figures that are committed.
@@ -112,8 +69,8 @@ impl Committed {
     }
 
     /// The first thing that is not what it was when they were made.
-    pub(crate) fn difference(&self, stage: &Stage) -> Option<String> {
-        stage.versions.iter().find_map(|(name, version)| {
+    pub(crate) fn difference(&self, versions: &Versions) -> Option<String> {
+        versions.iter().find_map(|(name, version)| {
             let before = self.0["versions"][name].as_str().unwrap_or("nothing");
             (before != version).then(|| format!("{name} was {before}, is {version}"))
         })
@@ -140,7 +97,7 @@ impl Committed {
     }
 }
 
-fn as_json(stage: &Stage, figures: &[(&Scenario, Figure)]) -> Value {
+fn as_json(made_of: &Versions, figures: &[(&Scenario, Figure)]) -> Value {
     let scenarios: Map<String, Value> = figures
         .iter()
         .map(|(scenario, figure)| {
@@ -149,16 +106,24 @@ fn as_json(stage: &Stage, figures: &[(&Scenario, Figure)]) -> Value {
                 "spread": figure.spread,
                 "exits": figure.exits,
                 "says": scenario.says,
+                "clock": clock(scenario),
             });
             (scenario.name.to_owned(), value)
         })
         .collect();
-    let versions: Map<String, Value> = stage
-        .versions
+    let versions: Map<String, Value> = made_of
         .iter()
         .map(|(name, version)| ((*name).to_owned(), version.as_str().into()))
         .collect();
     json!({ "scenarios": scenarios, "versions": versions })
+}
+
+/// What starts the clock, and what stops it.
+fn clock(scenario: &Scenario) -> &'static str {
+    match scenario.clock {
+        Clock::Outside => "spawn to return of wait",
+        Clock::Inside => "the work alone, from inside",
+    }
 }
 
 fn yardstick(figures: &[(&Scenario, Figure)]) -> f64 {
@@ -168,26 +133,38 @@ fn yardstick(figures: &[(&Scenario, Figure)]) -> f64 {
         .map_or(f64::NAN, |(_, figure)| figure.virtual_ms)
 }
 
-fn table(stage: &Stage, figures: &[(&Scenario, Figure)]) -> String {
+fn table(made_of: &Versions, figures: &[(&Scenario, Figure)]) -> String {
     let unit = yardstick(figures);
-    let mut table = String::from("| what | virtual ms | of crun | VM exits |\n|---|--:|--:|--:|\n");
+    let mut table =
+        String::from("| what | clock | virtual ms | of crun | VM exits |\n|---|---|--:|--:|--:|\n");
     for (scenario, figure) in figures {
         let _ = writeln!(
             table,
-            "| {} | {:.1} | {:.1} | {} |",
+            "| {} | {} | {:.1} | {:.1} | {} |",
             scenario.says,
+            clock(scenario),
             figure.virtual_ms,
             figure.virtual_ms / unit,
             figure.exits
         );
     }
-    let _ = writeln!(table, "\n{}", versions(stage));
+    let of = |name| {
+        let found = figures.iter().find(|(scenario, _)| scenario.name == name);
+        found.map(|(_, figure)| figure.virtual_ms)
+    };
+    if let (Some(bare), Some(vmm)) = (of("bare-cpu"), of("vmm-cpu")) {
+        let _ = writeln!(
+            table,
+            "\nIn a machine, the loop in registers is {:+.2} % away from what it takes bare.",
+            (vmm / bare - 1.0) * 100.0
+        );
+    }
+    let _ = writeln!(table, "\n{}", versions(made_of));
     table
 }
 
-fn versions(stage: &Stage) -> String {
-    let versions: Vec<String> = stage
-        .versions
+pub(crate) fn versions(made_of: &Versions) -> String {
+    let versions: Vec<String> = made_of
         .iter()
         .map(|(name, version)| match version.starts_with(name) {
             true => version.clone(),
@@ -204,7 +181,7 @@ fn chart(figures: &[(&Scenario, Figure)]) -> String {
     const BARS_WIDTH: u32 = 420;
     let shown: Vec<_> = figures
         .iter()
-        .filter(|(scenario, _)| scenario.name.ends_with("-run") || scenario.name.contains("-run-"))
+        .filter(|(scenario, _)| scenario.name.ends_with("-boot") || scenario.name.contains("-run"))
         .collect();
     let largest = shown
         .iter()
@@ -214,7 +191,7 @@ fn chart(figures: &[(&Scenario, Figure)]) -> String {
     let width = LABEL_WIDTH + BARS_WIDTH + 80;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"13\">\n\
-         <text x=\"{LABEL_WIDTH}\" y=\"16\" fill=\"#666\">hello, spawn to exit, in millions of instructions</text>\n"
+         <text x=\"{LABEL_WIDTH}\" y=\"16\" fill=\"#666\">spawn to exit, in millions of instructions; run: hello, boot: the same kernel to an init that ends</text>\n"
     );
     for (row, (scenario, figure)) in (0..).zip(&shown) {
         let top = 26 + row * BAR_HEIGHT;

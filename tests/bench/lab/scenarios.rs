@@ -1,5 +1,7 @@
 //! What is measured.
 
+use Part::*;
+
 /// One thing that is measured, alone in a lab.
 #[derive(Debug)]
 pub(crate) struct Scenario {
@@ -7,14 +9,51 @@ pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     /// What happens between the clock's start and its stop.
     pub(crate) says: &'static str,
+    /// What is put into its lab.
+    pub(crate) takes: &'static [Part],
     /// A shell script that runs before the clock starts.
     pub(crate) before: &'static str,
     /// What is spawned and waited for, in the shell's words.
     pub(crate) command: &'static str,
+    /// The exit code of a run that went well.
+    pub(crate) code: i32,
     /// Whose clock it is.
     pub(crate) clock: Clock,
     /// Whether it takes minutes.
     pub(crate) is_long: bool,
+}
+
+/// What a scenario takes; nothing else is in its lab.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The binary with its guest image.
+    Vmm,
+    Crun,
+    Runc,
+    /// A static busybox that says hello, as an archive.
+    HelloImage,
+    /// The same, unpacked.
+    HelloBundle,
+    /// Debian's python in four layers, as an archive.
+    PythonImage,
+    /// The same, unpacked.
+    PythonBundle,
+    /// The program `work`, as an archive.
+    ChoresImage,
+    /// The same, unpacked, with a configuration for each kind of work.
+    ChoresBundles,
+    /// A guest image of our kernel and a program that ends at once.
+    EndingGuest,
+    /// Another VMM, with our kernel and an initramfs of a program that ends at once.
+    Other(Peer),
+}
+
+/// Another VMM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Peer {
+    Firecracker,
+    CloudHypervisor,
+    Qemu,
 }
 
 /// Who takes the time.
@@ -29,245 +68,348 @@ pub(crate) enum Clock {
 /// The first run of an image imports it, which is a scenario of its own.
 const LOADED: &str = "vmm load --quiet --input /images/hello.oci --name hello:1";
 
-/// All of them. `hello` is a static busybox that says hello; `python` prints 1.
+/// All of them. `hello` is a static busybox that says hello; `python` prints 1, out of an image of four layers.
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "fork-exec",
         says: "fork and exec of a static `true`",
+        takes: &[],
         before: "",
         command: "/lab/busybox true",
+        code: 0,
         clock: Clock::Outside,
         is_long: false,
     },
     Scenario {
         name: "crun-run",
         says: "`crun run` of hello, root unpacked before",
+        takes: &[Crun, HelloBundle],
         before: "cd /bundles/hello",
         command: "crun run --bundle /bundles/hello hello",
+        code: 0,
         clock: Clock::Outside,
         is_long: false,
     },
     Scenario {
         name: "runc-run",
         says: "`runc run` of hello, root unpacked before",
+        takes: &[Runc, HelloBundle],
         before: "cd /bundles/hello",
         command: "runc run --bundle /bundles/hello hello",
+        code: 0,
         clock: Clock::Outside,
         is_long: false,
     },
     Scenario {
         name: "vmm-run-cold",
         says: "`vmm run` of hello, image in the store, the guest's kernel boots",
+        takes: &[Vmm, HelloImage],
         before: LOADED,
         command: "vmm run hello:1",
+        code: 0,
         clock: Clock::Outside,
         is_long: false,
     },
     Scenario {
         name: "vmm-load",
         says: "`vmm load` of hello (2 MB) into a new store",
+        takes: &[Vmm, HelloImage],
         before: "",
         command: "sh /scripts/load.sh",
+        code: 0,
         clock: Clock::Outside,
         is_long: false,
     },
     Scenario {
         name: "crun-python",
-        says: "`crun run` of Debian's python printing 1, root unpacked before",
+        says: "`crun run` of Debian's python in four layers printing 1, root unpacked before",
+        takes: &[Crun, PythonBundle],
         before: "",
         command: "crun run --bundle /bundles/python python",
+        code: 0,
         clock: Clock::Outside,
         is_long: false,
     },
     Scenario {
         name: "runc-python",
         says: "`runc run` of the same",
+        takes: &[Runc, PythonBundle],
         before: "",
         command: "runc run --bundle /bundles/python python",
+        code: 0,
         clock: Clock::Outside,
         is_long: false,
     },
     Scenario {
         name: "vmm-python",
         says: "`vmm run` of the same, image in the store",
-        before: "vmm load --quiet --input /images/python3.oci --name python:1",
+        takes: &[Vmm, PythonImage],
+        before: "vmm load --quiet --input /images/python.oci --name python:1",
         command: "vmm run python:1 python3 -c 'print(1)'",
+        code: 0,
+        clock: Clock::Outside,
+        is_long: false,
+    },
+    Scenario {
+        name: "vmm-boot",
+        says: "`vmm run` of a guest image whose kernel is ours and whose init ends at once",
+        takes: &[Vmm, HelloImage, EndingGuest],
+        before: "vmm load --quiet --input /images/hello.oci --name hello:1; export VMM_GUEST_DIR=/boot/guest",
+        command: "vmm run hello:1",
+        code: 125,
+        clock: Clock::Outside,
+        is_long: false,
+    },
+    Scenario {
+        name: "firecracker-boot",
+        says: "Firecracker boots the same kernel to an initramfs whose init ends at once",
+        takes: &[Other(Peer::Firecracker)],
+        before: "",
+        command: "/boot/firecracker --no-api --config-file /boot/firecracker.json",
+        code: 0,
+        clock: Clock::Outside,
+        is_long: false,
+    },
+    Scenario {
+        name: "cloud-hypervisor-boot",
+        says: "Cloud Hypervisor does the same",
+        takes: &[Other(Peer::CloudHypervisor)],
+        before: "",
+        command: "/boot/cloud-hypervisor --kernel /boot/vmlinux --initramfs /boot/initramfs \
+                  --cmdline \"$(cat /boot/parameters) port-0x600\" --cpus boot=1 --memory size=128M --console off --serial null",
+        code: 0,
+        clock: Clock::Outside,
+        is_long: false,
+    },
+    Scenario {
+        name: "qemu-boot",
+        says: "QEMU's `microvm` does the same",
+        takes: &[Other(Peer::Qemu)],
+        before: "",
+        command: "qemu-system-x86_64 -machine microvm,accel=kvm -cpu host -m 128M -no-user-config -nodefaults -no-reboot \
+                  -display none -serial null -kernel /boot/vmlinux -initrd /boot/initramfs \
+                  -append \"$(sed s/reboot=k/reboot=t/ /boot/parameters)\"",
+        code: 0,
         clock: Clock::Outside,
         is_long: false,
     },
     Scenario {
         name: "vmm-hundred",
         says: "a hundred times `vmm run` of hello, one after the other",
+        takes: &[Vmm, HelloImage],
         before: LOADED,
         command: "sh /scripts/hundred.sh",
+        code: 0,
         clock: Clock::Outside,
         is_long: true,
     },
     Scenario {
         name: "crun-hundred",
         says: "a hundred times `crun run` of hello, one after the other",
+        takes: &[Crun, HelloBundle],
         before: "",
         command: "sh /scripts/hundred-crun.sh",
+        code: 0,
         clock: Clock::Outside,
         is_long: true,
     },
     Scenario {
         name: "vmm-twenty-at-once",
         says: "twenty `vmm run` of hello at once, on one processor",
+        takes: &[Vmm, HelloImage],
         before: LOADED,
         command: "sh /scripts/twenty.sh",
+        code: 0,
         clock: Clock::Outside,
         is_long: true,
     },
     Scenario {
         name: "crun-twenty-at-once",
         says: "twenty `crun run` of hello at once, on one processor",
+        takes: &[Crun, HelloBundle],
         before: "",
         command: "sh /scripts/twenty-crun.sh",
+        code: 0,
         clock: Clock::Outside,
         is_long: true,
     },
     Scenario {
         name: "bare-cpu",
         says: "a hundred million turns of a loop in registers, bare",
+        takes: &[ChoresBundles],
         before: "",
-        command: "/bundles/work/rootfs/bin/work cpu",
+        command: "/bundles/chores/rootfs/bin/work cpu",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
     Scenario {
         name: "crun-cpu",
         says: "a hundred million turns of a loop in registers, in crun",
+        takes: &[Crun, ChoresBundles],
         before: "",
-        command: "crun run --bundle /bundles/work-cpu work",
+        command: "crun run --bundle /bundles/chores-cpu chores",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
     Scenario {
         name: "vmm-cpu",
         says: "a hundred million turns of a loop in registers, in vmm",
-        before: "vmm load --quiet --input /images/work.oci --name work:1",
-        command: "vmm run --memory 1200m work:1 work cpu",
+        takes: &[Vmm, ChoresImage],
+        before: "vmm load --quiet --input /images/chores.oci --name chores:1",
+        command: "vmm run --memory 1200m chores:1 work cpu",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
     Scenario {
         name: "bare-memset",
         says: "a gibibyte written for the first time, bare",
+        takes: &[ChoresBundles],
         before: "",
-        command: "/bundles/work/rootfs/bin/work memset",
+        command: "/bundles/chores/rootfs/bin/work memset",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
     Scenario {
         name: "crun-memset",
         says: "a gibibyte written for the first time, in crun",
+        takes: &[Crun, ChoresBundles],
         before: "",
-        command: "crun run --bundle /bundles/work-memset work",
+        command: "crun run --bundle /bundles/chores-memset chores",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
     Scenario {
         name: "vmm-memset",
         says: "a gibibyte written for the first time, in vmm",
-        before: "vmm load --quiet --input /images/work.oci --name work:1",
-        command: "vmm run --memory 1200m work:1 work memset",
+        takes: &[Vmm, ChoresImage],
+        before: "vmm load --quiet --input /images/chores.oci --name chores:1",
+        command: "vmm run --memory 1200m chores:1 work memset",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
     Scenario {
         name: "bare-getpid",
         says: "ten thousand `getpid`, bare",
+        takes: &[ChoresBundles],
         before: "",
-        command: "/bundles/work/rootfs/bin/work getpid",
+        command: "/bundles/chores/rootfs/bin/work getpid",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
     Scenario {
         name: "crun-getpid",
         says: "ten thousand `getpid`, in crun",
+        takes: &[Crun, ChoresBundles],
         before: "",
-        command: "crun run --bundle /bundles/work-getpid work",
+        command: "crun run --bundle /bundles/chores-getpid chores",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
     Scenario {
         name: "vmm-getpid",
         says: "ten thousand `getpid`, in vmm",
-        before: "vmm load --quiet --input /images/work.oci --name work:1",
-        command: "vmm run --memory 1200m work:1 work getpid",
+        takes: &[Vmm, ChoresImage],
+        before: "vmm load --quiet --input /images/chores.oci --name chores:1",
+        command: "vmm run --memory 1200m chores:1 work getpid",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
     Scenario {
         name: "bare-fork",
         says: "a thousand processes, one after the other, bare",
+        takes: &[ChoresBundles],
         before: "",
-        command: "chroot /bundles/work/rootfs /bin/work fork",
+        command: "chroot /bundles/chores/rootfs /bin/work fork",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
     Scenario {
         name: "crun-fork",
         says: "a thousand processes, one after the other, in crun",
+        takes: &[Crun, ChoresBundles],
         before: "",
-        command: "crun run --bundle /bundles/work-fork work",
+        command: "crun run --bundle /bundles/chores-fork chores",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
     Scenario {
         name: "vmm-fork",
         says: "a thousand processes, one after the other, in vmm",
-        before: "vmm load --quiet --input /images/work.oci --name work:1",
-        command: "vmm run --memory 1200m work:1 work fork",
+        takes: &[Vmm, ChoresImage],
+        before: "vmm load --quiet --input /images/chores.oci --name chores:1",
+        command: "vmm run --memory 1200m chores:1 work fork",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
     Scenario {
         name: "bare-ping-pong",
         says: "ten thousand bytes to another thread and back, bare",
+        takes: &[ChoresBundles],
         before: "",
-        command: "/bundles/work/rootfs/bin/work ping-pong",
+        command: "/bundles/chores/rootfs/bin/work ping-pong",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
     Scenario {
         name: "crun-ping-pong",
         says: "ten thousand bytes to another thread and back, in crun",
+        takes: &[Crun, ChoresBundles],
         before: "",
-        command: "crun run --bundle /bundles/work-ping-pong work",
+        command: "crun run --bundle /bundles/chores-ping-pong chores",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
     Scenario {
         name: "vmm-ping-pong",
         says: "ten thousand bytes to another thread and back, in vmm",
-        before: "vmm load --quiet --input /images/work.oci --name work:1",
-        command: "vmm run --memory 1200m work:1 work ping-pong",
+        takes: &[Vmm, ChoresImage],
+        before: "vmm load --quiet --input /images/chores.oci --name chores:1",
+        command: "vmm run --memory 1200m chores:1 work ping-pong",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
     Scenario {
         name: "bare-untar",
         says: "an archive of two thousand files of 4 KiB unpacked to a tmpfs, bare",
+        takes: &[ChoresBundles],
         before: "",
-        command: "chroot /bundles/work/rootfs /bin/work untar",
+        command: "chroot /bundles/chores/rootfs /bin/work untar",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
     Scenario {
         name: "crun-untar",
         says: "an archive of two thousand files of 4 KiB unpacked to a tmpfs, in crun",
+        takes: &[Crun, ChoresBundles],
         before: "",
-        command: "crun run --bundle /bundles/work-untar work",
+        command: "crun run --bundle /bundles/chores-untar chores",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
     Scenario {
         name: "vmm-untar",
         says: "an archive of two thousand files of 4 KiB unpacked to a tmpfs, in vmm",
-        before: "vmm load --quiet --input /images/work.oci --name work:1",
-        command: "vmm run --memory 1200m work:1 work untar",
+        takes: &[Vmm, ChoresImage],
+        before: "vmm load --quiet --input /images/chores.oci --name chores:1",
+        command: "vmm run --memory 1200m chores:1 work untar",
+        code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
@@ -298,4 +440,4 @@ pub(crate) const SCRIPTS: &[(&str, &str)] = &[
 ];
 
 /// The kinds of work that `work.rs` knows.
-pub(crate) const WORK: &[&str] = &["cpu", "memset", "getpid", "fork", "ping-pong", "untar"];
+pub(crate) const CHORES: &[&str] = &["cpu", "memset", "getpid", "fork", "ping-pong", "untar"];

@@ -14,6 +14,14 @@ pub fn python3() -> PathBuf {
     )
 }
 
+/// Returns an OCI archive of a program in Debian's python: the base system, python, what the program depends on, the program.
+pub fn python_app() -> PathBuf {
+    recipe(
+        "python-app",
+        &[("mmdebstrap", "mmdebstrap"), ("buildah", "buildah")],
+    )
+}
+
 /// Returns an OCI archive of eight layers with whiteouts among them, made by buildah on busybox.
 pub fn layered() -> PathBuf {
     recipe("layered", &[("buildah", "buildah")])

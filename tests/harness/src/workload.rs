@@ -20,6 +20,16 @@ const FLAGS: [&str; 8] = [
     "-Dwarnings",
 ];
 
+/// Flags for a library that is preloaded.
+const LIBRARY_FLAGS: [&str; 6] = [
+    "--edition=2024",
+    "--crate-type=cdylib",
+    "-Copt-level=2",
+    "-Cpanic=abort",
+    "-Cstrip=symbols",
+    "-Dwarnings",
+];
+
 /// Returns the bytes of the static program made from `tests/workloads/<name>.rs`.
 pub fn program(name: &str) -> Vec<u8> {
     fs::read(program_file(name)).expect("a cached program can be read")
@@ -27,6 +37,15 @@ pub fn program(name: &str) -> Vec<u8> {
 
 /// Returns the file that holds the program.
 pub fn program_file(name: &str) -> PathBuf {
+    compiled(name, &FLAGS)
+}
+
+/// Returns the file that holds the library made from `tests/workloads/<name>.rs`, for programs of this machine.
+pub fn library_file(name: &str) -> PathBuf {
+    compiled(name, &LIBRARY_FLAGS)
+}
+
+fn compiled(name: &str, flags: &[&str]) -> PathBuf {
     if let Some(made) = cache::made_elsewhere(name) {
         return made;
     }
@@ -41,15 +60,15 @@ pub fn program_file(name: &str) -> PathBuf {
         .output()
         .expect("rustc can be run")
         .stdout;
-    let flags = FLAGS.join(" ");
-    cache::file(name, &[&text, &compiler, flags.as_bytes()], |output| {
-        compile(&source, output)
+    let words = flags.join(" ");
+    cache::file(name, &[&text, &compiler, words.as_bytes()], |output| {
+        compile(&source, flags, output)
     })
 }
 
-fn compile(source: &Path, output: &Path) {
+fn compile(source: &Path, flags: &[&str], output: &Path) {
     let made = Command::new("rustc")
-        .args(FLAGS)
+        .args(flags)
         .arg("-o")
         .arg(output)
         .arg(source)

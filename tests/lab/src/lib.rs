@@ -25,7 +25,7 @@ mod parts;
 mod stopwatch;
 mod tree;
 
-pub use error::LabError;
+pub use error::{LabError, chain};
 pub use interrupt::end_on_signals;
 pub use machine::{Clock, Ended, Lab};
 pub use parts::Parts;

@@ -81,22 +81,12 @@ fn main() -> ExitCode {
     result.unwrap_or_else(|error| {
         let mut stderr = io::stderr().lock();
         // Nobody is left to tell if standard error is gone.
-        let _ = writeln!(stderr, "lab: {}", chain(&error));
+        let _ = writeln!(stderr, "lab: {}", lab::chain(&error));
         if let Some(help) = error.help() {
             let _ = writeln!(stderr, "help: {help}");
         }
         ExitCode::from(125)
     })
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 fn run(arguments: &Run) -> Result<ExitCode, LabError> {

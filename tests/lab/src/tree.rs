@@ -175,7 +175,11 @@ impl Tree {
     }
 
     /// Writes the tree as an initramfs (`newc` cpio) to a file without a name.
-    pub(crate) fn initramfs(&self) -> Result<File, LabError> {
+    ///
+    /// # Errors
+    ///
+    /// If one of its files cannot be read, or the host gives no room.
+    pub fn initramfs(&self) -> Result<File, LabError> {
         let file = tempfile::tempfile().map_err(crate::parts::host("make a temporary file"))?;
         let mut out = BufWriter::new(file);
         // Parents come before what is in them: the map is in the order of paths.

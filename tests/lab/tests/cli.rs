@@ -223,3 +223,20 @@ fn a_command_that_is_not_there_is_the_shells_127() {
     assert_eq!(done.status.code(), Some(127));
     assert!(text(&done.stderr).contains("no-such-command"));
 }
+
+#[test]
+fn a_lab_that_hangs_before_its_command_is_ended_with_everything_in_it() {
+    // It says its version, and then nothing any more. The odd number tells this one from others.
+    let silent = "#!/bin/sh\ntest \"$1\" = --version && echo 'QEMU emulator version 7.2.0' && exit\nexec sleep 15331\n";
+    let programs = programs(Some(silent));
+    let path = std::env::var("PATH").unwrap();
+
+    let done = lab()
+        .args(["run", "--limit", "2", "--", "true"])
+        .env("PATH", format!("{}:{path}", programs.path().display()))
+        .output()
+        .unwrap();
+
+    is_refused(&done, &["within 2 s", "help: "]);
+    assert!(nobody_runs("15331"));
+}
