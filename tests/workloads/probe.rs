@@ -3,7 +3,11 @@
 //! One program, called as `probe WHAT [ARGUMENT…]`. It prints what it saw; the test on the host compares.
 
 use std::arch::asm;
+use std::ffi::{c_int, c_void};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::{Command, ExitCode, exit};
 use std::{env, thread, time};
 
@@ -18,6 +22,9 @@ fn main() -> ExitCode {
         ["registers"] => registers(),
         ["hold-registers", pattern] => hold_registers(number(pattern) as u64),
         ["spin", milliseconds, threads] => spin(number(milliseconds) as u64, number(threads)),
+        ["identity"] => identity(),
+        ["process-identity", prefix] => process_identity(prefix),
+        ["clocks"] => clocks(),
         ["arguments", rest @ ..] => rest.iter().for_each(|argument| println!("[{argument}]")),
         _ => {
             eprintln!("probe: unknown: {arguments:?}");
@@ -147,4 +154,160 @@ fn spin(milliseconds: u64, threads: usize) {
     println!("rounds {rounds}");
     let mut rest = Vec::new();
     let _ = io::stdin().read_to_end(&mut rest);
+}
+
+/// Prints what no two machines may have in common, a name and a value a line; once for each processor what may come from a pool of
+/// its own.
+fn identity() {
+    process_identity("first");
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    for processor in 0..processors {
+        let prefix = format!("cpu{processor}");
+        stay_on(processor);
+        let mut drawn = [0; 32];
+        // SAFETY: the buffer is as long as the call is told.
+        let count = unsafe { getrandom(drawn.as_mut_ptr().cast(), drawn.len(), 0) };
+        assert_eq!(count, 32, "getrandom gives what it is asked for");
+        println!("{prefix}.getrandom {}", hexadecimal(&drawn));
+        let mut urandom = File::open("/dev/urandom").unwrap_or_else(|_| exit(93));
+        urandom.read_exact(&mut drawn).unwrap_or_else(|_| exit(92));
+        println!("{prefix}.urandom {}", hexadecimal(&drawn));
+        println!("{prefix}.uuid {}", line_of("/proc/sys/kernel/random/uuid"));
+        let child = Command::new("/proc/self/exe").args(["process-identity", &prefix]).status();
+        assert!(child.is_ok_and(|status| status.success()), "a process can be started");
+    }
+    println!("boot-id {}", line_of("/proc/sys/kernel/random/boot_id"));
+    println!("hostname {}", line_of("/proc/sys/kernel/hostname"));
+    connections();
+}
+
+/// Prints what the kernel gave this process by chance.
+fn process_identity(prefix: &str) {
+    const AT_RANDOM: u64 = 25;
+    const AT_SYSINFO_EHDR: u64 = 33;
+    // SAFETY: any number may be asked for; one that is not there gives 0.
+    let (random, vdso) = unsafe { (getauxval(AT_RANDOM), getauxval(AT_SYSINFO_EHDR)) };
+    assert_ne!(random, 0, "the kernel gives every process random bytes");
+    // SAFETY: AT_RANDOM is the address of 16 bytes, which nobody writes (getauxval(3)).
+    let canary = unsafe { *(random as *const [u8; 16]) };
+    println!("{prefix}.canary {}", hexadecimal(&canary));
+    println!("{prefix}.stack {random:x}");
+    println!("{prefix}.vdso {vdso:x}");
+    // Too large for the heap, so a mapping of its own.
+    let mapping = vec![0_u8; 8 << 20];
+    println!("{prefix}.mapping {:p}", mapping.as_ptr());
+}
+
+/// Prints what the clocks say, whether they ever went backwards, and how long a short sleep takes by each.
+fn clocks() {
+    let started = (time::SystemTime::now(), time::Instant::now());
+    let since_epoch = started.0.duration_since(time::UNIX_EPOCH).unwrap_or_default();
+    println!("realtime-ms {}", since_epoch.as_millis());
+    let uptime = line_of("/proc/uptime");
+    let seconds: f64 = uptime.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or_default();
+    println!("uptime-ms {:.0}", seconds * 1000.0);
+    let mut backwards = 0;
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let mut last = time::Instant::now();
+    for processor in (0..processors).cycle().take(ROUNDS as usize) {
+        stay_on(processor);
+        for _ in 0..1000 {
+            let now = time::Instant::now();
+            backwards += u32::from(now < last);
+            last = now;
+        }
+    }
+    println!("backwards {backwards}");
+    thread::sleep(time::Duration::from_millis(300));
+    println!("monotonic-passed-ms {}", started.1.elapsed().as_millis());
+    println!("realtime-passed-ms {}", started.0.elapsed().unwrap_or_default().as_millis());
+}
+
+/// Connects to itself and prints which ports the kernel chose, and the sequence numbers of connections between ports that are always
+/// the same, less what the time of day adds to them (Linux, `secure_tcp_seq`): 1 for each 64 ns.
+fn connections() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 2000)).unwrap_or_else(|_| exit(91));
+    let ports: Vec<String> = (0..4)
+        .map(|_| {
+            let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 2000)).unwrap_or_else(|_| exit(90));
+            let address: SocketAddr = stream.local_addr().unwrap_or_else(|_| exit(89));
+            address.port().to_string()
+        })
+        .collect();
+    println!("ports {}", ports.join(","));
+    drop(listener);
+
+    const AF_INET: c_int = 2;
+    const SOCK_STREAM: c_int = 1;
+    const SOCK_RAW: c_int = 3;
+    const IPPROTO_TCP: c_int = 6;
+    // SAFETY: takes numbers, gives a descriptor or -1.
+    let raw = unsafe { socket(AF_INET, SOCK_RAW, IPPROTO_TCP) };
+    assert!(raw >= 0, "a raw socket can be made");
+    // SAFETY: it was made above, and nobody else has it.
+    let mut packets = File::from(unsafe { OwnedFd::from_raw_fd(raw) });
+    for from in [2001_u16, 2002] {
+        // SAFETY: as above.
+        let stream = unsafe { socket(AF_INET, SOCK_STREAM, 0) };
+        let (own, other) = (internet_address(from), internet_address(2000));
+        // SAFETY: the address is as long as the call is told.
+        let bound = unsafe { bind(stream, own.as_ptr().cast(), own.len() as u32) };
+        assert_eq!(bound, 0, "port {from} is free");
+        let now = time::SystemTime::now().duration_since(time::UNIX_EPOCH).unwrap_or_default();
+        // Nobody listens: it is refused, after its first packet.
+        // SAFETY: the address is as long as the call is told.
+        let _ = unsafe { connect(stream, other.as_ptr().cast(), other.len() as u32) };
+        let sequence = first_sequence_number(&mut packets, from);
+        println!("sequence-{from} {}", sequence.wrapping_sub((now.as_nanos() >> 6) as u32));
+    }
+}
+
+/// A `struct sockaddr_in` of the loopback address (ip(7)).
+fn internet_address(port: u16) -> [u8; 16] {
+    let mut address = [0; 16];
+    address[0] = 2;
+    address[2..4].copy_from_slice(&port.to_be_bytes());
+    address[4..8].copy_from_slice(&[127, 0, 0, 1]);
+    address
+}
+
+/// Reads packets until one begins a connection from this port, and returns its sequence number (RFC 791 section 3.1, RFC 9293
+/// section 3.1).
+fn first_sequence_number(packets: &mut File, from: u16) -> u32 {
+    const SYN: u8 = 2;
+    loop {
+        let mut packet = [0; 128];
+        let count = packets.read(&mut packet).unwrap_or_else(|_| exit(88));
+        let header = usize::from(packet[0] & 0xf) * 4;
+        let Some(segment) = packet[..count].get(header..) else { continue };
+        if segment.len() >= 20 && segment[..2] == from.to_be_bytes() && segment[13] == SYN {
+            return u32::from_be_bytes([segment[4], segment[5], segment[6], segment[7]]);
+        }
+    }
+}
+
+/// Lets this thread run on no other processor.
+fn stay_on(processor: usize) {
+    let mask = 1_u64 << processor;
+    // SAFETY: the mask is as long as the call is told.
+    let refused = unsafe { sched_setaffinity(0, size_of_val(&mask), (&raw const mask).cast()) };
+    assert_eq!(refused, 0, "there is a processor {processor}");
+}
+
+fn line_of(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_else(|_| exit(87)).trim().to_owned()
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+// Of the C library that the standard library is linked with.
+unsafe extern "C" {
+    fn getrandom(buffer: *mut c_void, length: usize, flags: u32) -> isize;
+    fn getauxval(kind: u64) -> u64;
+    fn sched_setaffinity(thread: c_int, length: usize, mask: *const c_void) -> c_int;
+    fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+    fn bind(socket: c_int, address: *const c_void, length: u32) -> c_int;
+    fn connect(socket: c_int, address: *const c_void, length: u32) -> c_int;
 }

@@ -23,7 +23,7 @@ fn every_test_passes_on_a_complete_kvm_too() {
         let this = env::current_exe().expect("a program knows where it is");
         lab.tree.program(&this, "/usr/bin/machines")?;
         lab.put_vmm(&binary::vmm(), &binary::vmm())?;
-        for tool in ["tar", "setsid", "unshare", "mount", "sh"] {
+        for tool in ["tar", "setsid", "setpriv", "unshare", "mount", "find", "sh"] {
             lab.tree.program_called(tool)?;
         }
         for made in [

@@ -14,6 +14,7 @@ mod lab;
 mod limits;
 mod signals;
 mod streams;
+mod templates;
 mod terminal;
 
 use std::path::PathBuf;

@@ -1,0 +1,124 @@
+//! Templates that pass every check and hold a machine that cannot go on: what an error of ours could leave, or whoever may write to
+//! the account's files. The clone is given up, and a machine boots.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+use rustix::fs::{SeekFrom, seek};
+use sha2::{Digest, Sha256};
+
+use super::Home;
+
+/// The header of a state: magic and format, which stay as they are, then length and digest of the body.
+const LENGTH_AT: usize = 12;
+const BODY_AT: usize = 48;
+const MINE: &str = "a fixture's files are this test's own";
+
+/// How postcard writes an `i64`: zigzag, then seven bits a byte, the lowest first (postcard's wire format, "varint").
+fn varint(number: i64) -> Vec<u8> {
+    let zigzag = (number << 1 ^ number >> 63).cast_unsigned();
+    let needed_bits = (64 - zigzag.leading_zeros()).max(1);
+    (0..needed_bits.div_ceil(7))
+        .map(|index| {
+            let [low, ..] = (zigzag >> (7 * index)).to_le_bytes();
+            let goes_on = u8::from((index + 1) * 7 < needed_bits) << 7;
+            low & 0x7f | goes_on
+        })
+        .collect()
+}
+
+/// The times of a file as a state has them.
+fn times(path: &Path) -> Vec<u8> {
+    let file = fs::metadata(path).expect(MINE);
+    let times = [
+        file.mtime(),
+        file.mtime_nsec(),
+        file.ctime(),
+        file.ctime_nsec(),
+    ];
+    times.into_iter().flat_map(varint).collect()
+}
+
+/// Alters a template's memory, and its state so that it belongs to that memory.
+fn forge(template: &Path, alter: impl FnOnce(&File)) {
+    let memory = template.join("memory");
+    let before = times(&memory);
+    let file = File::options().read(true).write(true).open(&memory);
+    alter(&file.expect(MINE));
+    let after = times(&memory);
+
+    let state = fs::read(template.join("state")).expect(MINE);
+    let (header, body) = state.split_at(BODY_AT);
+    let place = body
+        .windows(before.len())
+        .position(|window| window == before)
+        .expect("a state has the times of its memory");
+    let body = [&body[..place], &after, &body[place + before.len()..]].concat();
+    let length = u32::try_from(body.len()).expect("a state is short");
+    let digest = Sha256::digest(&body);
+    let forged = [&header[..LENGTH_AT], &length.to_le_bytes(), &digest, &body].concat();
+    fs::write(template.join("state"), forged).expect(MINE);
+}
+
+/// Fills what holds data between two addresses of RAM.
+fn fill(memory: &File, from: u64, to: u64, pattern: [u8; 2]) {
+    let mut place = from;
+    while let Ok(start) = seek(memory, SeekFrom::Data(place)) {
+        let end = seek(memory, SeekFrom::Hole(start)).expect(MINE).min(to);
+        let Some(length) = end.checked_sub(start) else {
+            break;
+        };
+        let bytes = pattern.repeat(usize::try_from(length / 2).expect("RAM is small"));
+        memory.write_all_at(&bytes, start).expect(MINE);
+        place = end;
+        if place >= to {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_clone_is_made_of_a_template_that_was_forged_without_a_change() {
+    let home = Home::prepared();
+    forge(&home.template(), |memory| {
+        memory
+            .set_modified(std::time::SystemTime::UNIX_EPOCH)
+            .unwrap();
+    });
+    home.run(&[], &["echo", "hello"]).is_clone().says("hello\n");
+}
+
+#[test]
+fn a_clone_that_dies_is_given_up_and_its_template_with_it() {
+    let home = Home::prepared();
+    let template = home.template();
+    forge(&template, |memory| fill(memory, 0, u64::MAX, [0, 0]));
+
+    let ran = home.run(&[], &["echo", "hello"]);
+
+    ran.booted()
+        .warns_once("a clone did not start")
+        .done
+        .succeeded()
+        .stdout_is("hello\n");
+    home.is_well_again();
+}
+
+#[test]
+fn a_clone_that_does_not_answer_is_given_up_and_its_template_with_it() {
+    let home = Home::prepared();
+    // The kernel's code (CONFIG_PHYSICAL_START) becomes "1: jmp 1b".
+    forge(&home.template(), |memory| {
+        fill(memory, 16 << 20, 18 << 20, [0xeb, 0xfe]);
+    });
+
+    let ran = home.run(&[], &["echo", "hello"]);
+
+    ran.booted()
+        .warns_once("its agent does not answer")
+        .done
+        .succeeded()
+        .stdout_is("hello\n");
+    home.is_well_again();
+}
