@@ -25,7 +25,6 @@ fn main() -> ExitCode {
         ["identity"] => identity(),
         ["process-identity", prefix] => process_identity(prefix),
         ["clocks"] => clocks(),
-        ["connections"] => connections(),
         ["arguments", rest @ ..] => rest.iter().for_each(|argument| println!("[{argument}]")),
         _ => {
             eprintln!("probe: unknown: {arguments:?}");
@@ -160,6 +159,7 @@ fn spin(milliseconds: u64, threads: usize) {
 /// Prints what no two machines may have in common, a name and a value a line; once for each processor what may come from a pool of
 /// its own.
 fn identity() {
+    process_identity("first");
     let processors = thread::available_parallelism().map_or(1, usize::from);
     for processor in 0..processors {
         let prefix = format!("cpu{processor}");
@@ -178,6 +178,7 @@ fn identity() {
     }
     println!("boot-id {}", line_of("/proc/sys/kernel/random/boot_id"));
     println!("hostname {}", line_of("/proc/sys/kernel/hostname"));
+    connections();
 }
 
 /// Prints what the kernel gave this process by chance.
@@ -202,7 +203,9 @@ fn clocks() {
     let started = (time::SystemTime::now(), time::Instant::now());
     let since_epoch = started.0.duration_since(time::UNIX_EPOCH).unwrap_or_default();
     println!("realtime-ms {}", since_epoch.as_millis());
-    println!("uptime-s {}", line_of("/proc/uptime").split('.').next().unwrap_or_default());
+    let uptime = line_of("/proc/uptime");
+    let seconds: f64 = uptime.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or_default();
+    println!("uptime-ms {:.0}", seconds * 1000.0);
     let mut backwards = 0;
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let mut last = time::Instant::now();

@@ -140,10 +140,10 @@ fn clones_leave_their_template_as_it_was_and_do_not_see_each_other() {
     let home = Home::prepared();
     let memory = home.template().join("memory");
     let before = fs::read(&memory).unwrap();
-    let script = "echo secret of one > /kept; echo secret of one > /dev/shm/kept; probe allocate 64 | tail -1";
+    let script = "echo secret of one > /kept; echo secret of one > /dev/shm/kept; probe allocate 16 | tail -1";
     home.run(&[], &["sh", "-c", script])
         .is_clone()
-        .says("all 64 MiB touched\n");
+        .says("all 16 MiB touched\n");
 
     let next = "cat /kept /dev/shm/kept 2>/dev/null; echo nothing";
     home.run(&[], &["sh", "-c", next])

@@ -43,6 +43,9 @@ const OF_EACH_PROCESSOR: [&str; 7] = [
     ".vdso",
     ".mapping",
 ];
+/// Rows that its first process has too, which takes what is left of numbers drawn before the freeze.
+const OF_THE_FIRST_PROCESS: [&str; 4] =
+    ["first.canary", "first.stack", "first.vdso", "first.mapping"];
 /// Rows that a machine has once.
 const OF_THE_MACHINE: [&str; 3] = ["boot-id", "hostname", "ports"];
 
@@ -60,15 +63,14 @@ fn sequences_agree(one: &BTreeMap<String, String>, two: &BTreeMap<String, String
     })
 }
 
+// Where a processor has RDRAND, a kernel that is not told of the cloning differs too as soon as it reseeds, a second after its boot:
+// only a host on which a clone draws sooner shows the difference.
 #[test]
 fn two_clones_of_one_template_have_no_random_value_and_no_name_in_common() {
     let home = Home::new();
     home.prepare(&["--cpus", "2"]).succeeded();
     let clone = || {
-        let ran = home.run(
-            &["--cpus", "2"],
-            &["sh", "-c", "probe identity && probe connections"],
-        );
+        let ran = home.run(&["--cpus", "2"], &["probe", "identity"]);
         table(&ran.is_clone().stdout())
     };
 
@@ -76,7 +78,8 @@ fn two_clones_of_one_template_have_no_random_value_and_no_name_in_common() {
 
     let counts =
         |rows: &[&str]| -> Vec<usize> { rows.iter().map(|row| count(&one, row)).collect() };
-    assert_eq!(counts(&OF_EACH_PROCESSOR), [2; 7], "{one:?}");
+    assert_eq!(counts(&OF_EACH_PROCESSOR), [2, 2, 2, 3, 3, 3, 3], "{one:?}");
+    assert_eq!(counts(&OF_THE_FIRST_PROCESS), [1; 4], "{one:?}");
     assert_eq!(counts(&OF_THE_MACHINE), [1; 3], "{one:?}");
     assert_eq!(
         alike(&one, &two, &OF_EACH_PROCESSOR),
@@ -164,10 +167,25 @@ fn a_clone_has_the_hosts_time_and_a_clock_that_goes_on() {
         (300..20_000).contains(&monotonic),
         "a timer fires when it should: {clocks:?}"
     );
-    let since_frozen = after.duration_since(frozen).unwrap();
+}
+
+#[test]
+#[ignore = "needs a complete KVM, which gives each guest a TSC of its own: the lab runs it"]
+fn the_monotonic_clock_of_a_clone_goes_on_where_it_was_frozen() {
+    let home = Home::prepared();
+    let uptime_ms = || -> u64 {
+        let clocks = table(&home.run(&[], &["probe", "clocks"]).is_clone().stdout());
+        clocks["uptime-ms"].parse().expect("an uptime is a number")
+    };
+
+    let young = uptime_ms();
+    // The template gets older by the time that this clone takes.
+    home.run(&[], &["sleep", "4"]).is_clone().says("");
+    let old = uptime_ms();
+
     assert!(
-        number("uptime-s") <= since_frozen.as_secs() + 20,
-        "the monotonic clock goes on where it was frozen: {clocks:?}"
+        old < young + 2000,
+        "after {young} ms one clone says so, a later one {old} ms"
     );
 }
 
