@@ -64,11 +64,15 @@ fn child_with(parent: u32, word: &str) -> Option<PathBuf> {
     })
 }
 
+/// Waits until there is one.
 #[track_caller]
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+fn wait_for<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
     let deadline = Instant::now() + COMES_UP;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
         sleep(Duration::from_millis(20));
     }
 }
@@ -162,10 +166,7 @@ fn an_interrupted_benchmark_says_so_and_leaves_nothing() {
         .spawn()
         .unwrap();
     let process = running.id();
-    wait_until("a lab is up", || {
-        child_with(process, "qemu-system").is_some()
-    });
-    let emulator = child_with(process, "qemu-system").unwrap();
+    let emulator = wait_for("an emulator", || child_with(process, "qemu-system"));
 
     kill_process(Pid::from_child(&running), Signal::INT).unwrap();
 
@@ -177,5 +178,5 @@ fn an_interrupted_benchmark_says_so_and_leaves_nothing() {
     );
     assert!(!made(process).exists());
     // The kernel ends it as soon as its parent is gone.
-    wait_until("the emulator is gone", || !emulator.exists());
+    wait_for("the emulator's end", || (!emulator.exists()).then_some(()));
 }
