@@ -81,12 +81,30 @@ impl Committed {
         self.0["scenarios"][scenario.name].is_object()
     }
 
+    fn figure(&self, name: &str) -> Figure {
+        let committed = &self.0["scenarios"][name];
+        Figure {
+            virtual_ms: committed["virtual_ms"].as_f64().unwrap_or(f64::NAN),
+            spread: committed["spread"].as_f64().unwrap_or(0.0),
+            exits: committed["exits"].as_u64().unwrap_or(0),
+        }
+    }
+
+    /// A sentence if the README's table has another row for it.
+    pub(crate) fn is_told_otherwise(&self, scenario: &Scenario) -> Option<String> {
+        let readme = fs::read_to_string(checkout().join("README.md"));
+        let readme = readme.expect("the README can be read");
+        let unit = self.figure(YARDSTICK).virtual_ms;
+        let row = row(scenario, &self.figure(scenario.name), unit);
+        let is_told = readme.lines().any(|line| line == row);
+        (!is_told).then(|| format!("the README's table has not the committed row {row}"))
+    }
+
     /// A sentence if a figure is not what it was. Programs of many threads vary more than the tolerance by themselves.
     pub(crate) fn moved(&self, scenario: &Scenario, figure: &Figure) -> Option<String> {
-        let committed = &self.0["scenarios"][scenario.name];
-        let before = committed["virtual_ms"].as_f64().unwrap_or(f64::NAN);
-        let spread = committed["spread"].as_f64().unwrap_or(0.0);
-        let tolerance = TOLERANCE.max(spread).max(figure.spread);
+        let committed = self.figure(scenario.name);
+        let before = committed.virtual_ms;
+        let tolerance = TOLERANCE.max(committed.spread).max(figure.spread);
         let is_same = (figure.virtual_ms - before).abs() <= tolerance * before;
         (!is_same).then(|| {
             format!(
@@ -133,20 +151,23 @@ fn yardstick(figures: &[(&Scenario, Figure)]) -> f64 {
         .map_or(f64::NAN, |(_, figure)| figure.virtual_ms)
 }
 
+fn row(scenario: &Scenario, figure: &Figure, unit: f64) -> String {
+    format!(
+        "| {} | {} | {:.1} | {:.1} | {} |",
+        scenario.says,
+        clock(scenario),
+        figure.virtual_ms,
+        figure.virtual_ms / unit,
+        figure.exits
+    )
+}
+
 fn table(made_of: &Versions, figures: &[(&Scenario, Figure)]) -> String {
     let unit = yardstick(figures);
     let mut table =
         String::from("| what | clock | virtual ms | of crun | VM exits |\n|---|---|--:|--:|--:|\n");
     for (scenario, figure) in figures {
-        let _ = writeln!(
-            table,
-            "| {} | {} | {:.1} | {:.1} | {} |",
-            scenario.says,
-            clock(scenario),
-            figure.virtual_ms,
-            figure.virtual_ms / unit,
-            figure.exits
-        );
+        let _ = writeln!(table, "{}", row(scenario, figure, unit));
     }
     let of = |name| {
         let found = figures.iter().find(|(scenario, _)| scenario.name == name);
