@@ -291,8 +291,10 @@ pub struct TemplateArgs {
 Examples:
   vmm prepare app
   vmm prepare --cpus 2 --memory 512m app
+  vmm prepare --base app
 
-A template serves every image of about the same size, with the same --cpus and --memory.")]
+A template serves all runs of its image with the same --cpus and --memory, whatever they run; one made with --base serves every
+image of about the same size, and takes longer to start.")]
 pub struct PrepareArgs {
     /// Processor time of the machines to come, as with `vmm run`
     #[arg(long, value_name = "NUMBER", default_value_t)]
@@ -300,10 +302,13 @@ pub struct PrepareArgs {
     /// Memory of their workloads, as with `vmm run`
     #[arg(short, long, value_name = "SIZE", default_value_t)]
     pub memory: MemoryLimit,
+    /// Make a template for every image of about this size
+    #[arg(long)]
+    pub base: bool,
     /// Print nothing
     #[arg(short, long)]
     pub quiet: bool,
-    /// Give way to everything else, and to whoever makes a template already
+    /// Make both kinds, and give way to everything else and to whoever makes a template already
     #[arg(long, hide = true)]
     pub background: bool,
     /// Remove templates that were not used for long when all take more than SIZE on the disk [default: 2g]

@@ -73,6 +73,8 @@ pub struct RunPlan {
     pub machine: MachineConfig,
     /// What its agent is asked for.
     pub create: Create,
+    /// The container of that alone: what can be built before anybody says what runs in it.
+    pub container: Create,
     // Held so that neither is removed while the machine runs.
     _image: StoredImage,
     guest: GuestImage,
@@ -118,10 +120,12 @@ impl RunPlan {
             filesystem,
             upper,
         };
+        let container = workload.container(FIRST, root.clone())?;
         let create = workload.create(FIRST, root, streams)?;
         Ok(Self {
             machine,
             create,
+            container,
             _image: image,
             guest,
         })
@@ -132,32 +136,6 @@ impl RunPlan {
     pub fn guest(&self) -> &Manifest {
         &self.guest.manifest
     }
-}
-
-/// The machine for an image of this size, to be frozen before the image is seen: its window is empty. `None` where the image is a
-/// disk.
-///
-/// # Errors
-///
-/// When no machine is large enough, or a file cannot be used.
-pub fn template_machine(
-    image_bytes: u64,
-    guest: &GuestImage,
-    choices: &MachineChoices,
-    quirks: Quirks,
-) -> Result<Option<MachineConfig>, PlanError> {
-    let Some(class) = WindowClass::holding(image_bytes) else {
-        return Ok(None);
-    };
-    let empty = Window {
-        class,
-        parts: Vec::new(),
-    };
-    let machine = machine(Root::Window(empty), guest, choices, quirks)?;
-    Ok(Some(MachineConfig {
-        freezes: true,
-        ..machine
-    }))
 }
 
 /// The machine, but for its log.

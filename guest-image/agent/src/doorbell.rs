@@ -1,5 +1,6 @@
 //! The doorbell: one page of the machine that the VMM answers itself. How the agent says that it is ready, and that the
-//! machine may end, at a moment when no connection need exist. And the mailbox beside it, in which a clone finds what is its own.
+//! machine may end, at a moment when no connection need exist. And the mailbox beside it, in which a machine finds what it is to do
+//! before it is frozen, and a clone what is its own.
 
 #![allow(
     unsafe_code,
@@ -9,9 +10,10 @@
 use std::io;
 use std::ptr::{self, NonNull};
 
-use protocol::{FrameBuffer, FrameError, Handover};
+use protocol::{FrameBuffer, FrameError};
 use rustix::fs::{Mode, OFlags};
 use rustix::mm::{MapFlags, ProtFlags};
+use serde::de::DeserializeOwned;
 
 /// Size of the doorbell's page.
 const PAGE_BYTES: usize = 4096;
@@ -80,12 +82,12 @@ impl Mailbox {
         Ok(Self { start })
     }
 
-    /// Takes out what was handed over, and leaves nothing of it; `None` in a machine that booted.
+    /// Takes out what lies in there, and leaves nothing of it.
     ///
     /// # Errors
     ///
-    /// If what is in there is no hand-over.
-    pub(crate) fn take(&self) -> Result<Option<Handover>, FrameError> {
+    /// If it is something else.
+    pub(crate) fn take<M: DeserializeOwned>(&self) -> Result<Option<M>, FrameError> {
         let mut frame = FrameBuffer::new(protocol::MAILBOX_BYTES);
         let head = self.take_bytes(0, size_of::<u32>());
         let length = head

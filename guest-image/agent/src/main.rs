@@ -1,8 +1,9 @@
 //! PID 1 of the guest: mounts, rings, listens, runs containers for the host, ends the machine.
 //!
 //! It never exits and never panics by intent: an error is reported on the console, which is the kernel's log, and the machine
-//! ends. With the one argument `--listen SOCKET` it serves on a Unix socket instead and touches neither mounts nor
-//! doorbell, so that the containers can be tested without a machine.
+//! ends. With `--listen SOCKET` it serves on a Unix socket instead and touches neither mounts nor
+//! doorbell, so that the containers can be tested without a machine. `--stage FILE` after it names a request (postcard) whose
+//! container is built ahead.
 
 #![deny(unsafe_code)]
 
@@ -21,15 +22,20 @@ use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use container::{Plan, Staged};
 use doorbell::{Doorbell, Mailbox};
+use protocol::{Create, Handover};
 use server::{Server, Stop};
 
 fn main() {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     match arguments.as_slice() {
         [option, socket] if option == "--listen" => {
-            report(serve_without_machine(Path::new(socket)))
+            report(serve_without_machine(Path::new(socket), None))
         }
+        [option, socket, second, create] if option == "--listen" && second == "--stage" => report(
+            serve_without_machine(Path::new(socket), Some(Path::new(create))),
+        ),
         // The kernel passes on what it did not understand of its command line.
         _ => be_init(),
     }
@@ -55,11 +61,13 @@ fn boot_and_serve(doorbell: Option<&Doorbell>) -> Result<(), Box<dyn Error>> {
     boot::mount_filesystems()?;
     let children = sys::child_signals()?;
     let listener = sys::listen_vsock(protocol::AGENT_PORT)?;
+    let mut staged = None;
     if let Some(doorbell) = doorbell {
         let mailbox = Mailbox::map()?;
+        staged = mailbox.take::<Create>()?.and_then(stage);
         // What comes back from this may be a clone.
         doorbell.ring(protocol::DOORBELL_FREEZE);
-        match mailbox.take()? {
+        match mailbox.take::<Handover>()? {
             None => doorbell.ring(protocol::DOORBELL_READY),
             Some(handover) => {
                 clone::become_another(&handover)?;
@@ -67,21 +75,37 @@ fn boot_and_serve(doorbell: Option<&Doorbell>) -> Result<(), Box<dyn Error>> {
             }
         }
     }
-    serve(listener, children)
+    serve(listener, children, staged)
 }
 
-fn serve(listener: OwnedFd, children: OwnedFd) -> Result<(), Box<dyn Error>> {
-    match Server::new(listener, children).run() {
+/// Builds a container ahead. One that cannot be built is left to whoever wants it and can be told why not.
+fn stage(create: Create) -> Option<Staged> {
+    let staged = Plan::new(create).and_then(|plan| Staged::new(plan.container));
+    staged
+        .map_err(|failure| report(Err(format!("no container is ready: {failure}").into())))
+        .ok()
+}
+
+fn serve(
+    listener: OwnedFd,
+    children: OwnedFd,
+    staged: Option<Staged>,
+) -> Result<(), Box<dyn Error>> {
+    match Server::new(listener, children, staged).run() {
         Stop::PowerOff | Stop::HungUp => Ok(()),
         stop => Err(stop.into()),
     }
 }
 
-fn serve_without_machine(socket: &Path) -> Result<(), Box<dyn Error>> {
+fn serve_without_machine(socket: &Path, create: Option<&Path>) -> Result<(), Box<dyn Error>> {
     let children = sys::child_signals()?;
+    let staged = match create {
+        Some(file) => stage(postcard::from_bytes(&std::fs::read(file)?)?),
+        None => None,
+    };
     let listener = std::os::unix::net::UnixListener::bind(socket)?;
     listener.set_nonblocking(true)?;
-    serve(listener.into(), children)
+    serve(listener.into(), children, staged)
 }
 
 /// Says on the console what went wrong.

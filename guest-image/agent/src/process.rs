@@ -11,8 +11,8 @@ use protocol::{Exit, ExitStatus, FailureKind, Report, StartFailure, StreamKind, 
 use rustix::event::PollFlags;
 use rustix::process::{Pid, Signal, WaitStatus};
 
-use crate::container::launch::{self, LaunchChannel, LaunchNews};
-use crate::container::{self, Cgroup, Plan};
+use crate::container::launch::{self, LaunchChannel, LaunchNews, Launched};
+use crate::container::{self, Cgroup, Plan, Staged};
 use crate::pump::{Input, Interests, Output};
 use crate::step::failure;
 use crate::sys;
@@ -91,7 +91,7 @@ impl Process {
 
     /// Takes the connection of a stream. One that was not declared, or that is there already, is closed.
     pub(crate) fn connect(&mut self, kind: StreamKind, connection: Connection) {
-        let declared = self.plan.streams;
+        let declared = self.plan.process.streams;
         let (is_declared, slot) = match kind {
             StreamKind::Stdin => (declared.stdin, &mut self.connections.stdin),
             StreamKind::Stdout => (declared.stdout, &mut self.connections.stdout),
@@ -110,8 +110,9 @@ impl Process {
         }
     }
 
-    /// Launches the process if it is to start and all streams are there. Reports only a failure.
-    pub(crate) fn launch_if_ready(&mut self) -> Option<Report> {
+    /// Launches the process if it is to start and all streams are there, in the container that is staged if it is its own. Reports
+    /// only a failure.
+    pub(crate) fn launch_if_ready(&mut self, staged: &mut Option<Staged>) -> Option<Report> {
         let State::Created {
             start_requested: true,
         } = self.state
@@ -125,7 +126,7 @@ impl Process {
                 "it was killed before it started",
             )));
         }
-        let (declared, there) = (self.plan.streams, &self.connections);
+        let (declared, there) = (self.plan.process.streams, &self.connections);
         let waits_for =
             |declared: bool, connection: &Option<Connection>| declared && connection.is_none();
         if waits_for(declared.stdin, &there.stdin)
@@ -134,16 +135,21 @@ impl Process {
         {
             return None;
         }
-        match self.launch() {
+        match self.launch(staged) {
             Ok(()) => None,
             Err(failure) => Some(self.fail(failure)),
         }
     }
 
-    fn launch(&mut self) -> Result<(), StartFailure> {
-        // Kept before the launch, so that it is removed also if that fails.
-        let cgroup = self.cgroup.insert(self.plan.cgroup.make()?);
-        let launched = launch::launch(&self.plan, cgroup)?;
+    fn launch(&mut self, staged: &mut Option<Staged>) -> Result<(), StartFailure> {
+        let launched = match self.release(staged)? {
+            Some(launched) => launched,
+            None => {
+                // Kept before the launch, so that it is removed also if that fails.
+                let cgroup = self.cgroup.insert(self.plan.container.cgroup.make()?);
+                launch::launch(&self.plan, cgroup)?
+            }
+        };
         self.state = State::Launching {
             pid: launched.pid,
             channel: launched.channel,
@@ -155,7 +161,7 @@ impl Process {
             stderr,
         } = &mut self.connections;
         let stdio = launched.stdio;
-        if self.plan.terminal.is_none() {
+        if self.plan.process.terminal.is_none() {
             self.stdin = stdio
                 .stdin
                 .zip(stdin.take())
@@ -170,6 +176,27 @@ impl Process {
                 .map(|(source, sink)| Output::new(source, sink));
         }
         Ok(())
+    }
+
+    /// Launches the process in the container that is staged. One that is another's, or of no use, makes room.
+    fn release(&mut self, staged: &mut Option<Staged>) -> Result<Option<Launched>, StartFailure> {
+        let Some(staged) = staged.take() else {
+            return Ok(None);
+        };
+        if !staged.is(&self.plan.container) {
+            staged.discard();
+            return Ok(None);
+        }
+        match staged.release(&self.plan.process)? {
+            Ok((cgroup, launched)) => {
+                self.cgroup = Some(cgroup);
+                Ok(Some(launched))
+            }
+            Err(staged) => {
+                staged.discard();
+                Ok(None)
+            }
+        }
     }
 
     /// The channel on which news of the launch come.
@@ -297,7 +324,7 @@ impl Process {
             }
             _ => return,
         }
-        if !self.plan.namespaces.has_pid() {
+        if !self.plan.container.namespaces.has_pid() {
             // What it started would hold its output open, and outlive its container.
             self.cgroup.iter().for_each(Cgroup::kill);
         }

@@ -14,7 +14,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 use rustix::process::WaitOptions;
 use thiserror::Error;
 
-use crate::container::Plan;
+use crate::container::{Plan, Staged};
 use crate::process::{Connection, Process, exists_already, no_such_process};
 
 /// How many connections may wait for their hello or for the creation of their process. The host, who alone can connect, has
@@ -35,6 +35,8 @@ pub(crate) struct Server {
     /// Streams whose process has not been created yet.
     unclaimed: Vec<(protocol::Process, StreamKind, Connection)>,
     processes: BTreeMap<protocol::Process, Process>,
+    /// A container that was made ahead, for whoever starts first.
+    staged: Option<Staged>,
 }
 
 /// The control connection.
@@ -83,8 +85,8 @@ enum Source {
 }
 
 impl Server {
-    /// Makes a server of `listener` that is told of children's exits by `children`.
-    pub(crate) fn new(listener: OwnedFd, children: OwnedFd) -> Self {
+    /// Makes a server of `listener` that is told of children's exits by `children`, and has a container ready.
+    pub(crate) fn new(listener: OwnedFd, children: OwnedFd, staged: Option<Staged>) -> Self {
         Self {
             listener,
             children,
@@ -92,6 +94,7 @@ impl Server {
             strangers: Vec::new(),
             unclaimed: Vec::new(),
             processes: BTreeMap::new(),
+            staged,
         }
     }
 
@@ -376,7 +379,9 @@ impl Server {
     fn advance_processes(&mut self) {
         let ids: Vec<protocol::Process> = self.processes.keys().copied().collect();
         for id in ids {
-            self.with_process(id, Process::launch_if_ready);
+            let mut staged = self.staged.take();
+            self.with_process(id, |process| process.launch_if_ready(&mut staged));
+            self.staged = staged;
             self.with_process(id, Process::report_exit);
         }
     }

@@ -4,16 +4,20 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use protocol::DeclaredStreams;
+
 use super::output::print_line;
-use super::run::open_image;
+use super::run::{limits, open_image, recipes};
 use crate::cli::{ImportLimitArgs, PrepareArgs, RunArgs, RunImage};
 use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
 use crate::machine::host::{Quirks, open_kvm};
 use crate::outcome::ExitCode;
-use crate::plan::{MachineChoices, template_machine};
+use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
-use crate::template::{Made, Patience, Recipe, Templates};
+use crate::template::{Made, Patience, Templates};
+use crate::workload::environment::OwnEnvironment;
+use crate::workload::{Choices, Workload};
 
 /// The lowest priority that there is (setpriority(2)).
 const LOWEST_PRIORITY: i32 = 19;
@@ -38,22 +42,44 @@ pub(super) fn run(arguments: &PrepareArgs, directories: &Directories) -> Result<
         kernel: None,
         verbose_kernel: false,
     };
-    let machine = template_machine(image.root.size_bytes, &guest, &choices, quirks)?
-        .ok_or(PrepareError::TooLarge)?;
-    let recipe = Recipe::of(&machine, &guest.manifest)?.ok_or(PrepareError::TooLarge)?;
+    let image_id = image.id.to_string();
+    // The containers of all that runs in the image are the same, so anything will do.
+    let anything = Choices {
+        command: vec!["true".to_owned()],
+        limits: limits(arguments.cpus, arguments.memory),
+        ..Choices::default()
+    };
+    let workload = Workload::new(&image.config, &anything, &OwnEnvironment)?;
+    let no_streams = DeclaredStreams::default();
+    let mut plan = RunPlan::decide(image, guest, workload, &choices, quirks, no_streams)?;
+    let recipes = recipes(&plan, &image_id)?;
+    let [with_container, base] = recipes.as_slice() else {
+        return Err(PrepareError::TooLarge.into());
+    };
     let patience = if arguments.background {
         Patience::Leave
     } else {
         Patience::Wait
     };
-    let made = Templates::new(directories.cache(), arguments.template_limit)
-        .make(&kvm, &machine, &recipe, patience)?;
-    if !arguments.quiet {
-        print_line(match made {
-            Made::New => "prepared",
-            Made::Already => "prepared already",
-            Made::ElsewhereAtWork => "another template is being made",
-        })?;
+    let templates = Templates::new(directories.cache(), arguments.template_limit);
+    plan.machine.freezes = true;
+    let of_image = (!arguments.base).then(|| {
+        let container = Some(&plan.container);
+        templates.make(&kvm, &plan.machine, with_container, container, patience)
+    });
+    let of_all = (arguments.base || arguments.background).then(|| {
+        plan.machine.root.empty();
+        templates.make(&kvm, &plan.machine, base, None, patience)
+    });
+    for made in [of_image, of_all].into_iter().flatten() {
+        let made = made?;
+        if !arguments.quiet {
+            print_line(match made {
+                Made::New => "prepared",
+                Made::Already => "prepared already",
+                Made::ElsewhereAtWork => "another template is being made",
+            })?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

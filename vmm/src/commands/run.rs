@@ -7,14 +7,14 @@ use std::io::{self, IsTerminal, Write};
 
 use super::load::import_options;
 use super::progress::ImportProgress;
-use super::start::{Began, start};
+use super::start::start;
 use crate::cli::{FileOrStdin, GlobalArgs, ImportLimitArgs, RunArgs, RunImage, TimingsFormat};
 use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
 use crate::image::{
     FindError, ImageSource, ImportError, ImportOptions, Store, StoreError, StoredImage,
 };
-use crate::limits::CpuQuota;
+use crate::limits::{CpuQuota, MemoryLimit};
 use crate::machine::host::{ProbeError, Quirks, open_kvm};
 use crate::monitor::{MonitorError, RawTerminal, Signals, Supervised, client_streams, window_size};
 use crate::outcome::{ExitCode, Outcome};
@@ -118,12 +118,12 @@ fn run_here(
 
     let client = reporter.as_ref().map(StartReporter::client).transpose()?;
     let templates = Templates::new(directories.cache(), arguments.templates.template_limit);
-    let recipe = match arguments.templates.no_template {
-        true => None,
-        false => Recipe::of(&plan.machine, plan.guest())?,
+    let recipes = match arguments.templates.no_template {
+        true => Vec::new(),
+        false => recipes(&plan, &image_id)?,
     };
-    let template = recipe.as_ref().map(|recipe| (&templates, recipe));
-    let (vm, began) = start(&kvm, &plan.machine, template, &signals)?;
+    let started = start(&kvm, &plan.machine, &templates, &recipes, &signals)?;
+    let vm = started.vm;
     let supervised = Supervised {
         vm: &vm,
         console_log: &console_log,
@@ -138,11 +138,8 @@ fn run_here(
     let result = {
         let timings = RefCell::new(&mut timings);
         let mut on_ready = || {
-            timings.borrow_mut().end_of(if began == Began::Booted {
-                "boot"
-            } else {
-                "clone"
-            });
+            let step = started.recipe.map_or("boot", |_| "clone");
+            timings.borrow_mut().end_of(step);
             // Not before: until somebody reads the keys, ^C is the terminal's to handle.
             match takes_keys.then(RawTerminal::enter).transpose() {
                 Ok(raw) => terminal = raw.flatten(),
@@ -160,7 +157,7 @@ fn run_here(
     };
     drop(terminal);
     timings.end_of("workload");
-    if let (Some(recipe), Began::FirstClone) = (&recipe, began) {
+    if let (Some(recipe), true) = (started.recipe, started.is_first_clone) {
         templates.note_writes(recipe, &vm);
     }
     vm.kill();
@@ -187,12 +184,22 @@ fn run_here(
     if let Err(error) = registry.clean() {
         tracing::debug!(%error, "leftovers of killed machines stay for the next run");
     }
-    if recipe.is_some() && began == Began::Booted && outcome.workload_ran() {
+    // The first is the best that there could have been.
+    if started.recipe != recipes.first() && outcome.workload_ran() {
         super::prepare::in_background(&image_id, arguments, global.root.as_deref());
     }
     timings.end_of("end");
     print_timings(arguments.timings, &timings);
     report_outcome(&outcome)
+}
+
+/// The templates that would serve a run, the best first.
+pub(super) fn recipes(plan: &RunPlan, image_id: &str) -> Result<Vec<Recipe>, Report> {
+    let Some(base) = Recipe::of_base(&plan.machine, plan.guest())? else {
+        return Ok(Vec::new());
+    };
+    let with_container = base.with_container(image_id, &plan.container, &plan.machine)?;
+    Ok(vec![with_container, base])
 }
 
 /// Writes down how the machine ended. That this fails does not change how it ended.
@@ -237,7 +244,6 @@ fn choices(arguments: &RunArgs, id: &MachineId) -> Result<Choices, Report> {
         environment.extend(read_file(path, &OwnEnvironment)?);
     }
     environment.extend(arguments.env.iter().cloned());
-    let cpus = arguments.cpus;
     Ok(Choices {
         command: arguments.image_and_command().1.to_vec(),
         entrypoint: arguments.entrypoint.clone(),
@@ -252,15 +258,20 @@ fn choices(arguments: &RunArgs, id: &MachineId) -> Result<Choices, Report> {
         terminal: arguments.tty.then(|| Terminal {
             size: window_size(rustix::stdio::stdin()),
         }),
-        limits: Limits {
-            memory_bytes: Some(arguments.memory.bytes()),
-            cpu: (!cpus.is_whole()).then(|| CpuTime {
-                quota_us: cpus.quota_us(),
-                period_us: CpuQuota::PERIOD_US,
-            }),
-            pids: None,
-        },
+        limits: limits(arguments.cpus, arguments.memory),
     })
+}
+
+/// The limits of a workload in a machine of this size.
+pub(super) fn limits(cpus: CpuQuota, memory: MemoryLimit) -> Limits {
+    Limits {
+        memory_bytes: Some(memory.bytes()),
+        cpu: (!cpus.is_whole()).then(|| CpuTime {
+            quota_us: cpus.quota_us(),
+            period_us: CpuQuota::PERIOD_US,
+        }),
+        pids: None,
+    }
 }
 
 /// Writes down that the workload runs, and lets a waiting client go.

@@ -1,62 +1,82 @@
-//! How a machine starts: as a clone of its template, or by a boot.
+//! How a machine starts: as a clone of a template, or by a boot.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use kvm_ioctls::Kvm;
 
-use crate::machine::MachineConfig;
+use crate::machine::{FrozenMachine, MachineConfig};
 use crate::monitor::Signals;
 use crate::report::{Report, chain};
 use crate::template::{Recipe, Templates};
 use crate::vm_process::{FirstReport, Start, VmProcess};
 
-/// How a machine began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Began {
-    /// By its kernel's first instruction.
-    Booted,
-    /// As a clone of a template of which nobody has seen yet what clones write to.
-    FirstClone,
-    /// As a clone like others before it.
-    Cloned,
+/// A machine that began.
+pub(super) struct Started<'recipes> {
+    /// Its process.
+    pub(super) vm: VmProcess,
+    /// The template of which it is a clone; none for one that booted.
+    pub(super) recipe: Option<&'recipes Recipe>,
+    /// Whether nobody has seen yet what clones of that template write to.
+    pub(super) is_first_clone: bool,
 }
 
-/// How long the agent of a clone may take to acknowledge what it was handed, on the slowest host.
-const CLONE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the agent of a clone may take to acknowledge what it was handed, on the slowest host under load.
+const CLONE_PATIENCE: Duration = Duration::from_secs(15);
 
-/// Starts the machine as a clone of its template, and boots it where there is none, or none that works. Says which of the two.
-pub(super) fn start(
+/// Starts the machine as a clone of the first of the templates that is there and works, and boots it where there is none.
+pub(super) fn start<'recipes>(
     kvm: &Kvm,
     machine: &MachineConfig,
-    template: Option<(&Templates, &Recipe)>,
+    templates: &Templates,
+    recipes: &'recipes [Recipe],
     signals: &Signals,
-) -> Result<(VmProcess, Began), Report> {
-    if let Some((templates, recipe)) = template {
-        match templates.find(recipe) {
-            Ok(None) => {}
-            Ok(Some(frozen)) => {
-                let began = if frozen.written.is_empty() {
-                    Began::FirstClone
-                } else {
-                    Began::Cloned
-                };
-                let vm = VmProcess::spawn(kvm, machine, &Start::Clone(Box::new(frozen)))?;
-                let reason = match vm.await_report(signals.as_fd(), CLONE_PATIENCE)? {
-                    FirstReport::Came | FirstReport::Interrupted => return Ok((vm, began)),
-                    FirstReport::Failed(reason) => reason,
-                    FirstReport::HungUp => {
-                        format!("its process ended, with {}", vm.last_status())
-                    }
-                    FirstReport::None => "its agent does not answer".to_owned(),
-                };
-                vm.kill();
+) -> Result<Started<'recipes>, Report> {
+    for recipe in recipes {
+        let frozen = match templates.find(recipe) {
+            Ok(Some(frozen)) => frozen,
+            Ok(None) => continue,
+            Err(error) => {
+                tracing::warn!("the machine boots, because {}", chain(&error));
+                continue;
+            }
+        };
+        let is_first_clone = frozen.written.is_empty();
+        match clone(kvm, machine, frozen, signals)? {
+            Ok(vm) => {
+                return Ok(Started {
+                    vm,
+                    recipe: Some(recipe),
+                    is_first_clone,
+                });
+            }
+            Err(reason) => {
                 templates.reject(recipe);
                 tracing::warn!("the machine boots, because a clone did not start: {reason}");
             }
-            Err(error) => tracing::warn!("the machine boots, because {}", chain(&error)),
         }
     }
-    let vm = VmProcess::spawn(kvm, machine, &Start::Boot)?;
-    Ok((vm, Began::Booted))
+    Ok(Started {
+        vm: VmProcess::spawn(kvm, machine, &Start::Boot)?,
+        recipe: None,
+        is_first_clone: false,
+    })
+}
+
+/// Starts a clone, and says in a sentence why it did not come so far.
+fn clone(
+    kvm: &Kvm,
+    machine: &MachineConfig,
+    frozen: FrozenMachine,
+    signals: &Signals,
+) -> Result<Result<VmProcess, String>, Report> {
+    let vm = VmProcess::spawn(kvm, machine, &Start::Clone(Box::new(frozen)))?;
+    let reason = match vm.await_report(signals.as_fd(), CLONE_PATIENCE)? {
+        FirstReport::Came | FirstReport::Interrupted => return Ok(Ok(vm)),
+        FirstReport::Failed(reason) => reason,
+        FirstReport::HungUp => format!("its process ended, with {}", vm.last_status()),
+        FirstReport::None => "its agent does not answer".to_owned(),
+    };
+    vm.kill();
+    Ok(Err(reason))
 }

@@ -27,11 +27,12 @@ fn list(arguments: TemplateListArgs, templates: &Templates) -> Result<ExitCode, 
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new([
-        "TEMPLATE", "CPUS", "RAM", "WINDOW", "DISK", "USED", "STATUS",
+        "TEMPLATE", "IMAGE", "CPUS", "RAM", "WINDOW", "DISK", "USED", "STATUS",
     ]);
     for template in found {
         table.row([
             template.id.short().to_owned(),
+            template.image_id.as_deref().map_or("any", short).to_owned(),
             template.vcpus.to_string(),
             format!("{} MiB", template.ram_mib),
             format!("{} MiB", template.window_mib),
@@ -49,6 +50,7 @@ fn list(arguments: TemplateListArgs, templates: &Templates) -> Result<ExitCode, 
             cell(""),
             cell(""),
             cell(""),
+            cell(""),
             cell("being made"),
         ]);
     }
@@ -60,4 +62,12 @@ fn remove(arguments: &TemplateRmArgs, templates: &Templates) -> Result<ExitCode,
     each(&arguments.templates, |name| {
         print_line(templates.remove(name)?.to_string())
     })
+}
+
+/// The first digits of an image's id, as `vmm images` shows them.
+fn short(image_id: &str) -> &str {
+    let digits = image_id
+        .rsplit_once(':')
+        .map_or(image_id, |(_, digits)| digits);
+    digits.get(..12).unwrap_or(digits)
 }

@@ -37,7 +37,8 @@ use kvm_bindings::{
     kvm_enable_cap, kvm_pit_config,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
-use protocol::{FrameError, Handover};
+use protocol::{Create, FrameError, Handover};
+use serde::Serialize;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -114,6 +115,15 @@ pub enum Root {
     },
 }
 
+impl Root {
+    /// Takes the image away: a machine of this shape that has not seen one.
+    pub fn empty(&mut self) {
+        match self {
+            Self::Window(Window { parts, .. }) | Self::Disk { parts, .. } => parts.clear(),
+        }
+    }
+}
+
 /// How a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MachineEnd {
@@ -178,9 +188,9 @@ pub enum BuildError {
     /// The serial port of a frozen machine cannot go on.
     #[error(transparent)]
     Serial(#[from] BadSerial),
-    /// What is handed to a clone does not fit its mailbox.
-    #[error("cannot hand over to a clone")]
-    Handover(#[source] FrameError),
+    /// What the agent is to find does not fit its mailbox.
+    #[error("cannot write to the agent's mailbox")]
+    Mailbox(#[source] FrameError),
 }
 
 fn kvm_refuses(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> BuildError {
@@ -297,6 +307,14 @@ impl Machine {
             cpuid,
             board,
         })
+    }
+
+    /// Puts into the mailbox of a machine that is to be frozen the container that its agent builds before.
+    ///
+    /// # Errors
+    /// When it is too large.
+    pub fn stage(&self, container: &Create) -> Result<(), BuildError> {
+        self.board.put_into_mailbox(container)
     }
 
     /// The way to dial ports of the guest.
@@ -580,9 +598,14 @@ impl Board {
             seed: [random()?, random()?],
             realtime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         };
+        self.put_into_mailbox(&handover)
+    }
+
+    fn put_into_mailbox(&self, letter: &impl Serialize) -> Result<(), BuildError> {
         let mut frame = Vec::new();
-        protocol::encode(&handover, protocol::MAILBOX_BYTES, &mut frame)
-            .map_err(BuildError::Handover)?;
+        // The frame's length goes before it.
+        let limit_bytes = protocol::MAILBOX_BYTES - size_of::<u32>();
+        protocol::encode(letter, limit_bytes, &mut frame).map_err(BuildError::Mailbox)?;
         self.memory
             .all
             .write_slice(&frame, GuestAddress(MAILBOX_ADDRESS))

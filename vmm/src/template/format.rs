@@ -19,7 +19,7 @@ use crate::machine::SavedMachine;
 
 const MAGIC: &[u8; 8] = b"vmm-tmpl";
 /// Goes up with every change of what is written, the states of devices included.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 const DIGEST_BYTES: usize = 32;
 const HEADER_BYTES: usize = MAGIC.len() + 4 + 4 + DIGEST_BYTES;
 /// A state is some ten KiB for each vCPU.
@@ -36,23 +36,37 @@ pub(super) struct State {
     pub(super) machine: SavedMachine,
 }
 
-/// By what a file is known: whoever changes it changes its times, too.
+/// By what a file is known that is not ours to guard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FileIdentity {
+pub(super) struct FileStamp {
     device: u64,
     inode: u64,
     size_bytes: u64,
     modified: (i64, i64),
-    changed: (i64, i64),
 }
 
-impl From<&std::fs::Metadata> for FileIdentity {
+impl From<&std::fs::Metadata> for FileStamp {
     fn from(metadata: &std::fs::Metadata) -> Self {
         Self {
             device: metadata.dev(),
             inode: metadata.ino(),
             size_bytes: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
+}
+
+/// By what a file is known that nobody may have touched: whoever changes it, or puts its times back, changes the last of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FileIdentity {
+    stamp: FileStamp,
+    changed: (i64, i64),
+}
+
+impl From<&std::fs::Metadata> for FileIdentity {
+    fn from(metadata: &std::fs::Metadata) -> Self {
+        Self {
+            stamp: FileStamp::from(metadata),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
     }

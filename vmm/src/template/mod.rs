@@ -1,7 +1,9 @@
 //! Templates: machines frozen after their boot, of which later runs are clones.
 //!
-//! A template belongs to a [`Recipe`]: guest image, this program, the machine's shape and what its kernel was told. Everything in it
-//! is ours: it was frozen before an image was mounted, and holds nothing of a workload. So one serves all images of a window class.
+//! A template belongs to a [`Recipe`]: guest image, this program, the machine's shape and what its kernel was told. There are two
+//! levels. A *base* was frozen when its agent was ready, before an image was seen: it serves all images of a window class. An
+//! *image*'s template was frozen a step later, with the image's container built and nothing running in it: it serves the runs of
+//! that image whose containers are the same, whatever runs in them. Neither holds anything of a workload.
 //!
 //! ```text
 //! templates/
@@ -29,16 +31,18 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use kvm_ioctls::Kvm;
+use protocol::Create;
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use self::format::{FORMAT, FileIdentity, FormatError, MAX_STATE_BYTES, State};
+use self::format::{FORMAT, FileIdentity, FileStamp, FormatError, MAX_STATE_BYTES, State};
 use crate::dirs::{DirectoriesError, create_private};
 use crate::guest::Manifest;
 use crate::limits::ByteSize;
 use crate::machine::{
-    CommandLineError, FrozenMachine, MachineConfig, Root, SavedMachine, WrittenPages,
+    CommandLineError, FrozenMachine, MachineConfig, Root, SavedMachine, Window, WrittenPages,
 };
 use crate::report::Help;
 use crate::vm_process::{ChannelError, FirstReport, FreezeFiles, SpawnError, Start, VmProcess};
@@ -60,7 +64,7 @@ pub const DEFAULT_LIMIT: ByteSize = ByteSize::of_bytes(2 << 30);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recipe {
     format: u32,
-    program: FileIdentity,
+    program: FileStamp,
     kernel_digest: String,
     agent_digest: String,
     command_line: Vec<u8>,
@@ -68,16 +72,56 @@ pub struct Recipe {
     ram_mib: u64,
     window_mib: u64,
     host_kernel: String,
+    container: Option<ContainerRecipe>,
+}
+
+/// The container that is built in a template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct ContainerRecipe {
+    /// For people.
+    image_id: String,
+    /// Of the request that builds it, and of the image's files.
+    digest: String,
+}
+
+impl ContainerRecipe {
+    fn of(image_id: &str, container: &Create, window: &Window) -> Result<Self, TemplateError> {
+        let files = window
+            .parts
+            .iter()
+            .map(|part| {
+                let metadata = part.file.metadata()?;
+                Ok((part.offset_bytes, FileStamp::from(&metadata)))
+            })
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(TemplateError::Image)?;
+        Ok(Self {
+            image_id: image_id.to_owned(),
+            digest: digest(&(container, files))?,
+        })
+    }
+}
+
+/// SHA-256 of what the value is in postcard, in hexadecimal digits.
+fn digest(value: &impl Serialize) -> Result<String, TemplateError> {
+    let bytes = postcard::to_stdvec(value).map_err(|_| TemplateError::Recipe)?;
+    Ok(Sha256::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 impl Recipe {
-    /// The recipe of a machine; `None` for one that is not frozen: another kernel than the guest image's, a kernel that says more
-    /// than it must, a root that is a disk.
+    /// The recipe of a base for a machine; `None` for one that is not frozen: another kernel than the guest image's, a kernel that
+    /// says more than it must, a root that is a disk.
     ///
     /// # Errors
     ///
     /// When this program cannot look at itself, or the machine's command line is too long.
-    pub fn of(machine: &MachineConfig, guest: &Manifest) -> Result<Option<Self>, TemplateError> {
+    pub fn of_base(
+        machine: &MachineConfig,
+        guest: &Manifest,
+    ) -> Result<Option<Self>, TemplateError> {
         let Root::Window(window) = &machine.root else {
             return Ok(None);
         };
@@ -87,7 +131,7 @@ impl Recipe {
         let program = fs::metadata("/proc/self/exe").map_err(TemplateError::Program)?;
         Ok(Some(Self {
             format: FORMAT,
-            program: FileIdentity::from(&program),
+            program: FileStamp::from(&program),
             kernel_digest: guest.kernel.digest.clone(),
             agent_digest: guest.agent.digest.clone(),
             command_line: machine.command_line()?,
@@ -98,14 +142,36 @@ impl Recipe {
                 .release()
                 .to_string_lossy()
                 .into_owned(),
+            container: None,
         }))
+    }
+
+    /// The recipe for the machine with a container of its image.
+    ///
+    /// # Errors
+    ///
+    /// When the image's files cannot be looked at.
+    pub fn with_container(
+        &self,
+        image_id: &str,
+        container: &Create,
+        machine: &MachineConfig,
+    ) -> Result<Self, TemplateError> {
+        let container = match &machine.root {
+            Root::Window(window) => Some(ContainerRecipe::of(image_id, container, window)?),
+            Root::Disk { .. } => None,
+        };
+        Ok(Self {
+            container,
+            ..self.clone()
+        })
     }
 
     #[cfg(test)]
     fn for_tests() -> Self {
         Self {
             format: FORMAT,
-            program: FileIdentity::from(&fs::metadata("/").unwrap()),
+            program: FileStamp::from(&fs::metadata("/").unwrap()),
             kernel_digest: "sha256:1".to_owned(),
             agent_digest: "sha256:2".to_owned(),
             command_line: b"quiet".to_vec(),
@@ -113,16 +179,12 @@ impl Recipe {
             ram_mib: 128,
             window_mib: 64,
             host_kernel: "6.1".to_owned(),
+            container: None,
         }
     }
 
     fn key(&self) -> Result<Key, TemplateError> {
-        let bytes = postcard::to_stdvec(self).map_err(|_| TemplateError::Recipe)?;
-        let digits = Sha256::digest(&bytes)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        Ok(Key(digits))
+        digest(self).map(Key)
     }
 }
 
@@ -161,6 +223,8 @@ pub struct Templates {
 pub struct TemplateSummary {
     /// Its name.
     pub id: Key,
+    /// The image whose container it holds; none in a base, which serves all.
+    pub image_id: Option<String>,
     /// vCPUs of its machines.
     pub vcpus: u8,
     /// RAM of its machines.
@@ -201,6 +265,9 @@ pub enum TemplateError {
     /// This program cannot look at itself.
     #[error("cannot look at this program's own file")]
     Program(#[source] io::Error),
+    /// The image's files cannot be looked at.
+    #[error("cannot look at the image's files")]
+    Image(#[source] io::Error),
     /// A recipe cannot be written down.
     #[error("cannot name a template")]
     Recipe,
@@ -325,7 +392,7 @@ impl Templates {
         }
     }
 
-    /// Boots a machine, freezes it when its agent is ready, and keeps it. Its root window is empty: `machine` says how large.
+    /// Boots a machine, freezes it when its agent is ready and has built the `container`, if there is to be one, and keeps it.
     ///
     /// Call it before the calling process has made a thread.
     ///
@@ -337,6 +404,7 @@ impl Templates {
         kvm: &Kvm,
         machine: &MachineConfig,
         recipe: &Recipe,
+        container: Option<&Create>,
         patience: Patience,
     ) -> Result<Made, TemplateError> {
         create_private(&self.directory)?;
@@ -352,7 +420,7 @@ impl Templates {
         }
         self.remove_leftovers();
         let unfinished = self.directory.join(format!("{UNFINISHED}{key}"));
-        let made = make_in(&unfinished, kvm, machine, recipe).and_then(|()| {
+        let made = make_in(&unfinished, kvm, machine, recipe, container).and_then(|()| {
             fs::rename(&unfinished, &path).map_err(failed("rename to", &path))?;
             sync_directory(&self.directory)
         });
@@ -377,6 +445,7 @@ impl Templates {
             };
             found.push(TemplateSummary {
                 id: key,
+                image_id: state.recipe.container.map(|container| container.image_id),
                 vcpus: state.recipe.vcpus,
                 ram_mib: state.recipe.ram_mib,
                 window_mib: state.recipe.window_mib,
@@ -520,7 +589,7 @@ fn open(path: &Path, recipe: &Recipe) -> Result<FrozenMachine, OpenError> {
         return Err(OpenError::Unusable("it is another machine's".to_owned()));
     }
     let unusable = |error: io::Error| OpenError::Unusable(format!("its memory: {error}"));
-    let memory = File::open(path.join(MEMORY)).map_err(unusable)?;
+    let memory = open_regular(&path.join(MEMORY)).map_err(unusable)?;
     let metadata = memory.metadata().map_err(unusable)?;
     if FileIdentity::from(&metadata) != state.memory {
         return Err(OpenError::Unusable("its memory was changed".to_owned()));
@@ -534,8 +603,21 @@ fn open(path: &Path, recipe: &Recipe) -> Result<FrozenMachine, OpenError> {
     })
 }
 
+/// Opens a file for reading, and nothing else that may have its name: a fifo would let the opener wait for ever.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::other("it is not a regular file"))
+    }
+}
+
 fn read_state(path: &Path) -> Result<State, FormatError> {
-    let file = File::open(path.join(STATE)).map_err(FormatError::Read)?;
+    let file = open_regular(&path.join(STATE)).map_err(FormatError::Read)?;
     let mut bytes = Vec::new();
     file.take(MAX_STATE_BYTES)
         .read_to_end(&mut bytes)
@@ -546,7 +628,7 @@ fn read_state(path: &Path) -> Result<State, FormatError> {
 /// None if no clone has left them, or if they make no sense.
 fn read_writes(path: &Path) -> Vec<WrittenPages> {
     let mut bytes = Vec::new();
-    File::open(path.join(WRITES))
+    open_regular(&path.join(WRITES))
         .and_then(|file| file.take(MAX_STATE_BYTES).read_to_end(&mut bytes))
         .ok()
         .and_then(|_| postcard::from_bytes(&bytes).ok())
@@ -589,7 +671,7 @@ fn disk_bytes(path: &Path) -> u64 {
 }
 
 fn is_in_use(path: &Path) -> bool {
-    File::open(path.join(MEMORY))
+    open_regular(&path.join(MEMORY))
         .is_ok_and(|memory| matches!(memory.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
@@ -599,6 +681,7 @@ fn make_in(
     kvm: &Kvm,
     machine: &MachineConfig,
     recipe: &Recipe,
+    container: Option<&Create>,
 ) -> Result<(), TemplateError> {
     DirBuilder::new()
         .mode(0o700)
@@ -614,6 +697,7 @@ fn make_in(
     let start = Start::Freeze(FreezeFiles {
         state: said.try_clone().map_err(failed("write in", path))?,
         memory: memory.try_clone().map_err(failed("write", &memory_path))?,
+        container: container.cloned(),
     });
     let vm = VmProcess::spawn(kvm, machine, &start)?;
     let report = vm.await_report(vm.as_fd(), MAKING_PATIENCE);

@@ -19,6 +19,7 @@ use devices::doorbell::Ring;
 use devices::virtio::vsock::Dialer;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use kvm_ioctls::Kvm;
+use protocol::Create;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Signal, set_parent_process_death_signal, setsid};
@@ -58,6 +59,8 @@ pub struct FreezeFiles {
     pub state: File,
     /// Gets the memory; as long as the RAM, and empty.
     pub memory: File,
+    /// A container that the agent builds before, for whoever runs in a clone.
+    pub container: Option<Create>,
 }
 
 /// What became of a machine that was waited for.
@@ -285,6 +288,9 @@ fn leave_the_parent(
 
 /// Writes the machine down when its agent is ready; says why not as one sentence.
 fn freeze(kvm: &Kvm, machine: Machine, files: &FreezeFiles) -> Result<(), String> {
+    if let Some(container) = &files.container {
+        machine.stage(container).map_err(|error| chain(&error))?;
+    }
     sandbox::enter_process().map_err(|error| format!("cannot enter the jail: {error}"))?;
     let saved = machine
         .freeze(kvm, sandbox::enter_thread, &files.memory)

@@ -9,7 +9,7 @@ mod profile;
 use oci_spec::OciSpecError;
 use oci_spec::image::{Config, ImageConfiguration};
 use oci_spec::runtime::{
-    BoxBuilder, LinuxBuilder, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder,
+    self, BoxBuilder, LinuxBuilder, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder,
     LinuxResources, LinuxResourcesBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
     UserBuilder,
 };
@@ -163,6 +163,37 @@ impl Workload {
     #[must_use]
     pub fn user(&self) -> &str {
         &self.user
+    }
+
+    /// Makes the message by which a machine builds the workload's container before anybody says what runs in it: all that is
+    /// particular to the process is left out. It is the same, byte for byte, for all workloads whose containers are.
+    ///
+    /// # Errors
+    ///
+    /// If the configuration cannot be written as JSON.
+    pub fn container(&self, process: Process, root: RootSource) -> Result<Create, WorkloadError> {
+        // What is to run needs a name, and whoever reads this starts nothing.
+        let mut nothing = runtime::Process::default();
+        nothing
+            .set_env(None)
+            .set_rlimits(None)
+            .set_capabilities(None);
+        let mut spec = self.spec.clone();
+        spec.set_process(Some(nothing)).set_hostname(None);
+        if let Some(root) = spec.root_mut() {
+            root.set_readonly(None);
+        }
+        // By way of a value, whose maps are sorted.
+        let config = serde_json::to_value(&spec)
+            .and_then(|value| serde_json::to_vec(&value))
+            .map_err(WorkloadError::Json)?;
+        Ok(Create {
+            process,
+            config,
+            root,
+            user: None,
+            streams: DeclaredStreams::default(),
+        })
     }
 
     /// Makes the message that creates the workload as `process`.

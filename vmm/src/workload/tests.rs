@@ -1,6 +1,7 @@
 //! Workloads from images and choices.
 
 use oci_spec::image::{ConfigBuilder, ImageConfigurationBuilder};
+use protocol::{ContainerId, Filesystem, ProcessId, Upper};
 use serde_json::{Value, json};
 
 use super::environment::OwnEnvironment;
@@ -242,4 +243,54 @@ fn the_profile_is_dockers_without_seccomp() {
         json["linux"]["sysctl"]["net.ipv4.ip_unprivileged_port_start"],
         "0"
     );
+}
+
+#[test]
+fn the_container_of_a_workload_is_the_same_whatever_runs_in_it() {
+    let root = || RootSource {
+        source: "/dev/pmem1".to_owned(),
+        filesystem: Filesystem::ErofsDax,
+        upper: Upper::Tmpfs {
+            size_bytes: 1 << 20,
+        },
+    };
+    let process = Process {
+        container: ContainerId(0),
+        process: ProcessId(0),
+    };
+    let plain = Choices {
+        command: vec!["true".to_owned()],
+        ..Choices::default()
+    };
+    let other = Choices {
+        command: vec!["sh".to_owned()],
+        environment: vec![Variable::Set {
+            name: "WORD".to_owned(),
+            value: "1".to_owned(),
+        }],
+        user: Some("7".to_owned()),
+        working_directory: Some("/made".to_owned()),
+        hostname: "called".to_owned(),
+        read_only: true,
+        terminal: Some(Terminal { size: None }),
+        ..Choices::default()
+    };
+    let container = |choices: &Choices| {
+        Workload::new(&ImageConfiguration::default(), choices, &OwnEnvironment)
+            .and_then(|workload| workload.container(process, root()))
+            .unwrap()
+    };
+
+    // Maps of two runs have different orders.
+    for _ in 0..8 {
+        assert_eq!(container(&plain), container(&other));
+    }
+    let limited = Choices {
+        limits: Limits {
+            pids: Some(7),
+            ..Limits::default()
+        },
+        ..plain.clone()
+    };
+    assert_ne!(container(&plain), container(&limited));
 }

@@ -5,6 +5,7 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, configure_capability_in_ambient_set,
     remove_capability_from_bounding_set, set_capabilities,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::spec;
 use crate::step::{Step as _, unsupported};
@@ -54,14 +55,14 @@ const NAMES: [&str; 41] = [
     "CAP_CHECKPOINT_RESTORE",
 ];
 
-/// The five sets of a process.
-#[derive(Clone, Copy, Debug)]
+/// The five sets of a process, a bit for each number.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub(crate) struct Capabilities {
-    bounding: CapabilitySet,
-    effective: CapabilitySet,
-    inheritable: CapabilitySet,
-    permitted: CapabilitySet,
-    ambient: CapabilitySet,
+    bounding: u64,
+    effective: u64,
+    inheritable: u64,
+    permitted: u64,
+    ambient: u64,
 }
 
 impl Capabilities {
@@ -87,9 +88,7 @@ impl Capabilities {
     ///
     /// The kernel's, see prctl(2), `PR_CAPBSET_DROP`.
     pub(crate) fn bound(&self) -> Result<(), StartFailure> {
-        for capability in
-            each(CapabilitySet::from_bits_retain(all())).filter(|one| !self.bounding.contains(*one))
-        {
+        for capability in each(all() & !self.bounding) {
             remove_capability_from_bounding_set(capability)
                 .step(|| "bounding the capabilities".to_owned())?;
         }
@@ -112,9 +111,9 @@ impl Capabilities {
         set_capabilities(
             None,
             CapabilitySets {
-                effective,
-                permitted,
-                inheritable,
+                effective: CapabilitySet::from_bits_retain(effective),
+                permitted: CapabilitySet::from_bits_retain(permitted),
+                inheritable: CapabilitySet::from_bits_retain(inheritable),
             },
         )
         .step(|| "setting the capabilities".to_owned())?;
@@ -131,13 +130,14 @@ fn all() -> u64 {
     (1 << NAMES.len()) - 1
 }
 
-fn each(set: CapabilitySet) -> impl Iterator<Item = CapabilitySet> {
+fn each(set: u64) -> impl Iterator<Item = CapabilitySet> {
     (0..NAMES.len())
-        .map(|number| CapabilitySet::from_bits_retain(1 << number))
-        .filter(move |one| set.contains(*one))
+        .map(|number| 1 << number)
+        .filter(move |one| set & one != 0)
+        .map(CapabilitySet::from_bits_retain)
 }
 
-fn set(which: &str, names: &[String]) -> Result<CapabilitySet, StartFailure> {
+fn set(which: &str, names: &[String]) -> Result<u64, StartFailure> {
     let mut bits = 0;
     for name in names {
         let number = NAMES
@@ -151,5 +151,5 @@ fn set(which: &str, names: &[String]) -> Result<CapabilitySet, StartFailure> {
             })?;
         bits |= 1 << number;
     }
-    Ok(CapabilitySet::from_bits_retain(bits))
+    Ok(bits)
 }

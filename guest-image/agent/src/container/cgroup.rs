@@ -19,7 +19,7 @@ pub(crate) const MOUNT_POINT: &str = "/sys/fs/cgroup";
 const DEFAULT_PERIOD_US: u64 = 100_000;
 
 /// What to make and what to write into it.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct CgroupPlan {
     /// Below [`MOUNT_POINT`], one element a level.
     path: Vec<String>,

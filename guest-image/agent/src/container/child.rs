@@ -1,4 +1,4 @@
-//! The process between its making and its program: builds the container around itself, one step a line.
+//! The process between its making and its program: builds the container around itself, then becomes what runs in it, one step a line.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -7,7 +7,7 @@ use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
-use super::plan::{Plan, Sysctl, Terminal};
+use super::plan::{ContainerPlan, ProcessPlan, Sysctl, Terminal};
 use super::user::Identity;
 use super::{devices, loopback, mounts, program, rootfs};
 use crate::step::Step as _;
@@ -21,36 +21,22 @@ pub(crate) struct ChildStdio {
     pub(crate) stderr: Option<OwnedFd>,
 }
 
-/// Builds the container and becomes its program. Returns only the reason why it did not.
+/// Builds the container around the calling process, the first of its namespaces. The agent's tree is out of reach afterwards.
 ///
-/// `send_terminal` hands the terminal's controlling side to the agent.
-pub(crate) fn run(
-    plan: &Plan,
-    stdio: ChildStdio,
-    send_terminal: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>,
-) -> StartFailure {
-    match prepare(plan, stdio, send_terminal) {
-        Ok(environment) => program::execute(&plan.arguments, &environment),
-        Err(failure) => failure,
-    }
-}
-
-/// Does all but the exec, and says with which environment to do that.
-fn prepare(
-    plan: &Plan,
-    stdio: ChildStdio,
-    send_terminal: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>,
-) -> Result<Vec<String>, StartFailure> {
+/// # Errors
+///
+/// If a step fails; it is named.
+pub(crate) fn build(container: &ContainerPlan) -> Result<(), StartFailure> {
     sys::reset_signals();
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().step(|| "making a session".to_owned())?;
-    if plan.namespaces.cgroup {
+    if container.namespaces.cgroup {
         sys::unshare_cgroup().step(|| "making a cgroup namespace".to_owned())?;
     }
     // Of a network namespace of its own, or of the machine's.
     loopback::set_up()?;
-    rootfs::mount(&plan.root)?;
-    let ready_mounts = plan
+    rootfs::mount(&container.root)?;
+    let ready_mounts = container
         .mounts
         .iter()
         .map(mounts::Mount::ready)
@@ -59,55 +45,77 @@ fn prepare(
     for mount in ready_mounts {
         mount.mount()?;
     }
-    make_devices(plan)?;
-    let terminal = plan
+    make_devices(container)?;
+    container.sysctls.iter().try_for_each(set_sysctl)?;
+    container
+        .readonly_paths
+        .iter()
+        .try_for_each(|path| mounts::make_read_only(path))?;
+    container
+        .masked_paths
+        .iter()
+        .try_for_each(|path| mounts::mask(path))
+}
+
+/// Becomes the program of a container that was built around the calling process. Returns only the reason why it did not.
+///
+/// `send_terminal` hands the terminal's controlling side to the agent.
+pub(crate) fn become_program(
+    process: &ProcessPlan,
+    stdio: ChildStdio,
+    send_terminal: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>,
+) -> StartFailure {
+    match prepare(process, stdio, send_terminal) {
+        Ok(environment) => program::execute(&process.arguments, &environment),
+        Err(failure) => failure,
+    }
+}
+
+/// Does all but the exec, and says with which environment to do that.
+fn prepare(
+    process: &ProcessPlan,
+    stdio: ChildStdio,
+    send_terminal: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>,
+) -> Result<Vec<String>, StartFailure> {
+    let terminal = process
         .terminal
         .map(|terminal| open_terminal(terminal, send_terminal))
         .transpose()?;
-    if let Some(name) = &plan.hostname {
+    if let Some(name) = &process.hostname {
         rustix::system::sethostname(name.as_bytes())
             .step(|| format!("setting the host name to {name}"))?;
     }
-    if let Some(name) = &plan.domainname {
+    if let Some(name) = &process.domainname {
         rustix::system::setdomainname(name.as_bytes())
             .step(|| format!("setting the domain name to {name}"))?;
     }
-    plan.sysctls.iter().try_for_each(set_sysctl)?;
-    if let Some(score) = plan.oom_score_adj {
+    if let Some(score) = process.oom_score_adj {
         write("/proc/self/oom_score_adj", &score.to_string())?;
     }
-    plan.readonly_paths
-        .iter()
-        .try_for_each(|path| mounts::make_read_only(path))?;
-    plan.masked_paths
-        .iter()
-        .try_for_each(|path| mounts::mask(path))?;
-    let identity = plan.user.resolve()?;
+    let identity = process.user.resolve()?;
     connect_stdio(stdio, terminal.as_ref(), &identity)?;
-    enter_working_directory(&plan.working_directory)?;
-    if plan.root_is_read_only {
+    enter_working_directory(&process.working_directory)?;
+    if process.root_is_read_only {
         mounts::make_root_read_only()?;
     }
-    for (resource, limit) in &plan.rlimits {
-        rustix::process::setrlimit(*resource, *limit).step(|| format!("limiting {resource:?}"))?;
-    }
-    plan.capabilities.bound()?;
+    process.limits.iter().try_for_each(|limit| limit.set())?;
+    process.capabilities.bound()?;
     become_user(&identity)?;
-    plan.capabilities.apply()?;
-    if plan.no_new_privileges {
+    process.capabilities.apply()?;
+    if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).step(|| "setting no_new_privs".to_owned())?;
     }
-    rustix::process::umask(Mode::from_raw_mode(plan.umask.unwrap_or(DEFAULT_UMASK)));
+    rustix::process::umask(Mode::from_raw_mode(process.umask.unwrap_or(DEFAULT_UMASK)));
     sys::close_on_exec_from(3).step(|| "closing the agent's descriptors".to_owned())?;
-    Ok(environment(plan, &identity.home))
+    Ok(environment(process, &identity.home))
 }
 
 /// As docker's, and most systems'.
 const DEFAULT_UMASK: u32 = 0o022;
 
-fn make_devices(plan: &Plan) -> Result<(), StartFailure> {
+fn make_devices(container: &ContainerPlan) -> Result<(), StartFailure> {
     // Who binds a /dev of their own brings its nodes.
-    let own = plan
+    let own = container
         .mounts
         .iter()
         .rfind(|mount| mount.destination.trim_end_matches('/') == "/dev");
@@ -117,7 +125,10 @@ fn make_devices(plan: &Plan) -> Result<(), StartFailure> {
         }
         devices::make_defaults()?;
     }
-    plan.devices.iter().try_for_each(devices::DeviceNode::make)
+    container
+        .devices
+        .iter()
+        .try_for_each(devices::DeviceNode::make)
 }
 
 /// Opens a terminal of the container's own devpts, sends its controlling side away and gives the process's side.
@@ -244,8 +255,8 @@ fn become_user(identity: &Identity) -> Result<(), StartFailure> {
     Ok(())
 }
 
-fn environment(plan: &Plan, home: &str) -> Vec<String> {
-    let mut environment = plan.environment.clone();
+fn environment(process: &ProcessPlan, home: &str) -> Vec<String> {
+    let mut environment = process.environment.clone();
     if !environment.iter().any(|entry| entry.starts_with("HOME=")) {
         environment.push(format!("HOME={home}"));
     }

@@ -29,7 +29,7 @@ const DEFAULT_LINKS: [(&str, &str); 6] = [
 ];
 
 /// A device that the config asks for.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct DeviceNode {
     path: String,
     kind: FileType,

@@ -15,12 +15,12 @@ use rustix::process::Pid;
 
 use super::cgroup::Cgroup;
 use super::child::{self, ChildStdio};
-use super::plan::Plan;
+use super::plan::{ContainerPlan, Plan, ProcessPlan};
 use crate::step::{Step as _, failure};
 use crate::sys::{self, Side};
 
 /// More than the longest message from a child: a bounded failure, encoded.
-const MAX_MESSAGE_BYTES: usize = 5 << 10;
+pub(super) const MAX_MESSAGE_BYTES: usize = 5 << 10;
 
 /// A process that was made and that has not become its program yet.
 #[derive(Debug)]
@@ -55,8 +55,28 @@ pub(crate) enum LaunchNews {
 ///
 /// If a pipe or the process cannot be made.
 pub(crate) fn launch(plan: &Plan, cgroup: &Cgroup) -> Result<Launched, StartFailure> {
-    let (agent_stdio, child_stdio) =
-        pipes(plan).step(|| "making the standard streams".to_owned())?;
+    let (agent_stdio, child_stdio) = pipes(&plan.process)?;
+    let (pid, channel) = make_child(&plan.container, cgroup, |channel| {
+        match child::build(&plan.container) {
+            Ok(()) => child::become_program(&plan.process, child_stdio, |terminal| {
+                send_terminal(channel, terminal)
+            }),
+            Err(failure) => failure,
+        }
+    })?;
+    Ok(Launched {
+        pid,
+        channel,
+        stdio: agent_stdio,
+    })
+}
+
+/// Makes the first process of a container's namespaces, which lives `life`; what that returns is sent as why it failed.
+pub(super) fn make_child(
+    container: &ContainerPlan,
+    cgroup: &Cgroup,
+    life: impl FnOnce(&OwnedFd) -> StartFailure,
+) -> Result<(Pid, LaunchChannel), StartFailure> {
     // Messages keep their boundaries, a descriptor can travel, and the end that the child holds closes with its exec.
     let (ours, theirs) = rustix::net::socketpair(
         AddressFamily::UNIX,
@@ -65,18 +85,17 @@ pub(crate) fn launch(plan: &Plan, cgroup: &Cgroup) -> Result<Launched, StartFail
         None,
     )
     .step(|| "making the launch channel".to_owned())?;
-    let side = sys::clone(plan.namespaces.at_clone, Some(cgroup.directory().as_fd()))
-        .step(|| "making the process".to_owned())?;
+    let side = sys::clone(
+        container.namespaces.at_clone,
+        Some(cgroup.directory().as_fd()),
+    )
+    .step(|| "making the process".to_owned())?;
     match side {
-        Side::Parent(pid) => Ok(Launched {
-            pid,
-            channel: LaunchChannel(ours),
-            stdio: agent_stdio,
-        }),
+        Side::Parent(pid) => Ok((pid, LaunchChannel(ours))),
         Side::Child => {
-            let failure = child::run(plan, child_stdio, |terminal| {
-                send_terminal(&theirs, terminal)
-            });
+            // Whoever holds the other end in a copy would keep this process from noticing that the agent let go of it.
+            drop(ours);
+            let failure = life(&theirs);
             // Nobody is left to tell if this fails; the agent then sees a process that exited.
             let message = postcard::to_stdvec(&failure.bounded()).unwrap_or_default();
             let _ = rustix::net::send(&theirs, &message, SendFlags::NOSIGNAL);
@@ -85,23 +104,32 @@ pub(crate) fn launch(plan: &Plan, cgroup: &Cgroup) -> Result<Launched, StartFail
     }
 }
 
-fn pipes(plan: &Plan) -> rustix::io::Result<(AgentStdio, ChildStdio)> {
+/// Makes the pipes of the streams that are declared.
+///
+/// # Errors
+///
+/// If the kernel has none left.
+pub(super) fn pipes(process: &ProcessPlan) -> Result<(AgentStdio, ChildStdio), StartFailure> {
+    open_pipes(process).step(|| "making the standard streams".to_owned())
+}
+
+fn open_pipes(process: &ProcessPlan) -> rustix::io::Result<(AgentStdio, ChildStdio)> {
     let mut agent = AgentStdio::default();
     let mut child = ChildStdio::default();
-    if plan.terminal.is_some() {
+    if process.terminal.is_some() {
         return Ok((agent, child));
     }
     let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
-    if plan.streams.stdin {
+    if process.streams.stdin {
         let (read, write) = pipe()?;
         rustix::io::ioctl_fionbio(&write, true)?;
         (child.stdin, agent.stdin) = (Some(read), Some(write));
     }
-    if plan.streams.stdout {
+    if process.streams.stdout {
         let (read, write) = pipe()?;
         (agent.stdout, child.stdout) = (Some(read), Some(write));
     }
-    if plan.streams.stderr {
+    if process.streams.stderr {
         let (read, write) = pipe()?;
         (agent.stderr, child.stderr) = (Some(read), Some(write));
     }
@@ -109,7 +137,7 @@ fn pipes(plan: &Plan) -> rustix::io::Result<(AgentStdio, ChildStdio)> {
 }
 
 /// Sends the terminal's controlling side; the message's body is empty but for one byte, which failures never are.
-fn send_terminal(channel: &OwnedFd, terminal: BorrowedFd<'_>) -> rustix::io::Result<()> {
+pub(super) fn send_terminal(channel: &OwnedFd, terminal: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = [terminal];

@@ -1,7 +1,8 @@
 //! Containers: from a `config.json` to a process that runs its program.
 //!
 //! [`Plan::new`] decides everything and refuses what is not supported, before anything exists. [`launch::launch`] makes
-//! the process; in the child, [`child::run`] builds the container around itself, step by step, and becomes the program.
+//! the process; in the child, [`child::build`] builds the container around itself, step by step, and [`child::become_program`]
+//! becomes the program. [`Staged`] does the first half ahead.
 
 mod capabilities;
 mod cgroup;
@@ -13,8 +14,10 @@ mod mounts;
 mod plan;
 mod program;
 mod rootfs;
+mod staged;
 mod user;
 
 pub(crate) use cgroup::{Cgroup, MOUNT_POINT as CGROUP_MOUNT_POINT};
 pub(crate) use child::winsize;
 pub(crate) use plan::Plan;
+pub(crate) use staged::Staged;

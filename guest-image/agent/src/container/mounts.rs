@@ -16,7 +16,7 @@ use crate::step::{Step as _, invalid, unsupported};
 const MOUNT_POINT_MODE: u32 = 0o755;
 
 /// One mount, options decided.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct Mount {
     pub(crate) destination: String,
     kind: Kind,
@@ -24,7 +24,7 @@ pub(crate) struct Mount {
     propagation: Option<MountPropagationFlags>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 enum Kind {
     /// A new instance of a filesystem.
     Filesystem {

@@ -4,6 +4,7 @@ use std::ffi::{CString, c_int};
 
 use protocol::{Create, DeclaredStreams, FailureKind, RootSource, StartFailure, WindowSize};
 use rustix::process::{Resource, Rlimit};
+use serde::{Deserialize, Serialize};
 
 use super::capabilities::Capabilities;
 use super::cgroup;
@@ -16,10 +17,14 @@ use crate::step::{Step as _, failure, invalid, unsupported};
 /// What will be done to make the container and its first process.
 #[derive(Debug)]
 pub(crate) struct Plan {
+    pub(crate) container: ContainerPlan,
+    pub(crate) process: ProcessPlan,
+}
+
+/// The container, whatever runs in it: all that can be made before anybody says what that is.
+#[derive(Debug, PartialEq)]
+pub(crate) struct ContainerPlan {
     pub(crate) root: RootSource,
-    pub(crate) root_is_read_only: bool,
-    pub(crate) hostname: Option<String>,
-    pub(crate) domainname: Option<String>,
     pub(crate) mounts: Vec<Mount>,
     pub(crate) devices: Vec<DeviceNode>,
     pub(crate) masked_paths: Vec<String>,
@@ -27,6 +32,14 @@ pub(crate) struct Plan {
     pub(crate) sysctls: Vec<Sysctl>,
     pub(crate) namespaces: Namespaces,
     pub(crate) cgroup: cgroup::CgroupPlan,
+}
+
+/// What becomes of a container when its first process is known. It can be sent to who made the container.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct ProcessPlan {
+    pub(crate) hostname: Option<String>,
+    pub(crate) domainname: Option<String>,
+    pub(crate) root_is_read_only: bool,
     pub(crate) terminal: Option<Terminal>,
     pub(crate) streams: DeclaredStreams,
     pub(crate) user: UserChoice,
@@ -35,19 +48,28 @@ pub(crate) struct Plan {
     pub(crate) environment: Vec<String>,
     pub(crate) working_directory: String,
     pub(crate) capabilities: Capabilities,
-    pub(crate) rlimits: Vec<(Resource, Rlimit)>,
+    pub(crate) limits: Vec<ResourceLimit>,
     pub(crate) no_new_privileges: bool,
     pub(crate) oom_score_adj: Option<i32>,
 }
 
 /// A terminal that the process gets.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub(crate) struct Terminal {
     pub(crate) size: Option<WindowSize>,
 }
 
+/// A resource limit: setrlimit(2).
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub(crate) struct ResourceLimit {
+    /// Its place in [`RESOURCES`].
+    resource: usize,
+    soft: u64,
+    hard: u64,
+}
+
 /// A kernel parameter of the container.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct Sysctl {
     /// Below `/proc/sys`.
     pub(crate) path: String,
@@ -55,7 +77,7 @@ pub(crate) struct Sysctl {
 }
 
 /// The namespaces that are made for the container. It shares the others with the agent.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Namespaces {
     /// `CLONE_NEW*` of those that are made with the process.
     pub(crate) at_clone: c_int,
@@ -94,11 +116,8 @@ impl Plan {
         let process = process.ok_or_else(|| invalid("process", "the config has no process"))?;
         let terminal = terminal(&process, create.streams)?;
         check_propagation(linux.rootfs_propagation.as_deref())?;
-        Ok(Self {
+        let container = ContainerPlan {
             root: create.root,
-            root_is_read_only: root.unwrap_or_default().readonly,
-            hostname: hostname.filter(|name| !name.is_empty()),
-            domainname: domainname.filter(|name| !name.is_empty()),
             mounts: mounts.iter().map(Mount::new).collect::<Result<_, _>>()?,
             devices: linux
                 .devices
@@ -118,6 +137,11 @@ impl Plan {
                 linux.cgroups_path.as_deref(),
                 linux.resources,
             )?,
+        };
+        let process = ProcessPlan {
+            hostname: hostname.filter(|name| !name.is_empty()),
+            domainname: domainname.filter(|name| !name.is_empty()),
+            root_is_read_only: root.unwrap_or_default().readonly,
             terminal,
             streams: create.streams,
             user: match create.user {
@@ -133,14 +157,15 @@ impl Plan {
             environment: process.env,
             working_directory: working_directory(process.cwd)?,
             capabilities: Capabilities::new(&process.capabilities.unwrap_or_default())?,
-            rlimits: process
+            limits: process
                 .rlimits
                 .iter()
-                .map(rlimit)
+                .map(ResourceLimit::new)
                 .collect::<Result<_, _>>()?,
             no_new_privileges: process.no_new_privileges,
             oom_score_adj: process.oom_score_adj,
-        })
+        };
+        Ok(Self { container, process })
     }
 }
 
@@ -260,41 +285,62 @@ fn working_directory(directory: String) -> Result<String, StartFailure> {
     ))
 }
 
-fn rlimit(limit: &spec::Rlimit) -> Result<(Resource, Rlimit), StartFailure> {
-    let resource = match limit.kind.as_str() {
-        "RLIMIT_AS" => Resource::As,
-        "RLIMIT_CORE" => Resource::Core,
-        "RLIMIT_CPU" => Resource::Cpu,
-        "RLIMIT_DATA" => Resource::Data,
-        "RLIMIT_FSIZE" => Resource::Fsize,
-        "RLIMIT_LOCKS" => Resource::Locks,
-        "RLIMIT_MEMLOCK" => Resource::Memlock,
-        "RLIMIT_MSGQUEUE" => Resource::Msgqueue,
-        "RLIMIT_NICE" => Resource::Nice,
-        "RLIMIT_NOFILE" => Resource::Nofile,
-        "RLIMIT_NPROC" => Resource::Nproc,
-        "RLIMIT_RSS" => Resource::Rss,
-        "RLIMIT_RTPRIO" => Resource::Rtprio,
-        "RLIMIT_RTTIME" => Resource::Rttime,
-        "RLIMIT_SIGPENDING" => Resource::Sigpending,
-        "RLIMIT_STACK" => Resource::Stack,
-        other => {
-            return Err(failure(
-                FailureKind::Unsupported,
-                "process.rlimits",
-                format!("unknown type {other}"),
-            ));
-        }
-    };
-    // RLIM_INFINITY is the largest value on x86-64.
-    let value = |limit: u64| (limit != u64::MAX).then_some(limit);
-    Ok((
-        resource,
-        Rlimit {
-            current: value(limit.soft),
-            maximum: value(limit.hard),
-        },
-    ))
+/// The names of resource limits.
+const RESOURCES: [(&str, Resource); 16] = [
+    ("RLIMIT_AS", Resource::As),
+    ("RLIMIT_CORE", Resource::Core),
+    ("RLIMIT_CPU", Resource::Cpu),
+    ("RLIMIT_DATA", Resource::Data),
+    ("RLIMIT_FSIZE", Resource::Fsize),
+    ("RLIMIT_LOCKS", Resource::Locks),
+    ("RLIMIT_MEMLOCK", Resource::Memlock),
+    ("RLIMIT_MSGQUEUE", Resource::Msgqueue),
+    ("RLIMIT_NICE", Resource::Nice),
+    ("RLIMIT_NOFILE", Resource::Nofile),
+    ("RLIMIT_NPROC", Resource::Nproc),
+    ("RLIMIT_RSS", Resource::Rss),
+    ("RLIMIT_RTPRIO", Resource::Rtprio),
+    ("RLIMIT_RTTIME", Resource::Rttime),
+    ("RLIMIT_SIGPENDING", Resource::Sigpending),
+    ("RLIMIT_STACK", Resource::Stack),
+];
+
+impl ResourceLimit {
+    fn new(limit: &spec::Rlimit) -> Result<Self, StartFailure> {
+        let resource = RESOURCES
+            .iter()
+            .position(|(name, _)| *name == limit.kind)
+            .ok_or_else(|| {
+                failure(
+                    FailureKind::Unsupported,
+                    "process.rlimits",
+                    format!("unknown type {}", limit.kind),
+                )
+            })?;
+        Ok(Self {
+            resource,
+            soft: limit.soft,
+            hard: limit.hard,
+        })
+    }
+
+    /// Limits the calling process.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, see setrlimit(2).
+    pub(crate) fn set(self) -> Result<(), StartFailure> {
+        let Some((name, resource)) = RESOURCES.get(self.resource) else {
+            return Ok(());
+        };
+        // RLIM_INFINITY is the largest value on x86-64.
+        let value = |limit: u64| (limit != u64::MAX).then_some(limit);
+        let limit = Rlimit {
+            current: value(self.soft),
+            maximum: value(self.hard),
+        };
+        rustix::process::setrlimit(*resource, limit).step(|| format!("setting {name}"))
+    }
 }
 
 #[cfg(test)]

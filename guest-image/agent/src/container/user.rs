@@ -7,6 +7,7 @@ use std::io::Read as _;
 use protocol::{FailureKind, StartFailure};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use crate::step::{Step as _, failure};
 
@@ -17,7 +18,7 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 const MAX_ID: u32 = i32::MAX.cast_unsigned();
 
 /// The user as the host gives it.
-#[derive(Debug)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) enum UserChoice {
     /// Docker's syntax: `[user][:group]`, each a name or a number.
     Text(String),

@@ -1,6 +1,6 @@
 //! A clone is what a booted machine is, only sooner.
 
-use std::fs;
+use std::fs::{self, File};
 
 use rustix::process::Signal;
 use tests::binary;
@@ -38,18 +38,58 @@ fn a_clone_has_the_streams_and_the_exit_code_of_a_machine_that_booted() {
 }
 
 #[test]
-fn one_template_serves_other_options_other_limits_and_other_images() {
+fn an_images_template_serves_all_that_is_run_in_it() {
     let home = Home::prepared();
+    let run = |options: &[&str], script: &str, said: &str| {
+        home.run(options, &["sh", "-c", script])
+            .is_clone()
+            .says(said);
+    };
+
+    run(
+        &["--read-only"],
+        "touch /x 2>/dev/null || echo refused",
+        "refused\n",
+    );
+    run(
+        &["--user", "1000:7"],
+        "id -u; id -g; touch /x 2>/dev/null || echo refused",
+        "1000\n7\nrefused\n",
+    );
+    run(&["--workdir", "/made/here"], "pwd", "/made/here\n");
+    run(&["--hostname", "called-so"], "hostname", "called-so\n");
+    run(
+        &["-e", "WORD=one two"],
+        "echo $WORD; echo $HOME",
+        "one two\n/root\n",
+    );
+    run(&["--entrypoint", "echo"], "x", "-c x\n");
+    home.run(&[], &["not-a-program"])
+        .is_clone()
+        .done
+        .code_is(127);
+
+    assert_eq!(home.ids().len(), 1);
+}
+
+#[test]
+fn a_base_serves_other_limits_and_other_images() {
+    let home = Home::new();
+    home.prepare(&["--base"])
+        .succeeded()
+        .stdout_is("prepared\n");
+    let base = home.list().remove(0);
+    assert!(base["image_id"].is_null(), "{base}");
     let other = ImageMaker::busybox()
         .layer(Layer::new().file("etc/motd", "another image\n"))
         .name("other:test");
     let file = home.fixture.file("other.oci", other.layout().archive());
     home.fixture.load(&file).run().succeeded();
+    // Or each run would leave a template of its image.
+    let making = File::open(home.directory().join("making")).unwrap();
+    making.lock().unwrap();
 
-    let read_only = home.run(
-        &["--read-only"],
-        &["sh", "-c", "touch /x 2>/dev/null || echo refused"],
-    );
+    let plain = home.run(&[], &["echo", "hello"]);
     let limited = home.run(&["--memory", "120m"], &["cat", "/sys/fs/cgroup/memory.max"]);
     let named = Ran::of(
         home.vmm(&[
@@ -63,10 +103,65 @@ fn one_template_serves_other_options_other_limits_and_other_images() {
         .run(),
     );
 
-    read_only.is_clone().says("refused\n");
+    plain.is_clone().says("hello\n");
     limited.is_clone().says("125829120\n");
     named.is_clone().says("another image\n");
-    assert_eq!(home.ids().len(), 1);
+    home.fixture.nothing_runs();
+    assert_eq!(home.ids(), [base["id"].as_str().unwrap()]);
+}
+
+#[test]
+fn a_template_of_another_image_or_of_other_limits_is_not_used() {
+    let home = Home::prepared();
+    let id = home.list().remove(0);
+    assert!(id["image_id"].is_string(), "{id}");
+    let other = ImageMaker::busybox().name("other:test");
+    let file = home.fixture.file("other.oci", other.layout().archive());
+    home.fixture.load(&file).run().succeeded();
+
+    let named = home
+        .vmm(&[
+            "run",
+            "--timings=json",
+            "other:test",
+            "--",
+            "ls",
+            "/bin/probe",
+        ])
+        .run();
+    let limited = home.run(&["--memory", "120m"], &["cat", "/sys/fs/cgroup/memory.max"]);
+
+    Ran::of(named).booted().done.code_is(1);
+    limited.booted().says("125829120\n");
+    home.fixture.nothing_runs();
+}
+
+#[test]
+fn a_run_takes_the_template_of_its_image_before_the_one_for_all() {
+    let home = Home::new();
+    home.prepare(&["--base"]).succeeded();
+    home.run(&[], &["true"]).is_clone().says("");
+    home.fixture.nothing_runs();
+    let list = home.list();
+    let of_image = list
+        .iter()
+        .find(|template| template["image_id"].is_string())
+        .expect("a run from a base leaves a template of its image");
+    let id = of_image["id"].as_str().unwrap();
+
+    let running = home
+        .run_invocation(&["-i"], &["sh", "-c", "echo ready; read word"])
+        .open_input()
+        .start();
+    running.wait_for_stdout("ready\n");
+    let used: Vec<_> = home
+        .list()
+        .into_iter()
+        .filter(|template| template["in_use"] == true)
+        .map(|template| template["id"].clone())
+        .collect();
+    assert_eq!(used, [id]);
+    Ran::of(running.finish()).is_clone();
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn a_first_run_leaves_a_template_from_which_the_second_starts() {
     home.run(&[], &["echo", "hello"]).is_clone().says("hello\n");
 
     home.fixture.nothing_runs();
-    assert_eq!(home.ids().len(), 1);
+    assert_eq!(home.ids().len(), 2, "one of the image, one for all");
     assert_eq!(home.leftovers(), [""; 0]);
 }
 

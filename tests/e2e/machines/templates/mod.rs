@@ -39,7 +39,7 @@ impl Home {
         Self { fixture }
     }
 
-    /// Makes a home with a template for machines of the usual shape.
+    /// Makes a home with a template of [`IMAGE`] for machines of the usual shape, and no other.
     fn prepared() -> Self {
         let home = Self::new();
         home.prepare(&[]).succeeded().stdout_is("prepared\n");
@@ -129,6 +129,7 @@ impl Home {
     fn is_well_again(&self) {
         self.prepare(&[]).succeeded();
         self.run(&[], &["echo", "hello"]).is_clone().says("hello\n");
+        self.fixture.nothing_runs();
         assert_eq!(self.leftovers(), [""; 0]);
     }
 }
