@@ -12,7 +12,7 @@ use rustix::event::PollFlags;
 use rustix::process::{Pid, Signal, WaitStatus};
 
 use crate::container::launch::{self, LaunchChannel, LaunchNews, Launched};
-use crate::container::{self, Cgroup, Plan, Staged};
+use crate::container::{self, Cgroup, Namespaces, Plan, Released, Staged};
 use crate::pump::{Input, Interests, Output};
 use crate::step::failure;
 use crate::sys;
@@ -30,6 +30,7 @@ pub(crate) struct Process {
     /// What was sent to it before it was its program. If SIGKILL is among them, it must not start.
     pending: Vec<Signal>,
     cgroup: Option<Cgroup>,
+    namespaces: Option<Namespaces>,
     terminal: Option<OwnedFd>,
     stdin: Option<Input>,
     stdout: Option<Output>,
@@ -82,6 +83,7 @@ impl Process {
             connections: Connections::default(),
             pending: Vec::new(),
             cgroup: None,
+            namespaces: None,
             terminal: None,
             stdin: None,
             stdout: None,
@@ -188,8 +190,13 @@ impl Process {
             return Ok(None);
         }
         match staged.release(&self.plan.process)? {
-            Ok((cgroup, launched)) => {
+            Ok(Released {
+                launched,
+                cgroup,
+                namespaces,
+            }) => {
                 self.cgroup = Some(cgroup);
+                self.namespaces = Some(namespaces);
                 Ok(Some(launched))
             }
             Err(staged) => {
@@ -355,6 +362,7 @@ impl Process {
 
     /// Lets go of what the container leaves behind.
     pub(crate) fn clean_up(self) {
+        drop(self.namespaces);
         if let Some(cgroup) = self.cgroup {
             cgroup.remove();
         }

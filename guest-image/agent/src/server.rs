@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::{Duration, Instant};
 
 use protocol::{
     Create, FrameBuffer, Hello, MAGIC, MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES,
     Report, Request, Role, StreamKind, VERSION,
 };
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 use rustix::process::WaitOptions;
@@ -24,6 +25,9 @@ const MAX_WAITING: usize = 64;
 /// What is read from the control connection at once: a usual request.
 const READ_BYTES: usize = 4 << 10;
 
+/// How long what is over may lie about. Most machines end before, with all that is in them.
+const TIDY_AFTER: Duration = Duration::from_millis(10);
+
 /// The agent while it serves.
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -37,6 +41,8 @@ pub(crate) struct Server {
     processes: BTreeMap<protocol::Process, Process>,
     /// A container that was made ahead, for whoever starts first.
     staged: Option<Staged>,
+    /// When what is over is cleaned up.
+    tidy_at: Option<Instant>,
 }
 
 /// The control connection.
@@ -95,6 +101,7 @@ impl Server {
             unclaimed: Vec::new(),
             processes: BTreeMap::new(),
             staged,
+            tidy_at: None,
         }
     }
 
@@ -113,11 +120,11 @@ impl Server {
             if let Some(control) = &mut self.control {
                 control.flush();
             }
-            self.clean_up_processes();
+            self.tidy();
         }
     }
 
-    /// Waits until something can be done, and says what.
+    /// Waits until something can be done, and says what; nothing where it is time to tidy.
     fn wait(&self) -> rustix::io::Result<Vec<(Source, PollFlags)>> {
         let mut sources = vec![Source::Listener, Source::Children];
         let mut fds = vec![
@@ -150,7 +157,11 @@ impl Server {
                 }
             }
         }
-        rustix::event::poll(&mut fds, None)?;
+        let until_tidying = self.tidy_at.map(|moment| {
+            let left = moment.saturating_duration_since(Instant::now());
+            Timespec::try_from(left).unwrap_or_default()
+        });
+        rustix::event::poll(&mut fds, until_tidying.as_ref())?;
         let results = fds.iter().map(PollFd::revents);
         Ok(sources
             .into_iter()
@@ -337,6 +348,8 @@ impl Server {
 
     fn create(&mut self, create: Create) {
         let id = create.process;
+        // The id may be that of one that is over.
+        self.clean_up_processes();
         if self.processes.contains_key(&id) {
             return self.report(&Report::NotStarted {
                 process: id,
@@ -386,8 +399,20 @@ impl Server {
         }
     }
 
+    /// Cleans up behind what has been over for a while.
+    fn tidy(&mut self) {
+        match self.tidy_at {
+            Some(moment) if moment <= Instant::now() => self.clean_up_processes(),
+            None if self.processes.values().any(Process::is_over) => {
+                self.tidy_at = Some(Instant::now() + TIDY_AFTER);
+            }
+            _ => (),
+        }
+    }
+
     /// Lets go of the processes that are over.
     fn clean_up_processes(&mut self) {
+        self.tidy_at = None;
         for (_, process) in self
             .processes
             .extract_if(.., |_, process| process.is_over())

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use rustix::mm::MlockAllFlags;
 use rustix::process::{Pid, Signal};
 use rustix::thread::UnshareFlags;
 
@@ -84,6 +85,14 @@ pub(crate) fn reseed_as_clone(urandom: &OwnedFd, seed: &[u8]) -> io::Result<()> 
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Maps all pages of the process that it may ever touch, so that it does not stop for any of them later: in a machine that is about
+/// to be frozen, once for all its clones.
+pub(crate) fn fault_in() {
+    // Locking maps them; that they stay is nobody's concern, nor that one could not be mapped.
+    let _ = rustix::mm::mlockall(MlockAllFlags::CURRENT);
+    let _ = rustix::mm::munlockall();
 }
 
 /// Takes the calling process into a new cgroup namespace, whose root is its present cgroup.

@@ -20,4 +20,4 @@ mod user;
 pub(crate) use cgroup::{Cgroup, MOUNT_POINT as CGROUP_MOUNT_POINT};
 pub(crate) use child::winsize;
 pub(crate) use plan::Plan;
-pub(crate) use staged::Staged;
+pub(crate) use staged::{Namespaces, Released, Staged};

@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use protocol::{FailureKind, StartFailure};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -19,7 +20,9 @@ use super::cgroup::Cgroup;
 use super::child::{self, ChildStdio};
 use super::launch::{self, LaunchChannel, Launched, MAX_MESSAGE_BYTES};
 use super::plan::{ContainerPlan, ProcessPlan};
+use super::user;
 use crate::step::{Step as _, failure};
+use crate::sys;
 
 /// What a child says when its container is built. No failure is as short.
 const BUILT: &[u8] = &[0];
@@ -34,6 +37,36 @@ pub(crate) struct Staged {
     cgroup: Cgroup,
     pid: Pid,
     channel: LaunchChannel,
+    namespaces: Namespaces,
+}
+
+/// References to the namespaces of a process. While they are held its end does not take the namespaces apart, mounts and all.
+#[derive(Debug)]
+pub(crate) struct Namespaces {
+    _held: Vec<OwnedFd>,
+}
+
+impl Namespaces {
+    /// Those that take long to end.
+    const COSTLY: [&str; 2] = ["mnt", "ipc"];
+
+    fn of(pid: Pid) -> Result<Self, StartFailure> {
+        let open = |name: &&str| {
+            let path = format!("/proc/{}/ns/{name}", pid.as_raw_nonzero());
+            rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .step(|| format!("opening {path}"))
+        };
+        let held = Self::COSTLY.iter().map(open).collect::<Result<_, _>>()?;
+        Ok(Self { _held: held })
+    }
+}
+
+/// A process that was released, and what to keep until it is over.
+#[derive(Debug)]
+pub(crate) struct Released {
+    pub(crate) launched: Launched,
+    pub(crate) cgroup: Cgroup,
+    pub(crate) namespaces: Namespaces,
 }
 
 impl Staged {
@@ -52,35 +85,20 @@ impl Staged {
                 return Err(failure);
             }
         };
-        let staged = Self {
-            container,
-            cgroup,
-            pid,
-            channel,
-        };
-        match staged.await_built() {
-            Ok(()) => Ok(staged),
+        match await_built(&channel).and_then(|()| Namespaces::of(pid)) {
+            Ok(namespaces) => Ok(Self {
+                container,
+                cgroup,
+                pid,
+                channel,
+                namespaces,
+            }),
             Err(failure) => {
-                staged.discard();
+                end(pid);
+                cgroup.remove();
                 Err(failure)
             }
         }
-    }
-
-    fn await_built(&self) -> Result<(), StartFailure> {
-        let mut space = [MaybeUninit::uninit(); MAX_MESSAGE_BYTES];
-        let ((message, _), _) = rustix::net::recv(&self.channel, &mut space, RecvFlags::empty())
-            .step(|| "waiting for the container".to_owned())?;
-        if message == BUILT {
-            return Ok(());
-        }
-        Err(postcard::from_bytes(message).unwrap_or_else(|_| {
-            failure(
-                FailureKind::Failed,
-                "building the container",
-                "its process ended",
-            )
-        }))
     }
 
     /// Whether this is the container that is wanted.
@@ -96,7 +114,7 @@ impl Staged {
     pub(crate) fn release(
         self,
         process: &ProcessPlan,
-    ) -> Result<Result<(Cgroup, Launched), Self>, StartFailure> {
+    ) -> Result<Result<Released, Self>, StartFailure> {
         let (stdio, child_stdio) = match launch::pipes(process) {
             Ok(pipes) => pipes,
             Err(failure) => {
@@ -105,14 +123,15 @@ impl Staged {
             }
         };
         Ok(match self.send(process, &child_stdio) {
-            Ok(()) => Ok((
-                self.cgroup,
-                Launched {
+            Ok(()) => Ok(Released {
+                launched: Launched {
                     pid: self.pid,
                     channel: self.channel,
                     stdio,
                 },
-            )),
+                cgroup: self.cgroup,
+                namespaces: self.namespaces,
+            }),
             Err(_) => Err(self),
         })
     }
@@ -143,18 +162,39 @@ impl Staged {
 
     /// Ends its process and removes what there is of it.
     pub(crate) fn discard(self) {
-        // It was not reaped, so the id is its own.
-        let _ = rustix::process::kill_process(self.pid, Signal::KILL);
-        while let Err(Errno::INTR) = rustix::process::waitpid(Some(self.pid), WaitOptions::empty())
-        {
-        }
+        end(self.pid);
         self.cgroup.remove();
     }
+}
+
+/// Ends a process that was not reaped, so that the id is its own.
+fn end(pid: Pid) {
+    let _ = rustix::process::kill_process(pid, Signal::KILL);
+    while let Err(Errno::INTR) = rustix::process::waitpid(Some(pid), WaitOptions::empty()) {}
+}
+
+/// Waits until the child says that its container is built.
+fn await_built(channel: &LaunchChannel) -> Result<(), StartFailure> {
+    let mut space = [MaybeUninit::uninit(); MAX_MESSAGE_BYTES];
+    let ((message, _), _) = rustix::net::recv(channel, &mut space, RecvFlags::empty())
+        .step(|| "waiting for the container".to_owned())?;
+    if message == BUILT {
+        return Ok(());
+    }
+    Err(postcard::from_bytes(message).unwrap_or_else(|_| {
+        failure(
+            FailureKind::Failed,
+            "building the container",
+            "its process ended",
+        )
+    }))
 }
 
 /// The child's life. Returns only the reason why it did not become a program.
 fn live(container: &ContainerPlan, channel: &OwnedFd) -> StartFailure {
     let told = child::build(container).and_then(|()| {
+        user::look_ahead();
+        sys::fault_in();
         let step = || "waiting for what to run".to_owned();
         rustix::net::send(channel, BUILT, SendFlags::NOSIGNAL).step(step)?;
         await_process(channel).step(step)

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::step::{Step as _, failure};
 
+const PASSWD: &str = "/etc/passwd";
+const GROUP: &str = "/etc/group";
+
 /// The most that is read of either file; a larger one is refused, as an image decides its size.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
@@ -46,9 +49,9 @@ impl UserChoice {
     ///
     /// If a name is unknown, a number too large or a file unreadable.
     pub(crate) fn resolve(&self) -> Result<Identity, StartFailure> {
-        let passwd = read("/etc/passwd")?;
+        let passwd = read(PASSWD)?;
         match self {
-            Self::Text(text) => resolve(text, &passwd, &read("/etc/group")?),
+            Self::Text(text) => resolve(text, &passwd, &read(GROUP)?),
             Self::Numbers {
                 uid,
                 gid,
@@ -63,6 +66,12 @@ impl UserChoice {
             }),
         }
     }
+}
+
+/// Lets the kernel know the files that [`UserChoice::resolve`] reads, so that it need not look for them then.
+pub(super) fn look_ahead() {
+    // What is wrong with them is for whoever needs them.
+    let _ = (read(PASSWD), read(GROUP));
 }
 
 /// Reads a file as text; an absent one is empty.
