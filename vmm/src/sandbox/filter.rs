@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule, TargetArch,
+    SeccompFilter, SeccompRule, TargetArch, sock_filter,
 };
 
 use crate::machine::ThreadRole;
@@ -139,13 +139,52 @@ pub(super) fn program(role: ThreadRole) -> Result<BpfProgram, BackendError> {
             rules.insert(libc::SYS_ioctl, vec![ioctl(FIONBIO)?]);
         }
     }
-    SeccompFilter::new(
-        rules,
-        SeccompAction::KillProcess,
-        SeccompAction::Allow,
-        TargetArch::x86_64,
-    )?
-    .try_into()
+    compile(rules)
+}
+
+/// The most system calls that are compared one after the other.
+const LEAF_CALLS: usize = 6;
+
+/// Compiles rules to a search tree, by halving them until few are left. The library makes a chain of comparisons, and the kernel goes
+/// through all of it for every system call that there is whenever a filter is installed (`seccomp_cache_prepare` in
+/// kernel/seccomp.c): at the start of each machine, twice.
+fn compile(mut rules: BTreeMap<i64, Vec<SeccompRule>>) -> Result<BpfProgram, BackendError> {
+    let pivot = rules.keys().nth(rules.len() / 2).copied();
+    let (Some(pivot), true) = (pivot, rules.len() > LEAF_CALLS) else {
+        return SeccompFilter::new(
+            rules,
+            SeccompAction::KillProcess,
+            SeccompAction::Allow,
+            TargetArch::x86_64,
+        )?
+        .try_into();
+    };
+    let upper = compile(rules.split_off(&pivot))?;
+    let lower = compile(rules)?;
+    Ok([fork_at(pivot, lower.len()), lower, upper].concat())
+}
+
+/// Goes on behind the next `skipped` instructions for system calls from `pivot` on. What is no number of this architecture ends up
+/// somewhere, and there the architecture is looked at first.
+fn fork_at(pivot: i64, skipped: usize) -> BpfProgram {
+    /// Offset of `nr` in `struct seccomp_data` (include/uapi/linux/seccomp.h).
+    const NUMBER_OFFSET: u32 = 0;
+    /// `BPF_LD | BPF_W | BPF_ABS` (include/uapi/linux/bpf_common.h).
+    const LOAD: u16 = 0x20;
+    /// `BPF_JMP | BPF_JGE | BPF_K`.
+    const IS_NOT_BELOW: u16 = 0x35;
+    /// `BPF_JMP | BPF_JA`.
+    const JUMP: u16 = 0x05;
+    // What does not fit would be refused by the kernel.
+    let number = u32::try_from(pivot).unwrap_or(u32::MAX);
+    let skipped = u32::try_from(skipped).unwrap_or(u32::MAX);
+    [
+        (LOAD, 0, 0, NUMBER_OFFSET),
+        (IS_NOT_BELOW, 0, 1, number),
+        (JUMP, 0, 0, skipped),
+    ]
+    .map(|(code, jt, jf, k)| sock_filter { code, jt, jf, k })
+    .to_vec()
 }
 
 /// Allows one ioctl request, by the part of its number that names it.
@@ -186,6 +225,71 @@ mod tests {
             jailed(ThreadRole::EventLoop, open),
             format!("signal {}", libc::SIGSYS)
         );
+    }
+
+    /// What a filter says to a call: `seccomp_run_filters` for the few instructions that there are.
+    fn allows(program: &BpfProgram, architecture: u32, call: i64, request: u64) -> bool {
+        let mut data = [0_u8; 64];
+        data[..4].copy_from_slice(&u32::try_from(call).unwrap().to_le_bytes());
+        data[4..8].copy_from_slice(&architecture.to_le_bytes());
+        data[24..32].copy_from_slice(&request.to_le_bytes());
+        let (mut place, mut accumulator) = (0, 0_u32);
+        loop {
+            let sock_filter { code, jt, jf, k } = program[place].clone();
+            place += 1;
+            let is_so = match code {
+                0x20 => {
+                    let offset = usize::try_from(k).unwrap();
+                    accumulator = u32::from_le_bytes(data[offset..offset + 4].try_into().unwrap());
+                    continue;
+                }
+                0x54 => {
+                    accumulator &= k;
+                    continue;
+                }
+                0x05 => {
+                    place += usize::try_from(k).unwrap();
+                    continue;
+                }
+                0x06 => return k == libc::SECCOMP_RET_ALLOW,
+                0x15 => accumulator == k,
+                0x35 => accumulator >= k,
+                other => panic!("an instruction that no filter here has: {other:#x}"),
+            };
+            place += usize::from(if is_so { jt } else { jf });
+        }
+    }
+
+    /// `AUDIT_ARCH_X86_64` and `AUDIT_ARCH_I386` (include/uapi/linux/audit.h).
+    const X86_64: u32 = 0xc000_003e;
+    const I386: u32 = 0x4000_0003;
+
+    #[test]
+    fn every_call_of_a_role_is_allowed_and_no_other() {
+        for role in [ThreadRole::Vcpu, ThreadRole::EventLoop, ThreadRole::Freezer] {
+            let program = program(role).unwrap();
+            let mut calls = COMMON.to_vec();
+            match role {
+                ThreadRole::Vcpu => calls.extend([
+                    libc::SYS_close,
+                    libc::SYS_epoll_ctl,
+                    libc::SYS_fcntl,
+                    libc::SYS_eventfd2,
+                ]),
+                ThreadRole::EventLoop | ThreadRole::Freezer => calls.extend(EVENT_LOOP),
+            }
+            for call in (0..1000).filter(|call| *call != libc::SYS_ioctl) {
+                let is_allowed = allows(&program, X86_64, call, 0);
+                assert_eq!(is_allowed, calls.contains(&call), "{role:?}, call {call}");
+                assert!(!allows(&program, I386, call, 0));
+            }
+            assert!(!allows(&program, X86_64, libc::SYS_ioctl, 0x5401));
+            let own = match role {
+                ThreadRole::Vcpu => KVM_RUN,
+                ThreadRole::EventLoop | ThreadRole::Freezer => FIONBIO,
+            };
+            assert!(allows(&program, X86_64, libc::SYS_ioctl, own), "{role:?}");
+        }
     }
 
     #[test]

@@ -1,17 +1,16 @@
 //! The file in which a template's state is kept.
 //!
 //! ```text
-//! magic "vmm-tmpl" | format, u32 | length of the body, u32 | SHA-256 of the body | body
+//! magic "vmm-tmpl" | format, u32 | length of the body, u32 | CRC-32 of the body | body
 //! ```
 //!
 //! All numbers are little endian. The body is postcard: recipe, identity of the memory's file, the machine. What is not exactly
-//! this is no template.
+//! this is no template. The checksum is against accidents: whoever may write here may do all that this account may.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::Recipe;
@@ -20,8 +19,7 @@ use crate::machine::SavedMachine;
 const MAGIC: &[u8; 8] = b"vmm-tmpl";
 /// Goes up with every change of what is written, the states of devices included.
 pub(super) const FORMAT: u32 = 2;
-const DIGEST_BYTES: usize = 32;
-const HEADER_BYTES: usize = MAGIC.len() + 4 + 4 + DIGEST_BYTES;
+const HEADER_BYTES: usize = MAGIC.len() + 4 + 4 + 4;
 /// A state is some ten KiB for each vCPU.
 pub(super) const MAX_STATE_BYTES: u64 = 4 << 20;
 
@@ -106,7 +104,7 @@ pub(super) fn encode(state: &State) -> Result<Vec<u8>, FormatError> {
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&FORMAT.to_le_bytes());
     bytes.extend_from_slice(&length.to_le_bytes());
-    bytes.extend_from_slice(&Sha256::digest(&body));
+    bytes.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
     bytes.extend_from_slice(&body);
     Ok(bytes)
 }
@@ -123,13 +121,11 @@ pub(super) fn decode(bytes: &[u8]) -> Result<State, FormatError> {
         return Err(FormatError::Version { found });
     }
     let (length, rest) = rest.split_first_chunk().ok_or(FormatError::Truncated)?;
-    let (digest, body) = rest
-        .split_first_chunk::<DIGEST_BYTES>()
-        .ok_or(FormatError::Truncated)?;
+    let (checksum, body) = rest.split_first_chunk().ok_or(FormatError::Truncated)?;
     if usize::try_from(u32::from_le_bytes(*length)) != Ok(body.len()) {
         return Err(FormatError::Truncated);
     }
-    if Sha256::digest(body).as_slice() != digest {
+    if crc32fast::hash(body) != u32::from_le_bytes(*checksum) {
         return Err(FormatError::Checksum);
     }
     postcard::from_bytes(body).map_err(FormatError::Body)

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use super::{Home, Ran, set_mode};
 
-/// Where the parts of a state begin: magic, format, length, digest, body.
+/// Where the parts of a state begin: magic, format, length, checksum, body.
 const FORMAT_AT: usize = 8;
 const LENGTH_AT: usize = 12;
-const DIGEST_AT: usize = 16;
-const BODY_AT: usize = 48;
+const CHECKSUM_AT: usize = 16;
+const BODY_AT: usize = 20;
 
 /// Why a file here takes what is done to it.
 const MINE: &str = "a fixture's files are this test's own";
@@ -94,7 +94,7 @@ fn a_state_with_another_byte_in_its_header_is_not_used() {
     );
     planted.boots_with_state(&planted.with_byte(LENGTH_AT, flipped), "it is cut short");
     planted.boots_with_state(
-        &planted.with_byte(DIGEST_AT, flipped),
+        &planted.with_byte(CHECKSUM_AT, flipped),
         "its checksum is wrong",
     );
     // Its memory was linked elsewhere, which changes it in no way but its times: enough to make it another.
