@@ -107,6 +107,15 @@ impl Server {
 
     /// Serves until there is a reason to stop.
     pub(crate) fn run(&mut self) -> Stop {
+        let stop = self.serve_until_stop();
+        self.clean_up_processes();
+        if let Some(staged) = self.staged.take() {
+            staged.discard();
+        }
+        stop
+    }
+
+    fn serve_until_stop(&mut self) -> Stop {
         loop {
             let ready = match self.wait() {
                 Ok(ready) => ready,

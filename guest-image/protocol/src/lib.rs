@@ -70,7 +70,9 @@ pub const DOORBELL_FREEZE: u32 = 3;
 pub const DOORBELL_HANDED_OVER: u32 = 4;
 
 /// Guest-physical address of the mailbox: memory of [`MAILBOX_BYTES`] that is no part of the guest's RAM, zero in a machine that
-/// booted. In a clone it begins with one frame, a [`Handover`]. The agent erases it after reading.
+/// only boots. In one that is to be frozen it begins with one frame, a [`Create`]: its container is built before
+/// [`DOORBELL_FREEZE`], for whichever process is created in an equal one first. In a clone it begins with a [`Handover`], to be
+/// read after that ring. The agent erases it after reading.
 pub const MAILBOX_ADDRESS: u64 = 0xD002_0000;
 
 /// Size of the mailbox.

@@ -32,35 +32,49 @@ pub(super) fn start<'recipes>(
     recipes: &'recipes [Recipe],
     signals: &Signals,
 ) -> Result<Started<'recipes>, Report> {
+    let mut reasons = Vec::new();
+    let mut started = None;
     for recipe in recipes {
         let frozen = match templates.find(recipe) {
             Ok(Some(frozen)) => frozen,
             Ok(None) => continue,
             Err(error) => {
-                tracing::warn!("the machine boots, because {}", chain(&error));
+                reasons.push(chain(&error));
                 continue;
             }
         };
         let is_first_clone = frozen.written.is_empty();
         match clone(kvm, machine, frozen, signals)? {
             Ok(vm) => {
-                return Ok(Started {
+                started = Some(Started {
                     vm,
                     recipe: Some(recipe),
                     is_first_clone,
                 });
+                break;
             }
             Err(reason) => {
                 templates.reject(recipe);
-                tracing::warn!("the machine boots, because a clone did not start: {reason}");
+                reasons.push(format!("a clone did not start: {reason}"));
             }
         }
     }
-    Ok(Started {
-        vm: VmProcess::spawn(kvm, machine, &Start::Boot)?,
-        recipe: None,
-        is_first_clone: false,
-    })
+    let so_it = if started.is_some() {
+        "begins with another template"
+    } else {
+        "boots"
+    };
+    for reason in reasons {
+        tracing::warn!("the machine {so_it}, because {reason}");
+    }
+    match started {
+        Some(started) => Ok(started),
+        None => Ok(Started {
+            vm: VmProcess::spawn(kvm, machine, &Start::Boot)?,
+            recipe: None,
+            is_first_clone: false,
+        }),
+    }
 }
 
 /// Starts a clone, and says in a sentence why it did not come so far.

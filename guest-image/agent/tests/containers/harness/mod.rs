@@ -57,10 +57,25 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn start() -> Result<Self, Failure> {
+        Self::start_staged(|_| None)
+    }
+
+    /// Starts an agent that builds a container before it listens, if `stage` makes a request for the image.
+    pub(crate) fn start_staged(
+        stage: impl FnOnce(&Path) -> Option<Create>,
+    ) -> Result<Self, Failure> {
         let directory = tempfile::tempdir()?;
         make_image(&directory.path().join("image"))?;
         let socket = directory.path().join("agent");
-        let script = "mount -t cgroup2 none /sys/fs/cgroup && exec \"$0\" --listen \"$1\"";
+        let staged = match stage(&directory.path().join("image")) {
+            None => Vec::new(),
+            Some(create) => {
+                let file = directory.path().join("create");
+                fs::write(&file, postcard::to_stdvec(&create)?)?;
+                vec!["--stage".into(), file.into_os_string()]
+            }
+        };
+        let script = "mount -t cgroup2 none /sys/fs/cgroup && exec \"$0\" --listen \"$@\"";
         let process = Command::new("unshare")
             .args([
                 "--mount",
@@ -73,6 +88,7 @@ impl Agent {
             ])
             .arg(env!("CARGO_BIN_EXE_agent"))
             .arg(&socket)
+            .args(staged)
             .stdin(Stdio::null())
             .spawn()?;
         let agent = Self { process, directory };
@@ -98,6 +114,17 @@ impl Agent {
         protocol::encode(&Hello::new(role), MAX_HELLO_BYTES, &mut hello)?;
         stream.write_all(&hello)?;
         Ok(stream)
+    }
+
+    /// The processes in a container's cgroup, as the host numbers them.
+    pub(crate) fn processes_of(container: u32) -> Vec<u32> {
+        HIERARCHIES
+            .iter()
+            .map(|hierarchy| Path::new(hierarchy).join(cgroup_name(container)))
+            .filter_map(|cgroup| fs::read_to_string(cgroup.join("cgroup.procs")).ok())
+            .flat_map(|list| list.lines().map(str::to_owned).collect::<Vec<_>>())
+            .filter_map(|line| line.parse().ok())
+            .collect()
     }
 
     /// Opens a control connection as another version would, and reads nothing from it.

@@ -1,6 +1,7 @@
 //! Containers made by the agent on this machine, seen from inside.
 
 mod harness;
+mod staged;
 
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
@@ -40,6 +41,7 @@ macro_rules! needs_containers {
         }
     };
 }
+pub(crate) use needs_containers;
 
 #[test]
 fn a_program_runs_and_its_output_comes_back() -> Test {
