@@ -6,6 +6,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use lab::Times;
 use serde_json::Value;
 use tests::binary::checkout;
 use tests::workload;
@@ -90,9 +91,10 @@ fn processes(stage: &Stage) -> Result<String, Failure> {
     let parts = [Part::Vmm, Part::HelloImage];
     let said = stage.shell("profile", &parts, LIMIT, TRACES)?;
     let mut lines = said.lines();
-    let alone: f64 = lines
+    let alone = lines
         .next()
-        .and_then(|line| line.parse().ok())
+        .and_then(Times::parse)
+        .map(|times| times.exit.as_secs_f64() * 1e9)
         .ok_or_else(|| bad("no duration"))?;
     let mut traced = || {
         let line = lines.next().unwrap_or_default();
@@ -148,8 +150,7 @@ fn processes(stage: &Stage) -> Result<String, Failure> {
     let _ = write!(
         text,
         "## By process\n\n\
-         Spawn to return of wait: {:.1}, with nothing else to do for the processor. (The scenario `vmm-run-cold` begins while the\n\
-         machine before it is still taken down.) The events that say who runs cost {:.0} instructions each, {} of them, taken off evenly.\n\
+         Spawn to return of wait: {:.1}. The events that say who runs cost {:.0} instructions each, {} of them, taken off evenly.\n\
          A page fault counts as what it interrupts.\n\n\
          | who | {} | together |\n|---|{}--:|\n",
         alone / 1e6,

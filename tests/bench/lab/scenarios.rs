@@ -23,6 +23,13 @@ pub(crate) struct Scenario {
     pub(crate) is_long: bool,
 }
 
+impl Scenario {
+    /// Whether it is another VMM's.
+    pub(crate) fn is_of_a_peer(&self) -> bool {
+        self.takes.iter().any(|part| matches!(part, Other(_)))
+    }
+}
+
 /// What a scenario takes; nothing else is in its lab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
