@@ -67,7 +67,7 @@ mod figures {
 
 mod reports {
     use crate::measure::Figure;
-    use crate::report::{Committed, as_json, row};
+    use crate::report::{Committed, as_json, row, table};
     use crate::scenarios::{SCENARIOS, Scenario};
 
     fn scenario(name: &str) -> &'static Scenario {
@@ -133,17 +133,54 @@ mod reports {
             Some("vmm-run-cold was 100.0 virtual ms, is 103.1")
         );
     }
+
+    #[test]
+    fn a_target_stands_beside_what_is_reached() {
+        let (one, two) = (scenario("vmm-run-warm"), scenario("vmm-run-warm-2-vcpus"));
+
+        let table = table(&[], &[(one, figure(20.0)), (two, figure(21.0))]);
+
+        assert!(table.contains("| 10.0 | 20.0, missed |\n"), "{table}");
+        assert!(table.contains("| 1.10 | 1.05 |\n"), "{table}");
+        assert!(!table.contains("a hundred, one after the other"), "{table}");
+    }
 }
 
 mod every_scenario {
     use std::collections::BTreeSet;
 
-    use crate::scenarios::SCENARIOS;
+    use crate::scenarios::{Part, SCENARIOS, Scenario};
+
+    /// Whether the first run of its image would leave work behind.
+    fn is_undecided(scenario: &&Scenario) -> bool {
+        let Scenario { before, .. } = scenario;
+        let is_run = scenario.takes.contains(&Part::Vmm) && scenario.name != "vmm-load";
+        is_run && !before.contains("VMM_NO_TEMPLATE=1") && !before.contains("vmm prepare ")
+    }
 
     #[test]
     fn every_name_is_there_once() {
         let names: BTreeSet<&str> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
 
         assert_eq!(names.len(), SCENARIOS.len());
+    }
+
+    #[test]
+    fn every_machine_boots_always_or_is_a_clone_always() {
+        let undecided: Vec<&Scenario> = SCENARIOS.iter().filter(is_undecided).collect();
+
+        assert!(undecided.is_empty(), "{undecided:?}");
+    }
+
+    #[test]
+    fn every_clone_says_so_in_its_name() {
+        let named = |scenario: &&Scenario| scenario.name.contains("-warm");
+        let cloned = |scenario: &&Scenario| scenario.before.contains("vmm prepare ");
+        let names = |which: fn(&&Scenario) -> bool| -> Vec<&str> {
+            let wanted = SCENARIOS.iter().filter(which);
+            wanted.map(|scenario| scenario.name).collect()
+        };
+
+        assert_eq!(names(named), names(cloned));
     }
 }

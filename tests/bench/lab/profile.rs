@@ -28,6 +28,7 @@ const OWN_TARGET: f64 = 10.0;
 
 /// Runs hello once to warm up, once to see the steps, and once to see why the guest is left.
 const STEPS: &str = "set -e
+export VMM_NO_TEMPLATE=1
 vmm load --quiet --input /images/hello.oci --name hello:1 >/dev/null
 vmm run hello:1 >/dev/null
 vmm run --timings=json hello:1 2>&1 >/dev/null
@@ -38,6 +39,7 @@ cat /sys/kernel/tracing/events/kvm/kvm_exit/hist
 /// How long it takes when nobody listens, then what the lab's kernel tells of it. A second of rest each time: the kernel still
 /// takes down a machine when its client has gone.
 const TRACES: &str = "set -e
+export VMM_NO_TEMPLATE=1
 vmm load --quiet --input /images/hello.oci --name hello:1 >/dev/null
 lab time 1 0 vmm run hello:1 >/dev/null; sleep 1
 lab time 1 0 vmm run hello:1 >/dev/null; sleep 1
@@ -48,12 +50,14 @@ lab trace all vmm run hello:1
 ";
 /// The kernel that says how long its initcalls take says it in its log, which a container reads.
 const INITCALLS: &str = "set -e
+export VMM_NO_TEMPLATE=1
 vmm load --quiet --input /images/hello.oci --name hello:1 >/dev/null
 vmm run --kernel /boot/debug-vmlinux hello:1 dmesg
 ";
 /// Each process writes down what was counted whenever it closes a file: the VM process is ended before it could do it at
 /// its end.
 const FUNCTIONS: &str = "set -e
+export VMM_NO_TEMPLATE=1
 vmm load --quiet --input /images/hello.oci --name hello:1 >/dev/null
 vmm run hello:1 >/dev/null
 export LD_PRELOAD=/tmp/for_valgrind.so

@@ -181,7 +181,7 @@ pub(crate) fn row(scenario: &Scenario, figure: &Figure, unit: f64) -> String {
     }
 }
 
-fn table(made_of: &Versions, figures: &[(&Scenario, Figure)]) -> String {
+pub(crate) fn table(made_of: &Versions, figures: &[(&Scenario, Figure)]) -> String {
     let unit = yardstick(figures);
     let rows = |clock| {
         let rows = figures
@@ -208,6 +208,16 @@ fn table(made_of: &Versions, figures: &[(&Scenario, Figure)]) -> String {
             (vmm / bare - 1.0) * 100.0
         );
     }
+    let targets: String = TARGETS
+        .iter()
+        .filter_map(|target| target.row(figures))
+        .collect();
+    if !targets.is_empty() {
+        let _ = write!(
+            table,
+            "\n| what clones are to reach | target | is |\n|---|--:|--:|\n{targets}"
+        );
+    }
     let _ = writeln!(table, "\n{}", versions(made_of));
     table
 }
@@ -219,6 +229,65 @@ fn figure_of<'a>(figures: &'a [(&Scenario, Figure)], name: &str) -> Option<&'a F
 
 fn exit(figures: &[(&Scenario, Figure)], name: &str) -> Option<f64> {
     figure_of(figures, name).map(|figure| figure.virtual_ms)
+}
+
+/// What clones are to cost at most. The ceilings in `budgets.json` are what they cost now.
+struct Target {
+    says: &'static str,
+    at_most: f64,
+    digits: usize,
+    is: fn(&[(&Scenario, Figure)]) -> Option<f64>,
+}
+
+const TARGETS: &[Target] = &[
+    Target {
+        says: "hello to its first byte, virtual ms",
+        at_most: 8.0,
+        digits: 1,
+        is: |figures| figure_of(figures, "vmm-run-warm")?.first_byte_ms,
+    },
+    Target {
+        says: "hello to its exit, virtual ms",
+        at_most: 10.0,
+        digits: 1,
+        is: |figures| exit(figures, "vmm-run-warm"),
+    },
+    Target {
+        says: "a hundred, one after the other, virtual ms",
+        at_most: 1000.0,
+        digits: 0,
+        is: |figures| exit(figures, "vmm-hundred-warm"),
+    },
+    Target {
+        says: "twenty at once, of twenty one after the other",
+        at_most: 1.0,
+        digits: 2,
+        is: |figures| {
+            let in_a_row = exit(figures, "vmm-hundred-warm")? / 100.0 * 20.0;
+            Some(exit(figures, "vmm-twenty-at-once-warm")? / in_a_row)
+        },
+    },
+    Target {
+        says: "hello on two vCPUs, of hello on one",
+        at_most: 1.1,
+        digits: 2,
+        is: |figures| Some(exit(figures, "vmm-run-warm-2-vcpus")? / exit(figures, "vmm-run-warm")?),
+    },
+];
+
+impl Target {
+    /// Its row, if what it takes was measured.
+    fn row(&self, figures: &[(&Scenario, Figure)]) -> Option<String> {
+        let (is, digits) = ((self.is)(figures)?, self.digits);
+        let missed = match is > self.at_most {
+            true => ", missed",
+            false => "",
+        };
+        Some(format!(
+            "| {} | {:.digits$} | {is:.digits$}{missed} |\n",
+            self.says, self.at_most
+        ))
+    }
 }
 
 pub(crate) fn versions(made_of: &Versions) -> String {
