@@ -36,10 +36,12 @@ help: ## Say what there is
 run: $(vmm) $(guest)/.built $(demo) ## Build all that it takes and run the demo image in a microVM
 	@$(vmm) run --image $(demo)
 
-test: test-packages lint cargo-nextest $(vmm) $(guest)/.built $(demo) ## Check format and lints, run unit and end-to-end tests
+test: test-packages lint cargo-nextest $(vmm) $(guest)/.built $(demo) ## Check format and lints, run unit and end-to-end tests, hold what starts cost against ceilings
 	@echo "Building and running the tests"
 	@cargo nextest run --cargo-quiet --locked --workspace --no-fail-fast
-	@echo "Format, lints and tests are good."
+	@echo "Counting instructions in the lab, against the ceilings of tests/bench/lab/budgets.json"
+	@cargo bench --quiet --locked --profile dev --package tests --bench lab -- --budgets
+	@echo "Format, lints, tests and ceilings are good."
 
 test-full: test-packages cargo-deny lint cargo-nextest $(vmm) $(guest)/.built $(demo) ## The same with the tests that take too long for every change
 	@if cargo deny --log-level off fetch db 2>/dev/null; then cargo deny --offline --log-level error check --hide-inclusion-graph advisories; \

@@ -9,7 +9,8 @@
 //! - `--profile`: where a cold start goes, written to `tests/bench/lab/profile.md`.
 //! - `--only NAME`: that scenario, printed.
 //! - `--firecracker PATH`, `--cloud-hypervisor PATH`, `--qemu`: with any of these, other VMMs that boot the same kernel.
-//! - `time REPEAT CODE COMMAND…`: what runs inside the lab; one duration in nanoseconds a line.
+//! - `time REPEAT CODE COMMAND…`: what runs inside the lab; a line of `lab::Times` each time.
+//! - `repeat REPEAT CODE COMMAND…`: the same for a command that takes its own time, and prints it.
 //! - `trace all|few COMMAND…`: what also runs inside; who ran how long, as JSON.
 
 mod arguments;
@@ -27,7 +28,7 @@ use std::process::{Command, ExitCode};
 
 use arguments::{Mode, Peers};
 use measure::{Failure, Figure, Stage};
-use scenarios::{SCENARIOS, Scenario};
+use scenarios::{Clock, SCENARIOS, Scenario};
 use tests::binary::checkout;
 
 /// The ceilings, in millions of instructions, by the scenarios' names.
@@ -36,8 +37,12 @@ const BUDGETS: &str = "tests/bench/lab/budgets.json";
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    if let ["time", repeat, code, ref command @ ..] = words[..] {
-        return time(repeat, code, command);
+    if let [whose @ ("time" | "repeat"), repeat, code, ref command @ ..] = words[..] {
+        let clock = match whose {
+            "time" => Clock::Outside,
+            _ => Clock::Inside,
+        };
+        return time(clock, repeat, code, command);
     }
     if let ["trace", which, ref command @ ..] = words[..] {
         return match trace::traced(which == "all", command) {
@@ -174,7 +179,12 @@ fn told(stage: &Stage, scenario: &Scenario) -> Result<Option<Figure>, Failure> {
 }
 
 fn say(line: &str) {
-    writeln!(io::stdout(), "{line}").expect("standard output takes the report");
+    write_out(format!("{line}\n").as_bytes());
+}
+
+fn write_out(bytes: &[u8]) {
+    let written = io::stdout().write_all(bytes);
+    written.expect("standard output takes the report");
 }
 
 fn complain(line: &str) {
@@ -186,14 +196,22 @@ fn complain_more(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// What `lab time` does, from inside this program, for commands that end with a certain code.
-fn time(repeat: &str, code: &str, command: &[&str]) -> ExitCode {
+/// What `lab time` does, from inside this program, for commands that end with a certain code. Each time begins when nothing is
+/// left of the one before.
+fn time(clock: Clock, repeat: &str, code: &str, command: &[&str]) -> ExitCode {
     let repeat: u32 = repeat.parse().expect("a number of times");
     let code: i32 = code.parse().expect("an exit code");
     let (program, rest) = command.split_first().expect("a command to time");
+    // Said in the end: who reads it would take of the next time.
+    let mut all = Vec::new();
     for _ in 0..repeat {
-        let timed = lab::time(Command::new(program).args(rest));
-        let (taken, status) = match timed {
+        let mut command = Command::new(program);
+        command.args(rest);
+        let timed = match clock {
+            Clock::Outside => lab::time(&mut command, &mut io::sink()),
+            Clock::Inside => lab::time(&mut command, &mut all),
+        };
+        let (times, status) = match timed {
             Ok(timed) => timed,
             Err(error) => {
                 complain_more(&format!("{program} cannot be run: {error}"));
@@ -204,7 +222,10 @@ fn time(repeat: &str, code: &str, command: &[&str]) -> ExitCode {
             complain_more(&format!("{program} ended with {status}"));
             return ExitCode::FAILURE;
         }
-        say(&taken.as_nanos().to_string());
+        if clock == Clock::Outside {
+            all.extend(format!("{times}\n").into_bytes());
+        }
     }
+    write_out(&all);
     ExitCode::SUCCESS
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{fs, str};
 
-use lab::{Lab, LabError, Tree};
+use lab::{Lab, LabError, Times, Tree};
 use serde_json::{Value, json};
 use tests::image_maker::{ImageMaker, Layer};
 use tests::{binary, real_images, snapshot, workload};
@@ -116,10 +116,14 @@ impl Failure {
 }
 
 /// What was measured.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Figure {
-    /// The middle one of the repeats, in millions of instructions.
+    /// The middle one of the repeats, in millions of instructions: to the exit, or what the command took by its own clock.
     pub(crate) virtual_ms: f64,
+    /// The same to the first byte of its output, if it says anything.
+    pub(crate) first_byte_ms: Option<f64>,
+    /// The same until nothing was left of it; nothing where the command took the time itself.
+    pub(crate) returned_ms: Option<f64>,
     /// The distance between the least and the largest, as a share of the middle one.
     pub(crate) spread: f64,
     /// Exits from guests in one more run.
@@ -404,46 +408,85 @@ impl Stage {
             false => LIMIT,
         };
         let times = REPEATS + 1;
-        let measured = match scenario.clock {
-            Clock::Outside => format!("lab time {times} {code} {command}"),
-            Clock::Inside => format!("for i in $(seq {times}); do {command}; done"),
+        let word = match scenario.clock {
+            Clock::Outside => "time",
+            Clock::Inside => "repeat",
         };
         let script = format!(
-            "set -e\n{{ :; {before}\n}} >/dev/null\n{measured}\n\
+            "set -e\n{{ :; {before}\n}} >/dev/null\nlab {word} {times} {code} {command}\n\
              echo hist:keys=exit_reason >{KVM_EXIT}/trigger\n\
              {command} >/dev/null 2>&1 || test $? = {code}\n\
              cat {KVM_EXIT}/hist\n"
         );
         let text = self.shell(scenario.name, scenario.takes, limit, &script)?;
-        let mut nanoseconds: Vec<f64> = text
+        let bad = |said: String| Failure::Scenario {
+            name: scenario.name,
+            said,
+        };
+        let figure = Figure::read(scenario.clock, &text)
+            .ok_or_else(|| bad(format!("what it printed is no figure: {text:?}")))?;
+        if figure.exits == 0 && scenario.is_of_a_peer() {
+            return Err(bad("no guest ran".to_owned()));
+        }
+        Ok(match scenario.is_of_a_peer() {
+            // What other VMMs say is their own log.
+            true => Figure {
+                first_byte_ms: None,
+                ..figure
+            },
+            false => figure,
+        })
+    }
+}
+
+impl Figure {
+    /// Reads what the scenario's script printed: a line for each time, the first of which does not count, and the histogram.
+    pub(crate) fn read(clock: Clock, text: &str) -> Option<Self> {
+        let times: Vec<Times> = text
             .lines()
-            .map_while(|line| line.parse().ok())
+            .map_while(|line| match clock {
+                Clock::Outside => Times::parse(line),
+                Clock::Inside => line.parse().ok().map(|inside| {
+                    let inside = Duration::from_nanos(inside);
+                    Times {
+                        first_byte: None,
+                        exit: inside,
+                        returned: inside,
+                    }
+                }),
+            })
             .skip(1)
             .collect();
-        nanoseconds.sort_by(f64::total_cmp);
+        if times.len() != REPEATS {
+            return None;
+        }
         let exits = text
             .lines()
-            .find_map(|line| line.trim().strip_prefix("Hits: ")?.parse().ok());
-        let (Some(exits), REPEATS) = (exits, nanoseconds.len()) else {
-            return Err(Failure::Scenario {
-                name: scenario.name,
-                said: format!("what it printed is no figure: {text:?}"),
-            });
+            .find_map(|line| line.trim().strip_prefix("Hits: ")?.parse().ok())?;
+        let of = |which: fn(&Times) -> Option<Duration>| {
+            let mut sorted: Vec<Duration> = times.iter().filter_map(which).collect();
+            sorted.sort();
+            sorted
         };
-        let is_peer = |part: &Part| matches!(part, Part::Other(_));
-        if exits == 0 && scenario.takes.iter().any(is_peer) {
-            return Err(Failure::Scenario {
-                name: scenario.name,
-                said: "no guest ran".to_owned(),
-            });
-        }
-        let middle = nanoseconds[REPEATS / 2];
-        Ok(Figure {
-            virtual_ms: middle / 1e6,
-            spread: (nanoseconds[REPEATS - 1] - nanoseconds[0]) / middle,
+        let exit = of(|times| Some(times.exit));
+        let (least, middle, largest) = (exit[0], exit[REPEATS / 2], exit[REPEATS - 1]);
+        let middle_of = |sorted: &[Duration]| sorted.get(REPEATS / 2).copied().map(virtual_ms);
+        Some(Self {
+            virtual_ms: virtual_ms(middle),
+            first_byte_ms: middle_of(&of(|times| times.first_byte)),
+            returned_ms: match clock {
+                Clock::Outside => middle_of(&of(|times| Some(times.returned))),
+                Clock::Inside => None,
+            },
+            spread: (largest - least).as_secs_f64() / middle.as_secs_f64(),
             exits,
         })
     }
+}
+
+/// A million instructions, of a nanosecond each, are one.
+fn virtual_ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 /// An engine for bundles, found as the shell finds it.

@@ -6,6 +6,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use lab::Times;
 use serde_json::Value;
 use tests::binary::checkout;
 use tests::workload;
@@ -27,6 +28,7 @@ const OWN_TARGET: f64 = 10.0;
 
 /// Runs hello once to warm up, once to see the steps, and once to see why the guest is left.
 const STEPS: &str = "set -e
+export VMM_NO_TEMPLATE=1
 vmm load --quiet --input /images/hello.oci --name hello:1 >/dev/null
 vmm run hello:1 >/dev/null
 vmm run --timings=json hello:1 2>&1 >/dev/null
@@ -37,6 +39,7 @@ cat /sys/kernel/tracing/events/kvm/kvm_exit/hist
 /// How long it takes when nobody listens, then what the lab's kernel tells of it. A second of rest each time: the kernel still
 /// takes down a machine when its client has gone.
 const TRACES: &str = "set -e
+export VMM_NO_TEMPLATE=1
 vmm load --quiet --input /images/hello.oci --name hello:1 >/dev/null
 lab time 1 0 vmm run hello:1 >/dev/null; sleep 1
 lab time 1 0 vmm run hello:1 >/dev/null; sleep 1
@@ -47,12 +50,14 @@ lab trace all vmm run hello:1
 ";
 /// The kernel that says how long its initcalls take says it in its log, which a container reads.
 const INITCALLS: &str = "set -e
+export VMM_NO_TEMPLATE=1
 vmm load --quiet --input /images/hello.oci --name hello:1 >/dev/null
 vmm run --kernel /boot/debug-vmlinux hello:1 dmesg
 ";
 /// Each process writes down what was counted whenever it closes a file: the VM process is ended before it could do it at
 /// its end.
 const FUNCTIONS: &str = "set -e
+export VMM_NO_TEMPLATE=1
 vmm load --quiet --input /images/hello.oci --name hello:1 >/dev/null
 vmm run hello:1 >/dev/null
 export LD_PRELOAD=/tmp/for_valgrind.so
@@ -90,9 +95,10 @@ fn processes(stage: &Stage) -> Result<String, Failure> {
     let parts = [Part::Vmm, Part::HelloImage];
     let said = stage.shell("profile", &parts, LIMIT, TRACES)?;
     let mut lines = said.lines();
-    let alone: f64 = lines
+    let alone = lines
         .next()
-        .and_then(|line| line.parse().ok())
+        .and_then(Times::parse)
+        .map(|times| times.exit.as_secs_f64() * 1e9)
         .ok_or_else(|| bad("no duration"))?;
     let mut traced = || {
         let line = lines.next().unwrap_or_default();
@@ -148,8 +154,7 @@ fn processes(stage: &Stage) -> Result<String, Failure> {
     let _ = write!(
         text,
         "## By process\n\n\
-         Spawn to return of wait: {:.1}, with nothing else to do for the processor. (The scenario `vmm-run-cold` begins while the\n\
-         machine before it is still taken down.) The events that say who runs cost {:.0} instructions each, {} of them, taken off evenly.\n\
+         Spawn to return of wait: {:.1}. The events that say who runs cost {:.0} instructions each, {} of them, taken off evenly.\n\
          A page fault counts as what it interrupts.\n\n\
          | who | {} | together |\n|---|{}--:|\n",
         alone / 1e6,

@@ -24,10 +24,18 @@ const TOLERANCE: f64 = 0.03;
 
 /// One scenario as a line of text.
 pub(crate) fn line(scenario: &Scenario, figure: &Figure) -> String {
+    let times = match scenario.clock {
+        Clock::Outside => format!(
+            "first byte {:>7}  exit {:7.1}  all returned {:>7}",
+            cell(figure.first_byte_ms),
+            figure.virtual_ms,
+            cell(figure.returned_ms)
+        ),
+        Clock::Inside => format!("inside {:7.1}", figure.virtual_ms),
+    };
     format!(
-        "{:20} {:9.1} virtual ms  ±{:4.1} %  {:7} exits   {}",
+        "{:22} {times:53}  ±{:4.1} %  {:7} exits   {}",
         scenario.name,
-        figure.virtual_ms,
         figure.spread * 50.0,
         figure.exits,
         scenario.says
@@ -60,7 +68,7 @@ pub(crate) fn write(made_of: &Versions, figures: &[(&Scenario, Figure)]) {
 
 /// The figures that are committed.
 #[derive(Debug)]
-pub(crate) struct Committed(Value);
+pub(crate) struct Committed(pub(crate) Value);
 
 impl Committed {
     pub(crate) fn read() -> Self {
@@ -81,10 +89,12 @@ impl Committed {
         self.0["scenarios"][scenario.name].is_object()
     }
 
-    fn figure(&self, name: &str) -> Figure {
+    pub(crate) fn figure(&self, name: &str) -> Figure {
         let committed = &self.0["scenarios"][name];
         Figure {
             virtual_ms: committed["virtual_ms"].as_f64().unwrap_or(f64::NAN),
+            first_byte_ms: committed["first_byte_ms"].as_f64(),
+            returned_ms: committed["returned_ms"].as_f64(),
             spread: committed["spread"].as_f64().unwrap_or(0.0),
             exits: committed["exits"].as_u64().unwrap_or(0),
         }
@@ -115,12 +125,14 @@ impl Committed {
     }
 }
 
-fn as_json(made_of: &Versions, figures: &[(&Scenario, Figure)]) -> Value {
+pub(crate) fn as_json(made_of: &Versions, figures: &[(&Scenario, Figure)]) -> Value {
     let scenarios: Map<String, Value> = figures
         .iter()
         .map(|(scenario, figure)| {
             let value = json!({
                 "virtual_ms": figure.virtual_ms,
+                "first_byte_ms": figure.first_byte_ms,
+                "returned_ms": figure.returned_ms,
                 "spread": figure.spread,
                 "exits": figure.exits,
                 "says": scenario.says,
@@ -145,43 +157,137 @@ fn clock(scenario: &Scenario) -> &'static str {
 }
 
 fn yardstick(figures: &[(&Scenario, Figure)]) -> f64 {
-    figures
-        .iter()
-        .find(|(scenario, _)| scenario.name == YARDSTICK)
-        .map_or(f64::NAN, |(_, figure)| figure.virtual_ms)
+    exit(figures, YARDSTICK).unwrap_or(f64::NAN)
 }
 
-fn row(scenario: &Scenario, figure: &Figure, unit: f64) -> String {
-    format!(
-        "| {} | {} | {:.1} | {:.1} | {} |",
-        scenario.says,
-        clock(scenario),
-        figure.virtual_ms,
-        figure.virtual_ms / unit,
-        figure.exits
-    )
+/// One number of a table, or nothing.
+fn cell(virtual_ms: Option<f64>) -> String {
+    virtual_ms.map_or_else(String::new, |virtual_ms| format!("{virtual_ms:.1}"))
 }
 
-fn table(made_of: &Versions, figures: &[(&Scenario, Figure)]) -> String {
-    let unit = yardstick(figures);
-    let mut table =
-        String::from("| what | clock | virtual ms | of crun | VM exits |\n|---|---|--:|--:|--:|\n");
-    for (scenario, figure) in figures {
-        let _ = writeln!(table, "{}", row(scenario, figure, unit));
+pub(crate) fn row(scenario: &Scenario, figure: &Figure, unit: f64) -> String {
+    let Scenario { says, clock, .. } = scenario;
+    let Figure {
+        virtual_ms, exits, ..
+    } = figure;
+    match clock {
+        Clock::Outside => format!(
+            "| {says} | {} | {virtual_ms:.1} | {} | {:.1} | {exits} |",
+            cell(figure.first_byte_ms),
+            cell(figure.returned_ms),
+            virtual_ms / unit,
+        ),
+        Clock::Inside => format!("| {says} | {virtual_ms:.1} | {exits} |"),
     }
-    let of = |name| {
-        let found = figures.iter().find(|(scenario, _)| scenario.name == name);
-        found.map(|(_, figure)| figure.virtual_ms)
+}
+
+pub(crate) fn table(made_of: &Versions, figures: &[(&Scenario, Figure)]) -> String {
+    let unit = yardstick(figures);
+    let rows = |clock| {
+        let rows = figures
+            .iter()
+            .filter(move |(scenario, _)| scenario.clock == clock);
+        rows.map(|(scenario, figure)| row(scenario, figure, unit) + "\n")
+            .collect::<String>()
     };
-    if let (Some(bare), Some(vmm)) = (of("bare-cpu"), of("vmm-cpu")) {
+    let mut table = format!(
+        "| virtual ms | first byte | exit | all returned | of crun | VM exits |\n|---|--:|--:|--:|--:|--:|\n{}",
+        rows(Clock::Outside)
+    );
+    let inside = rows(Clock::Inside);
+    if !inside.is_empty() {
+        let _ = write!(
+            table,
+            "\n| work, timed from inside | virtual ms | VM exits |\n|---|--:|--:|\n{inside}"
+        );
+    }
+    if let (Some(bare), Some(vmm)) = (exit(figures, "bare-cpu"), exit(figures, "vmm-cpu")) {
         let _ = writeln!(
             table,
             "\nIn a machine, the loop in registers is {:+.2} % away from what it takes bare.",
             (vmm / bare - 1.0) * 100.0
         );
     }
+    let targets: String = TARGETS
+        .iter()
+        .filter_map(|target| target.row(figures))
+        .collect();
+    if !targets.is_empty() {
+        let _ = write!(
+            table,
+            "\n| what clones are to reach | target | is |\n|---|--:|--:|\n{targets}"
+        );
+    }
     let _ = writeln!(table, "\n{}", versions(made_of));
     table
+}
+
+fn figure_of<'a>(figures: &'a [(&Scenario, Figure)], name: &str) -> Option<&'a Figure> {
+    let found = figures.iter().find(|(scenario, _)| scenario.name == name);
+    found.map(|(_, figure)| figure)
+}
+
+fn exit(figures: &[(&Scenario, Figure)], name: &str) -> Option<f64> {
+    figure_of(figures, name).map(|figure| figure.virtual_ms)
+}
+
+/// What clones are to cost at most. The ceilings in `budgets.json` are what they cost now.
+struct Target {
+    says: &'static str,
+    at_most: f64,
+    digits: usize,
+    is: fn(&[(&Scenario, Figure)]) -> Option<f64>,
+}
+
+const TARGETS: &[Target] = &[
+    Target {
+        says: "hello to its first byte, virtual ms",
+        at_most: 8.0,
+        digits: 1,
+        is: |figures| figure_of(figures, "vmm-run-warm")?.first_byte_ms,
+    },
+    Target {
+        says: "hello to its exit, virtual ms",
+        at_most: 10.0,
+        digits: 1,
+        is: |figures| exit(figures, "vmm-run-warm"),
+    },
+    Target {
+        says: "a hundred, one after the other, virtual ms",
+        at_most: 1000.0,
+        digits: 0,
+        is: |figures| exit(figures, "vmm-hundred-warm"),
+    },
+    Target {
+        says: "twenty at once, of twenty one after the other",
+        at_most: 1.0,
+        digits: 2,
+        is: |figures| {
+            let in_a_row = exit(figures, "vmm-hundred-warm")? / 100.0 * 20.0;
+            Some(exit(figures, "vmm-twenty-at-once-warm")? / in_a_row)
+        },
+    },
+    Target {
+        says: "hello on two vCPUs, of hello on one",
+        at_most: 1.1,
+        digits: 2,
+        is: |figures| Some(exit(figures, "vmm-run-warm-2-vcpus")? / exit(figures, "vmm-run-warm")?),
+    },
+];
+
+impl Target {
+    /// Its row, if what it takes was measured.
+    fn row(&self, figures: &[(&Scenario, Figure)]) -> Option<String> {
+        let (is, digits) = ((self.is)(figures)?, self.digits);
+        let missed = match is > self.at_most {
+            true => ", missed",
+            false => "",
+        };
+        Some(format!(
+            "| {} | {:.digits$} | {is:.digits$}{missed} |\n",
+            self.says, self.at_most
+        ))
+    }
 }
 
 pub(crate) fn versions(made_of: &Versions) -> String {

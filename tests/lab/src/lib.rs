@@ -29,5 +29,5 @@ pub use error::{LabError, chain};
 pub use interrupt::end_on_signals;
 pub use machine::{Clock, Ended, Lab};
 pub use parts::Parts;
-pub use stopwatch::time;
+pub use stopwatch::{Times, time};
 pub use tree::Tree;

@@ -30,7 +30,8 @@ enum Subcommands {
     Run(Run),
     /// Fetch what a lab takes, and say what it is
     Parts,
-    /// Run a command some times and print how many nanoseconds each run took; fail if one fails
+    /// Run a command some times; print after how many nanoseconds there was its first byte of output, its exit, and nobody
+    /// left whom it had started; fail if one fails
     Time(Time),
 }
 
@@ -67,7 +68,7 @@ struct Time {
     /// How often
     #[arg(long, default_value_t = 1)]
     repeat: u32,
-    /// The command, with nothing to read and nobody to read it
+    /// The command, with nothing to read; what it says is dropped
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
@@ -149,14 +150,20 @@ fn time(arguments: &Time) -> Result<ExitCode, LabError> {
         path: Path::new(program).to_owned(),
         source,
     };
+    // Said in the end: who reads it would take of the next time.
+    let mut all = String::new();
+    let mut code = ExitCode::SUCCESS;
     for _ in 0..arguments.repeat {
-        let (taken, status) = lab::time(Command::new(program).args(rest)).map_err(failed)?;
-        // Nobody is left to tell if standard output is gone.
-        let _ = writeln!(io::stdout(), "{}", taken.as_nanos());
+        let mut command = Command::new(program);
+        let (times, status) = lab::time(command.args(rest), &mut io::sink()).map_err(failed)?;
+        all.push_str(&format!("{times}\n"));
         if !status.success() {
             let _ = writeln!(io::stderr(), "lab: {} failed: {status}", program.display());
-            return Ok(ExitCode::FAILURE);
+            code = ExitCode::FAILURE;
+            break;
         }
     }
-    Ok(ExitCode::SUCCESS)
+    // Nobody is left to tell if standard output is gone.
+    let _ = io::stdout().write_all(all.as_bytes());
+    Ok(code)
 }

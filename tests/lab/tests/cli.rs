@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
+use lab::Times;
 use tempfile::TempDir;
 
 fn lab() -> Command {
@@ -87,22 +89,82 @@ fn a_command_runs_on_a_complete_kvm_and_its_streams_and_code_come_out() {
 #[test]
 fn counted_instructions_repeat() {
     let count = || {
-        let command = ["lab", "time", "--repeat", "2", "--", "/lab/busybox", "true"];
+        let command = ["lab", "time", "--repeat", "7", "--", "/lab/busybox", "true"];
         let done = lab()
             .args(["run", "--icount", "--"])
             .args(command)
             .output()
             .unwrap();
         let said = text(&done.stdout);
-        // The first one reads the program.
-        let second: f64 = said.lines().nth(1).unwrap().parse().unwrap();
-        second
+        // The first one reads the program. Addresses are random, and with them how many page tables there are.
+        let exits = said
+            .lines()
+            .skip(1)
+            .map(|line| Times::parse(line).unwrap().exit);
+        exits.min().unwrap().as_secs_f64()
     };
 
     let (one, other) = (count(), count());
 
     let difference = (one - other).abs() / one;
-    assert!(difference < 0.02, "{one} and {other} instructions");
+    assert!(
+        difference < 0.02,
+        "{one} and {other} seconds of counted time"
+    );
+}
+
+/// What `lab time` says of a script, here and by the clock of here.
+fn times_of(script: &str) -> Times {
+    let done = lab()
+        .args(["time", "--", "sh", "-c", script])
+        .output()
+        .expect("it can be run");
+    assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
+    Times::parse(text(&done.stdout).trim_end()).expect("it says three times")
+}
+
+#[test]
+fn the_first_byte_is_told_beside_the_exit() {
+    let times = times_of("echo one; sleep 0.3; echo two");
+
+    let first_byte = times.first_byte.unwrap();
+    assert!(
+        times.exit >= first_byte + Duration::from_millis(300),
+        "{times:?}"
+    );
+}
+
+#[test]
+fn who_says_nothing_has_no_first_byte() {
+    let times = times_of("exec >&-; sleep 0.1");
+
+    assert_eq!(times.first_byte, None);
+    assert!(times.exit >= Duration::from_millis(100), "{times:?}");
+}
+
+#[test]
+fn the_last_descendant_is_waited_for() {
+    // Its parent is gone before it.
+    let times = times_of("(sleep 0.4 >&- &)");
+
+    assert!(times.exit < Duration::from_millis(400), "{times:?}");
+    assert!(times.returned >= Duration::from_millis(400), "{times:?}");
+}
+
+#[test]
+fn a_descendant_that_speaks_after_the_exit_is_heard() {
+    let times = times_of("(sleep 0.4; seq 100000) &");
+
+    let first_byte = times.first_byte.unwrap();
+    assert!(first_byte > times.exit, "{times:?}");
+    assert!(times.returned >= first_byte, "{times:?}");
+}
+
+#[test]
+fn more_output_than_a_pipe_holds_stops_nobody() {
+    let times = times_of("seq 100000");
+
+    assert!(times.first_byte.unwrap() <= times.exit, "{times:?}");
 }
 
 #[test]
