@@ -5,6 +5,8 @@ use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, FileType, Mode};
+
 use super::{Home, Ran, set_mode};
 
 /// Where the parts of a state begin: magic, format, length, checksum, body.
@@ -135,6 +137,28 @@ fn a_template_whose_memory_is_another_file_is_not_used() {
         fs::copy(planted.aside.join("memory"), place.join("memory")).unwrap();
     });
     planted.boots("its memory", |place| {
+        fs::write(place.join("state"), &state).unwrap();
+        fs::create_dir(place.join("memory")).unwrap();
+    });
+    let home = planted.put_back();
+    home.run(&[], &["echo", "hello"]).is_clone().says("hello\n");
+}
+
+#[test]
+fn a_fifo_in_the_place_of_a_file_is_not_waited_for() {
+    let planted = Planted::new();
+    let state = planted.state.clone();
+    let fifo = |path: PathBuf| {
+        rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect(MINE);
+    };
+    planted.boots("it is not a regular file", |place| {
+        fifo(place.join("state"));
+    });
+    planted.boots("its memory: it is not a regular file", |place| {
+        fs::write(place.join("state"), &state).unwrap();
+        fifo(place.join("memory"));
+    });
+    planted.boots("its memory: it is not a regular file", |place| {
         fs::write(place.join("state"), &state).unwrap();
         fs::create_dir(place.join("memory")).unwrap();
     });
