@@ -64,7 +64,8 @@ pub(super) fn start<'recipes>(
     } else {
         "boots"
     };
-    for reason in reasons {
+    // What keeps one of them from being used often keeps the next, too.
+    if let Some(reason) = reasons.first() {
         tracing::warn!("the machine {so_it}, because {reason}");
     }
     match started {

@@ -63,7 +63,7 @@ fn an_images_template_serves_all_that_is_run_in_it() {
         "echo $WORD; echo $HOME",
         "one two\n/root\n",
     );
-    run(&["--entrypoint", "echo"], "x", "-c x\n");
+    run(&["--entrypoint", "echo"], "x", "sh -c x\n");
     home.run(&[], &["not-a-program"])
         .is_clone()
         .done
