@@ -4,6 +4,8 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 # Other VMMs that `make bench` compares with: --firecracker PATH, --cloud-hypervisor PATH, --qemu.
 PEERS ?=
+# How many machines `make density` starts.
+MACHINES ?= 100
 
 # One place, whatever the caller's own configuration says: the tests and the installation look there.
 export CARGO_TARGET_DIR := $(CURDIR)/target
@@ -26,7 +28,7 @@ guest_sources := $(manifests) $(shell find guest-image -type f)
 demo_sources := $(shell find resources/demo-image -type f) $(wildcard /bin/busybox)
 
 .DELETE_ON_ERROR:
-.PHONY: help run test test-full bench profile lab guest-image install fmt lint clean
+.PHONY: help run test test-full bench density profile lab guest-image install fmt lint clean
 .PHONY: toolchain run-packages test-packages cargo-nextest cargo-deny
 
 help: ## Say what there is
@@ -60,6 +62,9 @@ bench: test-packages $(vmm) $(guest)/.built $(demo) ## Measure what a run and an
 	@cargo bench --quiet --locked --profile dev --package tests --bench lab -- $(PEERS)
 	@echo "On this machine: times, which are its own"
 	@cargo bench --quiet --locked --package tests --bench ratios
+
+density: test-packages $(vmm) $(guest)/.built ## See how many clones fit on this machine, and what each of them takes
+	@cargo bench --quiet --locked --profile dev --package tests --bench density -- --machines $(MACHINES)
 
 profile: test-packages $(vmm) $(guest)/.built $(demo) ## Take a cold start apart in the lab (tests/bench/lab/profile.md)
 	@resources/packages/install.sh resources/packages/profile
