@@ -36,11 +36,17 @@ fn main() -> io::Result<()> {
     files.current = files.maximum;
     setrlimit(Resource::Nofile, files)?;
     let fixture = Fixture::with_machines();
-    let file = fixture.file("busybox.oci", ImageMaker::busybox().name(IMAGE).layout().archive());
+    let file = fixture.file(
+        "busybox.oci",
+        ImageMaker::busybox().name(IMAGE).layout().archive(),
+    );
     fixture.load(&file).run().succeeded();
     prepare(&fixture)?;
     let mut out = io::stdout().lock();
-    writeln!(out, "machines  start, ms  PSS, MiB  private, MiB  available, MiB  slab, MiB")?;
+    writeln!(
+        out,
+        "machines  start, ms  PSS, MiB  private, MiB  available, MiB  slab, MiB"
+    )?;
     let before = Host::now();
     let mut machines = Vec::new();
     let mut starts = Vec::new();
@@ -63,7 +69,9 @@ fn main() -> io::Result<()> {
 
 fn wanted() -> usize {
     let arguments: Vec<String> = std::env::args().collect();
-    let given = arguments.iter().position(|argument| argument == "--machines");
+    let given = arguments
+        .iter()
+        .position(|argument| argument == "--machines");
     given
         .and_then(|at| arguments.get(at + 1)?.parse().ok())
         .unwrap_or(100)
@@ -148,7 +156,9 @@ impl Machine {
         let client = self.client.id();
         let children = fs::read_to_string(format!("/proc/{client}/task/{client}/children"));
         let children = children.unwrap_or_default();
-        let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        let children = children
+            .split_whitespace()
+            .filter_map(|pid| pid.parse().ok());
         std::iter::once(client).chain(children).collect()
     }
 

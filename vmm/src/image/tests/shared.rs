@@ -1,12 +1,13 @@
 //! The store under several users, crashes and limits.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Barrier;
 use std::thread;
-use std::time::Duration;
 
 use super::maker::{Image, Tar};
 use super::{Fixture, paths, walk};
+use crate::image::stamp::Stamp;
 use crate::image::{ImageSource, ImportOptions, PruneScope, RemoveError, Silent, Store};
 
 fn image() -> Image {
@@ -15,12 +16,22 @@ fn image() -> Image {
         .named("app")
 }
 
+/// Waits until no file here changed in this very tick of the clock: such a file is not trusted to be what it was.
+fn await_trust(path: &Path) {
+    if path.is_dir() {
+        let entries = fs::read_dir(path).unwrap();
+        return entries.for_each(|entry| await_trust(&entry.unwrap().path()));
+    }
+    while !Stamp::of(&fs::metadata(path).unwrap()).is_settled() {
+        thread::yield_now();
+    }
+}
+
 #[test]
 fn a_file_that_did_not_change_is_not_read_again() {
     let fixture = Fixture::new();
     let path = fixture.file("app.oci", &image().archive());
-    // A file that changed in this very tick of the clock is not trusted.
-    thread::sleep(Duration::from_millis(50));
+    await_trust(&path);
     let first = fixture.import_path(&path).unwrap();
     // Whoever opens the file now fails.
     let renamed = fixture.directory.path().join("moved");
@@ -35,7 +46,7 @@ fn a_file_that_did_not_change_is_not_read_again() {
 fn a_file_that_changed_is_read_again() {
     let fixture = Fixture::new();
     let path = fixture.file("app.oci", &image().archive());
-    thread::sleep(Duration::from_millis(50));
+    await_trust(&path);
     fixture.import_path(&path).unwrap();
     fs::write(&path, Image::of(Tar::new().file("other", "")).archive()).unwrap();
     assert_eq!(paths(&fixture.import_path(&path).unwrap()), ["/other"]);
@@ -48,7 +59,7 @@ fn a_changed_blob_of_a_layout_directory_is_noticed() {
     let image = image();
     let layout = image.layout();
     layout.write_to(&directory);
-    thread::sleep(Duration::from_millis(50));
+    await_trust(&directory);
     fixture.import_path(&directory).unwrap();
     let blob = directory.join(layout.name_of(&image.layers[1].0));
     fs::write(&blob, vec![0; image.layers[1].0.len()]).unwrap();
