@@ -231,6 +231,9 @@ impl Process {
                 LaunchNews::Running => {
                     self.state =
                         ended.map_or(State::Running { pid }, |status| State::Ended { status });
+                    if self.namespaces.is_some() {
+                        sys::use_every_processor();
+                    }
                     self.send_pending();
                     return Some(Report::Started(self.id));
                 }

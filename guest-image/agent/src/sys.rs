@@ -12,7 +12,7 @@ use std::ptr;
 
 use rustix::mm::MlockAllFlags;
 use rustix::process::{Pid, Signal};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{CpuSet, UnshareFlags};
 
 /// Which side of a [`clone`] runs.
 #[derive(Debug)]
@@ -85,6 +85,22 @@ pub(crate) fn reseed_as_clone(urandom: &OwnedFd, seed: &[u8]) -> io::Result<()> 
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Keeps the process, and what it makes, on the processor that it runs on.
+pub(crate) fn stay_on_this_processor() {
+    let mut one = CpuSet::new();
+    one.set(rustix::thread::sched_getcpu());
+    // Wherever it runs, it runs.
+    let _ = rustix::thread::sched_setaffinity(None, &one);
+}
+
+/// Lets the process run on every processor of the machine.
+pub(crate) fn use_every_processor() {
+    let mut all = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|processor| all.set(processor));
+    // The kernel takes those that there are.
+    let _ = rustix::thread::sched_setaffinity(None, &all);
 }
 
 /// Maps all pages of the process that it may ever touch, so that it does not stop for any of them later: in a machine that is about

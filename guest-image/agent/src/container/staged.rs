@@ -70,12 +70,18 @@ pub(crate) struct Released {
 }
 
 impl Staged {
-    /// Builds a container, and returns when it waits.
+    /// Builds a container, and returns when it waits. Until it is used or given up, its process and the agent stay on one processor:
+    /// that a clone's first steps wake another one costs more than it could do, most of all where the host has none to spare.
     ///
     /// # Errors
     ///
     /// If it cannot be built; nothing of it remains.
     pub(crate) fn new(container: ContainerPlan) -> Result<Self, StartFailure> {
+        sys::stay_on_this_processor();
+        Self::build(container).inspect_err(|_| sys::use_every_processor())
+    }
+
+    fn build(container: ContainerPlan) -> Result<Self, StartFailure> {
         let cgroup = container.cgroup.make()?;
         let made = launch::make_child(&container, &cgroup, |channel| live(&container, channel));
         let (pid, channel) = match made {
@@ -164,6 +170,7 @@ impl Staged {
     pub(crate) fn discard(self) {
         end(self.pid);
         self.cgroup.remove();
+        sys::use_every_processor();
     }
 }
 
@@ -200,9 +207,12 @@ fn live(container: &ContainerPlan, channel: &OwnedFd) -> StartFailure {
         await_process(channel).step(step)
     });
     match told {
-        Ok((process, stdio)) => child::become_program(&process, stdio, |terminal| {
-            launch::send_terminal(channel, terminal)
-        }),
+        Ok((process, stdio)) => {
+            sys::use_every_processor();
+            child::become_program(&process, stdio, |terminal| {
+                launch::send_terminal(channel, terminal)
+            })
+        }
         Err(failure) => failure,
     }
 }

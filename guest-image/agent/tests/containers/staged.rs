@@ -25,6 +25,11 @@ fn agent_for(workload: &Workload) -> Result<Agent, Failure> {
     Agent::start_staged(|image| Some(container_of(workload, image)))
 }
 
+/// How many processors a program may use that nobody keeps from it.
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 fn first_process() -> Option<u32> {
     let [container, _] = CONTAINERS;
     Agent::processes_of(container).first().copied()
@@ -33,7 +38,7 @@ fn first_process() -> Option<u32> {
 #[test]
 fn a_container_waits_and_its_process_becomes_the_program() -> Test {
     needs_containers!();
-    let workload = Workload::script("cat; echo $WORD $HOME; id -u; id -G; pwd; hostname; echo err >&2; grep ^0: /proc/self/cgroup; exit 3")
+    let workload = Workload::script("cat; echo $WORD $HOME; id -u; id -G; pwd; hostname; echo err >&2; grep ^0: /proc/self/cgroup; nproc; exit 3")
         .with("/process/env", json!(["PATH=/bin", "WORD=given"]))
         .with("/process/cwd", json!("/made/here"))
         .with("/process/rlimits", json!([{ "type": "RLIMIT_NOFILE", "soft": 77, "hard": 88 }]))
@@ -46,7 +51,8 @@ fn a_container_waits_and_its_process_becomes_the_program() -> Test {
     let run = agent.run(&workload)?;
 
     let expected = "in\ngiven /home/app\n1000\n1001 27\n/made/here\ninside\n0::/\n";
-    assert_eq!(run, Run::exited(3, expected, "err\n"));
+    let expected = format!("{expected}{}\n", processors());
+    assert_eq!(run, Run::exited(3, &expected, "err\n"));
     assert!(cgroup_goes(CONTAINERS[0]), "nothing remains of it");
     Ok(())
 }
@@ -90,7 +96,7 @@ fn a_terminal_is_made_in_a_container_that_waited() -> Test {
 fn a_container_that_is_not_wanted_makes_room() -> Test {
     needs_containers!();
     let staged = Workload::script("true");
-    let mut other = Workload::script("cat /proc/sys/kernel/shmmni; ls -d /extra")
+    let mut other = Workload::script("cat /proc/sys/kernel/shmmni; ls -d /extra; nproc")
         .with("/linux/sysctl", json!({ "kernel.shmmni": "77" }));
     if let Some(mounts) = other.config["mounts"].as_array_mut() {
         mounts.push(json!({ "destination": "/extra", "type": "tmpfs", "source": "tmpfs" }));
@@ -100,7 +106,10 @@ fn a_container_that_is_not_wanted_makes_room() -> Test {
 
     let run = agent.run(&other)?;
 
-    assert_eq!(run, Run::exited(0, "77\n/extra\n", ""));
+    assert_eq!(
+        run,
+        Run::exited(0, &format!("77\n/extra\n{}\n", processors()), "")
+    );
     let is_alive = |pid: u32| std::path::Path::new("/proc").join(pid.to_string()).exists();
     assert!(!waiting.is_some_and(is_alive));
     Ok(())
