@@ -22,6 +22,7 @@
 mod format;
 mod writes;
 
+use std::cmp::Reverse;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -553,19 +554,21 @@ impl Templates {
         }
     }
 
-    /// Removes what was used longest ago until the rest is within the limit; never one in use, and not the one just made.
+    /// Removes what was used longest ago until the rest is within the limit, that which another version made and this one cannot read
+    /// included; never one in use, and not the one just made.
     fn evict(&self, new: &Key) {
-        let Ok(templates) = self.list() else {
+        let Ok(mut templates) = self.entries() else {
             return;
         };
-        let mut sum: u64 = templates.iter().map(|template| template.disk_bytes).sum();
-        for template in templates.iter().rev() {
+        templates.sort_by_key(|(_, path)| Reverse(unused(path)));
+        let mut sum: u64 = templates.iter().map(|(_, path)| disk_bytes(path)).sum();
+        for (key, path) in &templates {
             if sum <= self.limit.bytes() {
                 return;
             }
-            if template.id != *new && !template.in_use {
-                self.discard(&self.directory.join(&template.id.0));
-                sum -= template.disk_bytes;
+            if key != new && !is_in_use(path) {
+                sum -= disk_bytes(path).min(sum);
+                self.discard(path);
             }
         }
     }

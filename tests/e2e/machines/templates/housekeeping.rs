@@ -148,6 +148,26 @@ fn above_the_limit_the_one_that_was_unused_for_longest_goes() {
 }
 
 #[test]
+fn above_the_limit_what_another_version_left_goes_too() {
+    let home = Home::new();
+    let theirs = home.directory().join("7".repeat(64));
+    fs::create_dir_all(&theirs).unwrap();
+    fs::write(theirs.join("state"), "of another version").unwrap();
+    fs::write(theirs.join("memory"), vec![1; 1 << 20]).unwrap();
+
+    let prepare = home.prepare_invocation(&[]);
+    prepare.run().succeeded().stdout_is("prepared\n");
+    assert!(theirs.exists(), "there is room for it");
+    let evicting = home
+        .prepare_invocation(&["--cpus", "2"])
+        .env("VMM_TEMPLATE_LIMIT", "1");
+    evicting.run().succeeded().stdout_is("prepared\n");
+
+    assert!(!theirs.exists());
+    assert_eq!(home.ids().len(), 1);
+}
+
+#[test]
 fn templates_are_private_whatever_the_umask_is() {
     let home = Home::new();
     let script = format!("umask 0; exec \"$VMM_BINARY\" prepare {}", super::IMAGE);
