@@ -78,7 +78,7 @@ impl Agent {
         let script = "mount -t cgroup2 none /sys/fs/cgroup && exec \"$0\" --listen \"$@\"";
         let process = Command::new("unshare")
             .args([
-                "--mount",
+                "--mount-proc",
                 "--pid",
                 "--fork",
                 "--kill-child",
