@@ -8,7 +8,7 @@ use lab::Lab;
 use tests::{binary, cache, kernels, real_images, workload};
 
 /// How long all of it may take: a lab is some ten times slower than hardware, and one test runs after the other.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1140);
 /// Where the lab finds what it cannot make.
 const THINGS: &str = "/things";
 
