@@ -15,7 +15,7 @@ use crate::container::launch::{self, LaunchChannel, LaunchNews, Launched};
 use crate::container::{self, Cgroup, Namespaces, Plan, Released, Staged};
 use crate::pump::{Input, Interests, Output};
 use crate::step::failure;
-use crate::sys;
+use crate::sys::{self, OneProcessor};
 
 /// How many signals wait for a process that is not its program yet: as many as there are signals, more are dropped.
 const MAX_PENDING: usize = 64;
@@ -46,6 +46,7 @@ enum State {
         pid: Pid,
         channel: LaunchChannel,
         ended: Option<ExitStatus>,
+        _processor: Option<OneProcessor>,
     },
     /// Is its program.
     Running { pid: Pid },
@@ -156,6 +157,7 @@ impl Process {
             pid: launched.pid,
             channel: launched.channel,
             ended: None,
+            _processor: launched.processor,
         };
         let Connections {
             stdin,
@@ -221,6 +223,7 @@ impl Process {
                 pid,
                 channel,
                 ended,
+                ..
             } = &self.state
             else {
                 return None;
@@ -231,9 +234,6 @@ impl Process {
                 LaunchNews::Running => {
                     self.state =
                         ended.map_or(State::Running { pid }, |status| State::Ended { status });
-                    if self.namespaces.is_some() {
-                        sys::use_every_processor();
-                    }
                     self.send_pending();
                     return Some(Report::Started(self.id));
                 }

@@ -87,12 +87,25 @@ pub(crate) fn reseed_as_clone(urandom: &OwnedFd, seed: &[u8]) -> io::Result<()> 
     Ok(())
 }
 
-/// Keeps the process, and what it makes, on the processor that it runs on.
-pub(crate) fn stay_on_this_processor() {
-    let mut one = CpuSet::new();
-    one.set(rustix::thread::sched_getcpu());
-    // Wherever it runs, it runs.
-    let _ = rustix::thread::sched_setaffinity(None, &one);
+/// While it is there, the process and what it makes stay on one processor.
+#[derive(Debug)]
+pub(crate) struct OneProcessor(());
+
+impl OneProcessor {
+    /// Stays where the process is.
+    pub(crate) fn stay() -> Self {
+        let mut one = CpuSet::new();
+        one.set(rustix::thread::sched_getcpu());
+        // Wherever it runs, it runs.
+        let _ = rustix::thread::sched_setaffinity(None, &one);
+        Self(())
+    }
+}
+
+impl Drop for OneProcessor {
+    fn drop(&mut self) {
+        use_every_processor();
+    }
 }
 
 /// Lets the process run on every processor of the machine.

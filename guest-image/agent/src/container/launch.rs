@@ -17,7 +17,7 @@ use super::cgroup::Cgroup;
 use super::child::{self, ChildStdio};
 use super::plan::{ContainerPlan, Plan, ProcessPlan};
 use crate::step::{Step as _, failure};
-use crate::sys::{self, Side};
+use crate::sys::{self, OneProcessor, Side};
 
 /// More than the longest message from a child: a bounded failure, encoded.
 pub(super) const MAX_MESSAGE_BYTES: usize = 5 << 10;
@@ -28,6 +28,8 @@ pub(crate) struct Launched {
     pub(crate) pid: Pid,
     pub(crate) channel: LaunchChannel,
     pub(crate) stdio: AgentStdio,
+    /// Of one that waited: where it stays until it is its program.
+    pub(crate) processor: Option<OneProcessor>,
 }
 
 /// The agent's ends of a process's standard streams. With a terminal, that comes through the channel instead.
@@ -68,6 +70,7 @@ pub(crate) fn launch(plan: &Plan, cgroup: &Cgroup) -> Result<Launched, StartFail
         pid,
         channel,
         stdio: agent_stdio,
+        processor: None,
     })
 }
 

@@ -22,7 +22,7 @@ use super::launch::{self, LaunchChannel, Launched, MAX_MESSAGE_BYTES};
 use super::plan::{ContainerPlan, ProcessPlan};
 use super::user;
 use crate::step::{Step as _, failure};
-use crate::sys;
+use crate::sys::{self, OneProcessor};
 
 /// What a child says when its container is built. No failure is as short.
 const BUILT: &[u8] = &[0];
@@ -38,6 +38,7 @@ pub(crate) struct Staged {
     pid: Pid,
     channel: LaunchChannel,
     namespaces: Namespaces,
+    processor: OneProcessor,
 }
 
 /// References to the namespaces of a process. While they are held its end does not take the namespaces apart, mounts and all.
@@ -77,11 +78,7 @@ impl Staged {
     ///
     /// If it cannot be built; nothing of it remains.
     pub(crate) fn new(container: ContainerPlan) -> Result<Self, StartFailure> {
-        sys::stay_on_this_processor();
-        Self::build(container).inspect_err(|_| sys::use_every_processor())
-    }
-
-    fn build(container: ContainerPlan) -> Result<Self, StartFailure> {
+        let processor = OneProcessor::stay();
         let cgroup = container.cgroup.make()?;
         let made = launch::make_child(&container, &cgroup, |channel| live(&container, channel));
         let (pid, channel) = match made {
@@ -98,6 +95,7 @@ impl Staged {
                 pid,
                 channel,
                 namespaces,
+                processor,
             }),
             Err(failure) => {
                 end(pid);
@@ -134,6 +132,7 @@ impl Staged {
                     pid: self.pid,
                     channel: self.channel,
                     stdio,
+                    processor: Some(self.processor),
                 },
                 cgroup: self.cgroup,
                 namespaces: self.namespaces,
@@ -170,7 +169,6 @@ impl Staged {
     pub(crate) fn discard(self) {
         end(self.pid);
         self.cgroup.remove();
-        sys::use_every_processor();
     }
 }
 
