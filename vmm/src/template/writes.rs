@@ -19,6 +19,8 @@ const ENTRY_BYTES: u64 = 8;
 const GAP_PAGES: u64 = 2;
 /// More than any machine writes between its start and the end of a short workload; a list is a hint.
 const MAX_RUNS: usize = 4096;
+/// The most that is copied ahead. The first clone of a base may be a hostile image's, and the later ones are other images'.
+const MAX_BYTES: u64 = 4 << 20;
 
 /// Finds out which pages of `memory` a process has copied.
 ///
@@ -45,8 +47,18 @@ pub(super) fn of_process(pid: u32, memory: &File) -> io::Result<Vec<WrittenPages
             }
         }
     }
-    written.truncate(MAX_RUNS);
+    bound(&mut written);
     Ok(written)
+}
+
+/// Leaves the first runs, as far as they are within the limits.
+fn bound(written: &mut Vec<WrittenPages>) {
+    let mut sum_bytes = 0;
+    let within = written.iter().take_while(|run| {
+        sum_bytes += run.length_bytes;
+        sum_bytes <= MAX_BYTES
+    });
+    written.truncate(within.count().min(MAX_RUNS));
 }
 
 fn add(written: &mut Vec<WrittenPages>, file_offset_bytes: u64) {
@@ -108,6 +120,21 @@ mod tests {
             (0x7f00_0000_1000, 0x3000, 0x2000, 1234)
         );
         assert!(Mapping::parse("nonsense").is_none());
+    }
+
+    #[test]
+    fn no_clone_decides_how_much_the_later_ones_copy() {
+        let run = |page: u64, pages: u64| WrittenPages {
+            file_offset_bytes: page * PAGE_BYTES,
+            length_bytes: pages * PAGE_BYTES,
+        };
+        let within = MAX_BYTES / PAGE_BYTES;
+        let mut large = vec![run(0, within - 1), run(10_000, 1), run(20_000, 1)];
+        bound(&mut large);
+        assert_eq!(large, [run(0, within - 1), run(10_000, 1)]);
+        let mut whole = vec![run(0, within + 1)];
+        bound(&mut whole);
+        assert_eq!(whole, []);
     }
 
     #[test]
