@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use protocol::DeclaredStreams;
 
 use super::output::print_line;
-use super::run::{limits, open_image, recipes};
+use super::run::{limits, open_image};
+use super::start::recipes;
 use crate::cli::{ImportLimitArgs, PrepareArgs, RunArgs, RunImage};
 use crate::dirs::Directories;
 use crate::guest::GuestDirectory;

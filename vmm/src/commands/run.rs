@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal, Write};
 
 use super::load::import_options;
 use super::progress::ImportProgress;
-use super::start::start;
+use super::start::{recipes, start};
 use crate::cli::{FileOrStdin, GlobalArgs, ImportLimitArgs, RunArgs, RunImage, TimingsFormat};
 use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
@@ -23,7 +23,7 @@ use crate::report::{Help, Report, chain};
 use crate::state::{
     Ended, ImageLabel, MachineId, NewMachine, OwnedMachine, Registry, StartReporter, detach,
 };
-use crate::template::{Recipe, Templates};
+use crate::template::Templates;
 use crate::timings::Timings;
 use crate::vm_process::{ChannelError, SpawnError};
 use crate::workload::environment::{OwnEnvironment, read_file};
@@ -191,15 +191,6 @@ fn run_here(
     timings.end_of("end");
     print_timings(arguments.timings, &timings);
     report_outcome(&outcome)
-}
-
-/// The templates that would serve a run, the best first.
-pub(super) fn recipes(plan: &RunPlan, image_id: &str) -> Result<Vec<Recipe>, Report> {
-    let Some(base) = Recipe::of_base(&plan.machine, plan.guest())? else {
-        return Ok(Vec::new());
-    };
-    let with_container = base.with_container(image_id, &plan.container, &plan.machine)?;
-    Ok(vec![with_container, base])
 }
 
 /// Writes down how the machine ended. That this fails does not change how it ended.

@@ -7,9 +7,19 @@ use kvm_ioctls::Kvm;
 
 use crate::machine::{FrozenMachine, MachineConfig};
 use crate::monitor::Signals;
+use crate::plan::RunPlan;
 use crate::report::{Report, chain};
 use crate::template::{Recipe, Templates};
 use crate::vm_process::{FirstReport, Start, VmProcess};
+
+/// The templates that would serve a run, the best first.
+pub(super) fn recipes(plan: &RunPlan, image_id: &str) -> Result<Vec<Recipe>, Report> {
+    let Some(base) = Recipe::of_base(&plan.machine, plan.guest())? else {
+        return Ok(Vec::new());
+    };
+    let with_container = base.with_container(image_id, &plan.container, &plan.machine)?;
+    Ok(vec![with_container, base])
+}
 
 /// A machine that began.
 pub(super) struct Started<'recipes> {
