@@ -200,8 +200,18 @@ impl Ran {
     /// Asserts one line on standard error that says that the machine boots, and why.
     #[track_caller]
     fn warns_once(&self, reason: &str) -> &Self {
-        let is_told =
-            |line: &String| line.contains("the machine boots, because") && line.contains(reason);
+        self.complains_once("the machine boots, because", reason)
+    }
+
+    /// Asserts one line on standard error that says that the machine begins with another template, and why.
+    #[track_caller]
+    fn begins_with_another(&self, reason: &str) -> &Self {
+        self.complains_once("the machine begins with another template, because", reason)
+    }
+
+    #[track_caller]
+    fn complains_once(&self, complaint: &str, reason: &str) -> &Self {
+        let is_told = |line: &String| line.contains(complaint) && line.contains(reason);
         assert!(
             self.complaints.len() == 1 && self.complaints.iter().all(is_told),
             "expected one line that says `{reason}`: {:?}",
