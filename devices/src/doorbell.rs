@@ -22,6 +22,10 @@ pub enum Ring {
     MayFreeze,
     /// Code 4: the agent of a clone has taken over what it was handed.
     HandedOver,
+    /// Code 5: the agent was asked to let the machine be frozen, and its workload cannot be stopped.
+    CannotFreeze,
+    /// Code 6: the agent was asked to let the machine be forked, and its workload does not wait for that.
+    NoForkPoint,
     /// A code that means nothing (yet).
     Unknown(u32),
 }
@@ -33,6 +37,8 @@ impl From<u32> for Ring {
             2 => Self::MachineEnd,
             3 => Self::MayFreeze,
             4 => Self::HandedOver,
+            5 => Self::CannotFreeze,
+            6 => Self::NoForkPoint,
             code => Self::Unknown(code),
         }
     }
@@ -82,7 +88,7 @@ mod tests {
     fn codes_are_rings() {
         let (sender, rings) = channel();
         let doorbell = Doorbell::new(move |ring| sender.send(ring).unwrap());
-        for code in [1_u32, 2, 3, 4, 5] {
+        for code in [1_u32, 2, 3, 4, 5, 6, 7] {
             doorbell.write(0, &code.to_le_bytes());
         }
         let heard: Vec<Ring> = rings.try_iter().collect();
@@ -93,7 +99,9 @@ mod tests {
                 Ring::MachineEnd,
                 Ring::MayFreeze,
                 Ring::HandedOver,
-                Ring::Unknown(5)
+                Ring::CannotFreeze,
+                Ring::NoForkPoint,
+                Ring::Unknown(7)
             ]
         );
     }

@@ -3,6 +3,8 @@
 //! Nothing is decided here. Values that stand for themselves (limits, names) are parsed into their
 //! types; what depends on the image, the host or a file is left to the command.
 
+mod machines;
+
 use std::error::Error;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,6 +19,10 @@ use crate::outcome::ExitCode;
 use crate::report::{Help, Report, chain};
 use crate::state::MachineName;
 use crate::workload::environment::Variable;
+
+pub use self::machines::{
+    ForkArgs, MachinesArgs, SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
+};
 
 /// Runs OCI images, each in a microVM of its own.
 ///
@@ -73,6 +79,15 @@ pub enum Command {
     Kill(KillArgs),
     /// Remove machines that have ended
     Rm(RmArgs),
+    /// Let machines stand still, without using the processor
+    Pause(MachinesArgs),
+    /// Let paused machines go on
+    #[command(visible_alias = "unpause")]
+    Resume(MachinesArgs),
+    /// Write a running machine to a file, from which `vmm run --restore` resumes it
+    Snapshot(SnapshotArgs),
+    /// Duplicate a machine whose workload waits at its fork point, and print the copies' ids
+    Fork(ForkArgs),
     /// Import images from an archive, a directory or standard input into the store
     Load(LoadArgs),
     /// Write images to an archive
@@ -131,7 +146,7 @@ is the command, with its own options. A `--` before the command is dropped.";
 #[derive(Debug, Clone, Args)]
 #[command(
     disable_help_flag = true,
-    override_usage = "vmm run [OPTIONS] --image <FILE|-> [--] [COMMAND [ARG]...]\n       vmm run [OPTIONS] <NAME> [COMMAND [ARG]...]",
+    override_usage = "vmm run [OPTIONS] --image <FILE|-> [--] [COMMAND [ARG]...]\n       vmm run [OPTIONS] <NAME> [COMMAND [ARG]...]\n       vmm run [OPTIONS] --restore <FILE>",
     after_help = RUN_EXAMPLES
 )]
 pub struct RunArgs {
@@ -149,6 +164,19 @@ pub struct RunArgs {
         help_heading = "Image"
     )]
     pub select: Option<String>,
+    /// Go on with the machine that was written to FILE, which can be done once
+    ///
+    /// Image, command, limits and the workload's choices are those of the snapshot.
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = [
+            "image", "words", "cpus", "memory", "env", "env_file", "workdir", "user", "entrypoint",
+            "hostname", "read_only", "fork_point", "kernel"
+        ],
+        help_heading = "Image"
+    )]
+    pub restore: Option<PathBuf>,
     /// What an import may cost.
     #[command(flatten)]
     pub limits: ImportLimitArgs,
@@ -219,6 +247,9 @@ pub struct RunArgs {
     /// Let nothing write to the root file system
     #[arg(long, help_heading = "Workload")]
     pub read_only: bool,
+    /// Give the command a fork point, /dev/fork-point: see `vmm fork`
+    #[arg(long, help_heading = "Workload")]
+    pub fork_point: bool,
     /// Keep standard input open and pass it to the command
     #[arg(short, long, help_heading = "Workload")]
     pub interactive: bool,
@@ -863,7 +894,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Repor
     let (verb, has_image) = match &cli.command {
         Command::Run(arguments) => (
             "run",
-            arguments.image.is_some() || !arguments.words.is_empty(),
+            arguments.image.is_some() || arguments.restore.is_some() || !arguments.words.is_empty(),
         ),
         Command::Bench(arguments) => (
             "bench",

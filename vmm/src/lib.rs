@@ -15,6 +15,7 @@ pub mod plan;
 pub mod process;
 pub mod report;
 pub mod sandbox;
+pub mod snapshot;
 pub mod state;
 pub mod template;
 pub mod timings;

@@ -81,7 +81,7 @@ pub struct RunPlan {
 }
 
 /// The one container of a machine that `vmm run` makes, and its first process.
-const FIRST: Process = Process {
+pub const FIRST: Process = Process {
     container: ContainerId(0),
     process: ProcessId(0),
 };
@@ -163,7 +163,6 @@ fn machine(
         kernel_log: None,
         verbose_kernel: choices.verbose_kernel,
         quirks,
-        freezes: false,
     })
 }
 

@@ -21,8 +21,8 @@ use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
-    ActivateError, Activation, ActiveQueue, Busy, DeviceInterrupt, DeviceMemory, DeviceType,
-    SavedQueue, VirtioDevice, Worker,
+    ActivateError, Activation, ActiveQueue, DeviceInterrupt, DeviceMemory, DeviceType, SavedQueue,
+    VirtioDevice, Worker,
 };
 use crate::bus::BusDevice;
 use crate::event_loop::{EventLoop, EventLoopError, Handle, WorkerId};
@@ -155,9 +155,6 @@ pub struct SavedTransport {
 /// Why a transport cannot be written down.
 #[derive(Debug, Error)]
 pub enum SaveError {
-    /// The device has something at work.
-    #[error(transparent)]
-    Busy(#[from] Busy),
     /// The event loop does not have the worker.
     #[error(transparent)]
     Worker(#[from] EventLoopError),
@@ -497,7 +494,7 @@ impl MmioTransport {
         let registers = self.registers();
         let queues = match registers.stage {
             Stage::Configuring(_) => registers.queues.iter().map(SavedQueue::from).collect(),
-            Stage::Running(id) => event_loop.worker(id)?.save()?,
+            Stage::Running(id) => event_loop.worker(id)?.save(),
             Stage::Lost => return Err(SaveError::Lost),
         };
         Ok(SavedTransport {

@@ -115,21 +115,10 @@ pub trait Worker: MutEventSubscriber + Send {
     /// after the worker was taken off the loop, so no descriptor is registered any more.
     fn stop(self: Box<Self>) -> Box<dyn VirtioDevice>;
 
-    /// Returns how far each queue is, in order: together with what the driver configured, the whole
-    /// state of a device that has nothing at work. Called while no vCPU runs.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Busy`] if the device holds what cannot be written down: a connection to the host.
-    fn save(&self) -> Result<Vec<SavedQueue>, Busy>;
-}
-
-/// Why a device cannot be saved now.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub enum Busy {
-    /// Sockets of this process cannot be written down.
-    #[error("{0} connections to the guest are open")]
-    Connections(usize),
+    /// Returns how far each queue is, in order: together with what the driver configured, all of a
+    /// device that is written down. What it holds of the host is not: connections stay with this
+    /// machine. Called while no vCPU runs.
+    fn save(&self) -> Vec<SavedQueue>;
 }
 
 /// A queue as it is written down: what the driver configured, and how far the device is.

@@ -41,6 +41,13 @@ fn map_device(address: u64, length_bytes: usize) -> io::Result<NonNull<u8>> {
     Ok(NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidData)?)
 }
 
+/// Both ways to speak with the VMM itself.
+#[derive(Debug)]
+pub(crate) struct Vmm {
+    pub(crate) doorbell: Doorbell,
+    pub(crate) mailbox: Mailbox,
+}
+
 /// A mapping of the doorbell's page.
 #[derive(Debug)]
 pub(crate) struct Doorbell {

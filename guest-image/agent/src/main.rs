@@ -11,6 +11,7 @@ mod boot;
 mod clone;
 mod container;
 mod doorbell;
+mod fork_point;
 mod process;
 mod pump;
 mod server;
@@ -23,7 +24,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use container::{Plan, Staged};
-use doorbell::{Doorbell, Mailbox};
+use doorbell::{Doorbell, Mailbox, Vmm};
 use protocol::{Create, Handover};
 use server::{Server, Stop};
 
@@ -43,11 +44,14 @@ fn main() {
 
 /// Lives the whole life of the machine.
 fn be_init() -> ! {
-    let doorbell = Doorbell::map();
-    report(boot_and_serve(doorbell.as_ref().ok()));
+    let vmm = Doorbell::map().and_then(|doorbell| {
+        let mailbox = Mailbox::map()?;
+        Ok(Vmm { doorbell, mailbox })
+    });
+    report(boot_and_serve(vmm.as_ref().ok()));
     rustix::fs::sync();
-    match &doorbell {
-        Ok(doorbell) => doorbell.ring(protocol::DOORBELL_END),
+    match &vmm {
+        Ok(vmm) => vmm.doorbell.ring(protocol::DOORBELL_END),
         Err(error) => report(Err(format!("mapping the doorbell: {error}").into())),
     }
     // Where nobody hears the doorbell, the machine still ends.
@@ -57,13 +61,12 @@ fn be_init() -> ! {
     }
 }
 
-fn boot_and_serve(doorbell: Option<&Doorbell>) -> Result<(), Box<dyn Error>> {
+fn boot_and_serve(vmm: Option<&Vmm>) -> Result<(), Box<dyn Error>> {
     boot::mount_filesystems()?;
     let children = sys::child_signals()?;
     let listener = sys::listen_vsock(protocol::AGENT_PORT)?;
     let mut staged = None;
-    if let Some(doorbell) = doorbell {
-        let mailbox = Mailbox::map()?;
+    if let Some(Vmm { doorbell, mailbox }) = vmm {
         staged = mailbox.take::<Create>()?.and_then(stage);
         // What comes back from this may be a clone.
         doorbell.ring(protocol::DOORBELL_FREEZE);
@@ -75,7 +78,7 @@ fn boot_and_serve(doorbell: Option<&Doorbell>) -> Result<(), Box<dyn Error>> {
             }
         }
     }
-    serve(listener, children, staged)
+    serve(listener, children, staged, vmm)
 }
 
 /// Builds a container ahead. One that cannot be built is left to whoever wants it and can be told why not.
@@ -91,8 +94,9 @@ fn serve(
     listener: OwnedFd,
     children: OwnedFd,
     staged: Option<Staged>,
+    vmm: Option<&Vmm>,
 ) -> Result<(), Box<dyn Error>> {
-    match Server::new(listener, children, staged).run() {
+    match Server::new(listener, children, staged, vmm).run() {
         Stop::PowerOff | Stop::HungUp => Ok(()),
         stop => Err(stop.into()),
     }
@@ -106,7 +110,7 @@ fn serve_without_machine(socket: &Path, create: Option<&Path>) -> Result<(), Box
     };
     let listener = std::os::unix::net::UnixListener::bind(socket)?;
     listener.set_nonblocking(true)?;
-    serve(listener.into(), children, staged)
+    serve(listener.into(), children, staged, None)
 }
 
 /// Says on the console what went wrong.

@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, WaitStatus};
 
 use crate::container::launch::{self, LaunchChannel, LaunchNews, Launched};
 use crate::container::{self, Cgroup, Namespaces, Plan, Released, Staged};
+use crate::fork_point::ForkPoint;
 use crate::pump::{Input, Interests, Output};
 use crate::step::failure;
 use crate::sys::{self, OneProcessor};
@@ -35,6 +36,8 @@ pub(crate) struct Process {
     stdin: Option<Input>,
     stdout: Option<Output>,
     stderr: Option<Output>,
+    /// Where it waits to be duplicated, once somebody has asked.
+    fork_point: Option<ForkPoint>,
 }
 
 #[derive(Debug)]
@@ -89,20 +92,89 @@ impl Process {
             stdin: None,
             stdout: None,
             stderr: None,
+            fork_point: None,
         }
     }
 
     /// Takes the connection of a stream. One that was not declared, or that is there already, is closed.
     pub(crate) fn connect(&mut self, kind: StreamKind, connection: Connection) {
+        if !matches!(self.state, State::Created { .. }) {
+            return self.attach_stream(kind, connection);
+        }
         let declared = self.plan.process.streams;
         let (is_declared, slot) = match kind {
             StreamKind::Stdin => (declared.stdin, &mut self.connections.stdin),
             StreamKind::Stdout => (declared.stdout, &mut self.connections.stdout),
             StreamKind::Stderr => (declared.stderr, &mut self.connections.stderr),
         };
-        let is_created = matches!(self.state, State::Created { .. });
-        if is_created && is_declared && slot.is_none() {
+        if is_declared && slot.is_none() {
             *slot = Some(connection);
+        }
+    }
+
+    /// Goes on with a stream whose connection was lost.
+    fn attach_stream(&mut self, kind: StreamKind, connection: Connection) {
+        let output = match kind {
+            StreamKind::Stdin => {
+                if let Some(pump) = &mut self.stdin {
+                    pump.attach(connection);
+                }
+                return;
+            }
+            StreamKind::Stdout => &mut self.stdout,
+            StreamKind::Stderr => &mut self.stderr,
+        };
+        if let Some(pump) = output {
+            pump.attach(connection);
+        }
+    }
+
+    /// The host is another one from now on: its connections will come.
+    pub(crate) fn detach(&mut self) {
+        self.stdin.iter_mut().for_each(Input::detach);
+        self.stdout.iter_mut().for_each(Output::detach);
+        self.stderr.iter_mut().for_each(Output::detach);
+    }
+
+    /// What the new host is told.
+    pub(crate) fn attach(&self) -> Option<Report> {
+        match self.state {
+            State::Running { .. } | State::Ended { .. } => Some(Report::Started(self.id)),
+            _ => None,
+        }
+    }
+
+    /// Stops it, or lets it go on. Returns whether it does; only its program can be stopped.
+    pub(crate) fn freeze(&self, is_frozen: bool) -> bool {
+        let cgroup = self.cgroup.as_ref();
+        self.program().is_some() && cgroup.is_some_and(|cgroup| cgroup.freeze(is_frozen))
+    }
+
+    /// Sends on what it has written so far.
+    pub(crate) fn flush(&mut self) {
+        self.stdout.iter_mut().for_each(Output::flush);
+        self.stderr.iter_mut().for_each(Output::flush);
+    }
+
+    /// Whether its container waits at a fork point.
+    pub(crate) fn is_at_fork_point(&mut self) -> bool {
+        let known = self.fork_point.take().filter(ForkPoint::is_awaited);
+        self.fork_point = known.or_else(|| ForkPoint::of(self.program()?));
+        self.fork_point.is_some()
+    }
+
+    /// Lets what waits at a fork point go on as this generation.
+    pub(crate) fn leave_fork_point(&mut self, generation: u32) {
+        if let Some(fork_point) = self.fork_point.take() {
+            fork_point.tell(generation);
+        }
+    }
+
+    /// Its process id while it is its program.
+    fn program(&self) -> Option<Pid> {
+        match self.state {
+            State::Running { pid } => Some(pid),
+            _ => None,
         }
     }
 

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::buffer::spare_capacity;
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
@@ -48,6 +48,8 @@ pub(crate) struct Output {
     source: Option<OwnedFd>,
     /// The connection, until all is sent or the host closes it.
     sink: Option<OwnedFd>,
+    /// Whether another connection is to come in the place of the one that was lost.
+    is_detached: bool,
     held: Held,
 }
 
@@ -58,6 +60,8 @@ pub(crate) struct Input {
     source: Option<OwnedFd>,
     /// The pipe or terminal, until all is written or the process closes it.
     sink: Option<OwnedFd>,
+    /// Whether another connection is to come in the place of the one that was lost.
+    is_detached: bool,
     held: Held,
     /// The end of a terminal's input is the process's business: the terminal stays.
     sink_is_terminal: bool,
@@ -72,18 +76,53 @@ impl Output {
         Self {
             source: Some(source),
             sink: Some(sink.socket),
+            is_detached: false,
             held: Held::default(),
         }
     }
 
     /// Whether everything was sent, or nobody wants it any more.
     pub(crate) fn is_done(&self) -> bool {
-        self.sink.is_none()
+        self.sink.is_none() && !self.is_detached
+    }
+
+    /// Sends on what can be had and sent at once.
+    pub(crate) fn flush(&mut self) {
+        loop {
+            let had = self.source.is_some() && self.sink.is_some() && self.held.is_empty();
+            let is_readable = self.source.as_ref().filter(|_| had).is_some_and(|source| {
+                let mut descriptors = [PollFd::new(source, PollFlags::IN)];
+                rustix::event::poll(&mut descriptors, Some(&Timespec::default())) == Ok(1)
+            });
+            if is_readable {
+                self.read();
+            }
+            self.send();
+            if !is_readable || !self.held.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// The connection is lost, and another one will come; what was not sent yet waits for it.
+    pub(crate) fn detach(&mut self) {
+        self.is_detached = self.sink.take().is_some();
+    }
+
+    /// Goes on with another connection. One that nobody waits for is closed.
+    pub(crate) fn attach(&mut self, sink: Connection) {
+        if std::mem::take(&mut self.is_detached) {
+            self.sink = Some(sink.socket);
+            self.send();
+        }
     }
 
     /// What to wait for.
     pub(crate) fn interests(&self) -> Interests<'_> {
-        let source = self.source.as_ref().filter(|_| self.held.is_empty());
+        let source = self
+            .source
+            .as_ref()
+            .filter(|_| self.held.is_empty() && !self.is_detached);
         let sending = if self.held.is_empty() {
             PollFlags::empty()
         } else {
@@ -155,6 +194,7 @@ impl Input {
         Self {
             source: Some(socket),
             sink: Some(sink),
+            is_detached: false,
             held: Held {
                 bytes: received,
                 written: 0,
@@ -195,6 +235,25 @@ impl Input {
         self.write();
     }
 
+    /// The connection is lost, and another one will come.
+    pub(crate) fn detach(&mut self) {
+        self.is_detached = self.source.take().is_some();
+    }
+
+    /// Goes on with another connection. One that nobody waits for is closed.
+    pub(crate) fn attach(&mut self, source: Connection) {
+        if std::mem::take(&mut self.is_detached) {
+            let Connection { socket, received } = source;
+            let rest = self.held.rest();
+            self.held = Held {
+                bytes: [rest, &received].concat(),
+                written: 0,
+            };
+            self.source = Some(socket);
+            self.write();
+        }
+    }
+
     /// The process reads no more, so the host need send no more.
     fn close(&mut self) {
         self.source = None;
@@ -224,7 +283,7 @@ impl Input {
                 Err(_) => return self.close(),
             }
         }
-        if self.source.is_none() {
+        if self.source.is_none() && !self.is_detached {
             self.sink = None;
         }
     }

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use protocol::{
-    Create, FrameBuffer, Hello, MAGIC, MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES,
-    Report, Request, Role, StreamKind, VERSION,
+    Create, FrameBuffer, Handover, Hello, MAGIC, MAX_HELLO_BYTES, MAX_REPORT_BYTES,
+    MAX_REQUEST_BYTES, Report, Request, Role, StreamKind, VERSION,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -15,7 +15,9 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 use rustix::process::WaitOptions;
 use thiserror::Error;
 
+use crate::clone;
 use crate::container::{Plan, Staged};
+use crate::doorbell::Vmm;
 use crate::process::{Connection, Process, exists_already, no_such_process};
 
 /// How many connections may wait for their hello or for the creation of their process. The host, who alone can connect, has
@@ -30,7 +32,7 @@ const TIDY_AFTER: Duration = Duration::from_millis(10);
 
 /// The agent while it serves.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub(crate) struct Server<'a> {
     listener: OwnedFd,
     children: OwnedFd,
     control: Option<Control>,
@@ -43,6 +45,8 @@ pub(crate) struct Server {
     staged: Option<Staged>,
     /// When what is over is cleaned up.
     tidy_at: Option<Instant>,
+    /// The machine that this one is in; none in tests without one.
+    vmm: Option<&'a Vmm>,
 }
 
 /// The control connection.
@@ -77,6 +81,9 @@ pub(crate) enum Stop {
     /// The kernel refused to poll.
     #[error("waiting for something to do")]
     PollFailed(#[source] Errno),
+    /// This is a copy of a machine and could not be made another one.
+    #[error("this copy of a machine is none of its own")]
+    NotAnother,
 }
 
 /// Whose descriptor a poll result belongs to.
@@ -90,9 +97,14 @@ enum Source {
     Stream(protocol::Process, StreamKind, usize),
 }
 
-impl Server {
+impl<'a> Server<'a> {
     /// Makes a server of `listener` that is told of children's exits by `children`, and has a container ready.
-    pub(crate) fn new(listener: OwnedFd, children: OwnedFd, staged: Option<Staged>) -> Self {
+    pub(crate) fn new(
+        listener: OwnedFd,
+        children: OwnedFd,
+        staged: Option<Staged>,
+        vmm: Option<&'a Vmm>,
+    ) -> Self {
         Self {
             listener,
             children,
@@ -102,6 +114,7 @@ impl Server {
             processes: BTreeMap::new(),
             staged,
             tidy_at: None,
+            vmm,
         }
     }
 
@@ -324,6 +337,11 @@ impl Server {
                 .filter(|control| control.is_understood)?;
             match control.requests.take() {
                 Ok(Some(Request::PowerOff)) => return Some(Stop::PowerOff),
+                Ok(Some(Request::Freeze { at_fork_point })) => {
+                    if let Some(stop) = self.freeze(at_fork_point) {
+                        return Some(stop);
+                    }
+                }
                 Ok(Some(request)) => self.serve(request),
                 Ok(None) => return None,
                 Err(_) => return Some(Stop::Nonsense),
@@ -351,8 +369,73 @@ impl Server {
                     process.resize(size);
                 }
             }
-            Request::PowerOff => (),
+            Request::Attach(id) => self.attach(id),
+            Request::PowerOff | Request::Freeze { .. } => (),
         }
+    }
+
+    /// Lets the machine be frozen while nothing runs in the containers. Comes back in this machine, and in each copy of it.
+    fn freeze(&mut self, at_fork_point: bool) -> Option<Stop> {
+        let Vmm { doorbell, mailbox } = self.vmm?;
+        let mut forkable = self.processes.values_mut();
+        if at_fork_point && !forkable.any(Process::is_at_fork_point) {
+            doorbell.ring(protocol::DOORBELL_NO_FORK_POINT);
+            return None;
+        }
+        let mut processes = self.processes.values();
+        if self.processes.is_empty() || !processes.all(|process| process.freeze(true)) {
+            self.thaw();
+            doorbell.ring(protocol::DOORBELL_CANNOT_FREEZE);
+            return None;
+        }
+        self.processes.values_mut().for_each(Process::flush);
+        doorbell.ring(protocol::DOORBELL_FREEZE);
+        let generation = match mailbox.take::<Handover>() {
+            Ok(None) => {
+                self.thaw();
+                0
+            }
+            // From here on, this is a copy, and its containers wait for their new host.
+            Ok(Some(handover)) => {
+                if clone::become_another(&handover).is_err() {
+                    return Some(Stop::NotAnother);
+                }
+                self.lose_host();
+                doorbell.ring(protocol::DOORBELL_HANDED_OVER);
+                handover.generation
+            }
+            Err(_) => return Some(Stop::Nonsense),
+        };
+        if at_fork_point {
+            let processes = self.processes.values_mut();
+            processes.for_each(|process| process.leave_fork_point(generation));
+        }
+        None
+    }
+
+    /// Lets all that was stopped go on.
+    fn thaw(&self) {
+        for process in self.processes.values() {
+            process.freeze(false);
+        }
+    }
+
+    /// Forgets the connections of a host that this machine is not on.
+    fn lose_host(&mut self) {
+        self.control = None;
+        self.strangers.clear();
+        self.unclaimed.clear();
+        self.processes.values_mut().for_each(Process::detach);
+    }
+
+    /// Takes over a process as another host's.
+    fn attach(&mut self, id: protocol::Process) {
+        self.thaw();
+        let report = self.processes.get(&id).and_then(Process::attach);
+        self.report(&report.unwrap_or_else(|| Report::NotStarted {
+            process: id,
+            failure: no_such_process(),
+        }));
     }
 
     fn create(&mut self, create: Create) {

@@ -18,6 +18,8 @@
 //!  |--- Start{container, process} ------------------------->|   waits for the declared streams
 //!  |<-- Started | NotStarted{kind, step, message} ----------|
 //!  |--- Signal, Resize ------------------------------------>|
+//!  |--- Freeze -------------------------------------------->|   containers stop
+//!  |                       doorbell: DOORBELL_FREEZE <------|   containers go on
 //!  |<== stdout and stderr bytes, then a shut-down of each ==|
 //!  |<-- Exited{status, oom_killed} -------------------------|   after the last byte and the shut-downs
 //!  |--- PowerOff, or a hang-up of connection 1 ------------>|
@@ -51,7 +53,7 @@ pub use message::{
 };
 
 /// Version of the conversation. The two sides talk only if it is the same.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The vsock port on which the agent listens.
 pub const AGENT_PORT: u32 = 1024;
@@ -68,6 +70,16 @@ pub const DOORBELL_FREEZE: u32 = 3;
 
 /// Doorbell code: the agent of a clone has done all that its [`Handover`] asks. Without this ring no workload is sent.
 pub const DOORBELL_HANDED_OVER: u32 = 4;
+
+/// Doorbell code: the agent was asked for [`DOORBELL_FREEZE`], and the containers do not come to a stop.
+pub const DOORBELL_CANNOT_FREEZE: u32 = 5;
+
+/// Doorbell code: the agent was asked for [`DOORBELL_FREEZE`] at a fork point, and no process waits at one.
+pub const DOORBELL_NO_FORK_POINT: u32 = 6;
+
+/// The fork point of a container that has one: a fifo. A process that opens it for reading says that it may be duplicated there:
+/// it reads the [`Handover::generation`] of its machine as a decimal number and a line's end, 0 in the machine that was forked.
+pub const FORK_POINT: &str = "/dev/fork-point";
 
 /// Guest-physical address of the mailbox: memory of [`MAILBOX_BYTES`] that is no part of the guest's RAM, zero in a machine that
 /// only boots. In one that is to be frozen it begins with one frame, a [`Create`]: its container is built before

@@ -105,6 +105,15 @@ pub enum Request {
     },
     /// Syncs and ends the machine, whatever still runs.
     PowerOff,
+    /// Stops what runs in the containers and rings [`crate::DOORBELL_FREEZE`]. In the machine that goes on afterwards it lets them
+    /// go on; in a copy of it, only after [`Request::Attach`].
+    Freeze {
+        /// Whether there are to be several copies: only where a process waits at a fork point.
+        at_fork_point: bool,
+    },
+    /// Takes over a process of which another host was the client, in a copy of its machine. Lets the containers go on, and is
+    /// answered like [`Request::Start`].
+    Attach(Process),
 }
 
 /// How many random bytes a clone gets.
@@ -117,6 +126,8 @@ pub struct Handover {
     pub seed: [[u8; SEED_BYTES / 2]; 2],
     /// The time of day, in nanoseconds since the epoch (`CLOCK_REALTIME`).
     pub realtime_ns: u64,
+    /// Which copy this is, from 1; what a process reads at its fork point. 0 where there is one only.
+    pub generation: u32,
 }
 
 impl fmt::Debug for Handover {

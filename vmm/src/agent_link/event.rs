@@ -20,6 +20,11 @@ pub enum Event {
     Signal(u8),
     /// The client's terminal has this size now.
     Resize(WindowSize),
+    /// The machine is to be frozen.
+    Freeze {
+        /// For several copies.
+        at_fork_point: bool,
+    },
 }
 
 /// The sending end. Closing it ends the events, not the workload.
@@ -85,6 +90,7 @@ fn encode(event: Event) -> [u8; EVENT_BYTES] {
             let ([a, b], [c, d]) = (rows.to_ne_bytes(), columns.to_ne_bytes());
             [1, a, b, c, d]
         }
+        Event::Freeze { at_fork_point } => [2, u8::from(at_fork_point), 0, 0, 0],
     }
 }
 
@@ -95,6 +101,9 @@ fn decode(bytes: [u8; EVENT_BYTES]) -> Option<Event> {
             rows: u16::from_ne_bytes([a, b]),
             columns: u16::from_ne_bytes([c, d]),
         })),
+        [2, at_fork_point, ..] => Some(Event::Freeze {
+            at_fork_point: at_fork_point != 0,
+        }),
         _ => None,
     }
 }
@@ -112,9 +121,15 @@ mod tests {
         };
         sender.send(Event::Signal(15)).unwrap();
         sender.send(Event::Resize(size)).unwrap();
+        let freeze = [false, true].map(|at_fork_point| Event::Freeze { at_fork_point });
+        for event in freeze {
+            sender.send(event).unwrap();
+        }
         drop(sender);
 
         let received = [
+            receiver.receive().unwrap(),
+            receiver.receive().unwrap(),
             receiver.receive().unwrap(),
             receiver.receive().unwrap(),
             receiver.receive().unwrap(),
@@ -125,6 +140,8 @@ mod tests {
             [
                 Received::Event(Event::Signal(15)),
                 Received::Event(Event::Resize(size)),
+                Received::Event(freeze[0]),
+                Received::Event(freeze[1]),
                 Received::End
             ]
         );

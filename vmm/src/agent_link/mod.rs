@@ -119,6 +119,24 @@ impl ClientStreams<'_> {
     }
 }
 
+/// What the agent is asked for.
+#[derive(Clone, Debug)]
+pub enum Job {
+    /// A new process.
+    Create(Box<Create>),
+    /// A process that runs in a machine that was written down, with other connections.
+    Attach(Process),
+}
+
+impl Job {
+    fn process(&self) -> Process {
+        match self {
+            Self::Create(create) => create.process,
+            Self::Attach(process) => *process,
+        }
+    }
+}
+
 /// The control connection to the agent.
 #[derive(Debug)]
 pub struct AgentLink {
@@ -167,8 +185,8 @@ impl AgentLink {
         })
     }
 
-    /// Runs a container's first process to its end: creates and starts it, carries its streams from and to the client, and
-    /// forwards what comes through `events`. `started` is called once its program runs.
+    /// Runs a container's first process to its end: creates and starts it, or takes it over, carries its streams from and to the
+    /// client, and forwards what comes through `events`. `started` is called once its program runs.
     ///
     /// `create.streams` must be what [`ClientStreams::declared`] says of `client`.
     ///
@@ -178,15 +196,20 @@ impl AgentLink {
     pub fn run(
         &mut self,
         dialer: &dyn Dialer,
-        create: Create,
+        job: Job,
         client: ClientStreams<'_>,
         events: &EventReceiver,
         started: &mut dyn FnMut(),
     ) -> Result<WorkloadExit, LinkError> {
-        let process = create.process;
+        let process = job.process();
         let connections = connect_streams(dialer, process, client.declared())?;
-        self.queue(&Request::Create(Box::new(create)))?;
-        self.queue(&Request::Start(process))?;
+        match job {
+            Job::Create(create) => {
+                self.queue(&Request::Create(create))?;
+                self.queue(&Request::Start(process))?;
+            }
+            Job::Attach(process) => self.queue(&Request::Attach(process))?,
+        }
         Session::new(self, process, connections, client, events).run(started)
     }
 
@@ -507,6 +530,9 @@ impl<'a> Session<'a> {
             }
             event::Received::Event(Event::Resize(size)) => {
                 self.link.queue(&Request::Resize { process, size })
+            }
+            event::Received::Event(Event::Freeze { at_fork_point }) => {
+                self.link.queue(&Request::Freeze { at_fork_point })
             }
             event::Received::Nothing => Ok(()),
             event::Received::End => {

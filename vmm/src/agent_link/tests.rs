@@ -144,8 +144,15 @@ fn run(
     let streams = client.declared();
     let guest: JoinHandle<()> = thread::spawn(move || script(Guest::accept(&connections, streams)));
     let dialer = PairDialer(sender);
-    let result = AgentLink::connect(&dialer)
-        .and_then(|mut link| link.run(&dialer, create(streams), client, events, &mut || ()));
+    let result = AgentLink::connect(&dialer).and_then(|mut link| {
+        link.run(
+            &dialer,
+            Job::Create(Box::new(create(streams))),
+            client,
+            events,
+            &mut || (),
+        )
+    });
     guest.join().unwrap();
     result
 }

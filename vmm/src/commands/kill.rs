@@ -19,10 +19,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub(super) fn kill(arguments: &KillArgs, directories: &Directories) -> Result<ExitCode, Report> {
     let registry = Registry::open(directories.machines())?;
     each(&arguments.machines, |reference| {
-        let machine = registry.find(reference)?;
-        if !machine.alive {
-            return Err(StateError::NotAlive(machine.record.name).into());
-        }
+        let machine = registry.find_alive(reference)?;
         ControlClient::connect(&machine.directory)?.kill(arguments.signal)?;
         print_line(reference)
     })

@@ -3,6 +3,7 @@
 //! A command takes what was typed, asks the rooms below for what it means, and prints. It returns
 //! the exit code; a failure becomes a [`Report`] on the way out and is printed by `main`.
 
+mod attend;
 mod bench;
 mod completion;
 mod df;
@@ -12,12 +13,15 @@ mod images;
 mod kill;
 mod load;
 mod output;
+mod pause;
 mod prepare;
 mod progress;
 mod ps;
+mod restore;
 mod rmi;
 pub mod run;
 mod save;
+mod snapshot;
 mod start;
 mod template;
 mod time;
@@ -28,6 +32,7 @@ use crate::cli::{Cli, Command, ImageCommand, SystemCommand};
 use crate::dirs::{Directories, Environment};
 use crate::outcome::ExitCode;
 use crate::report::Report;
+use crate::state::Action;
 
 /// Runs the command that was typed.
 ///
@@ -43,6 +48,10 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
         Command::Ps(arguments) => ps::run(arguments, &here()?),
         Command::Kill(arguments) => kill::kill(arguments, &here()?),
         Command::Rm(arguments) => kill::rm(arguments, &here()?),
+        Command::Pause(arguments) => pause::run(arguments, &Action::Pause, &here()?),
+        Command::Resume(arguments) => pause::run(arguments, &Action::Resume, &here()?),
+        Command::Snapshot(arguments) => snapshot::run(arguments, &here()?),
+        Command::Fork(arguments) => snapshot::fork(arguments, &here()?),
         Command::Load(arguments) | Command::Image(ImageCommand::Load(arguments)) => {
             load::run(arguments, &here()?)
         }

@@ -63,7 +63,6 @@ pub(super) fn run(arguments: &PrepareArgs, directories: &Directories) -> Result<
         Patience::Wait
     };
     let templates = Templates::new(directories.cache(), arguments.template_limit);
-    plan.machine.freezes = true;
     let of_image = (!arguments.base).then(|| {
         let container = Some(&plan.container);
         templates.make(&kvm, &plan.machine, with_container, container, patience)

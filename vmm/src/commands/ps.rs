@@ -74,7 +74,10 @@ pub(super) fn clean(registry: &Registry) {
 }
 
 fn is_up(condition: &Condition) -> bool {
-    matches!(condition, Condition::Created | Condition::Running { .. })
+    matches!(
+        condition,
+        Condition::Created | Condition::Running { .. } | Condition::Paused { .. }
+    )
 }
 
 /// Says how far a machine is in docker's words.
@@ -82,6 +85,9 @@ fn spell_condition(condition: &Condition) -> String {
     match condition {
         Condition::Created => "Created".to_owned(),
         Condition::Running { started } => format!("Up {}", spell_duration(started.age_seconds())),
+        Condition::Paused { started } => {
+            format!("Up {} (Paused)", spell_duration(started.age_seconds()))
+        }
         Condition::Exited(ended) => format!(
             "Exited ({}) {} ago",
             ended.exit_code,
@@ -101,7 +107,7 @@ struct Row<'a> {
     command: &'a [String],
     /// Seconds since 1970.
     created: u64,
-    /// `created`, `running`, `exited` or `dead`.
+    /// `created`, `running`, `paused`, `exited` or `dead`.
     state: &'static str,
     status: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -118,6 +124,7 @@ impl<'a> Row<'a> {
         let (state, started, ended) = match condition {
             Condition::Created => ("created", None, None),
             Condition::Running { started } => ("running", Some(started.0), None),
+            Condition::Paused { started } => ("paused", Some(started.0), None),
             Condition::Exited(ended) => ("exited", None, Some(ended)),
             Condition::Dead => ("dead", None, None),
         };

@@ -2,13 +2,15 @@
 //!
 //! The reading path of the whole program: image, plan, machine on record, VM process, workload, outcome.
 
-use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
 
+use super::attend::{Attended, print_timings, report_outcome};
 use super::load::import_options;
 use super::progress::ImportProgress;
+use super::restore;
 use super::start::{recipes, start};
-use crate::cli::{FileOrStdin, GlobalArgs, ImportLimitArgs, RunArgs, RunImage, TimingsFormat};
+use crate::agent_link::Job;
+use crate::cli::{FileOrStdin, GlobalArgs, ImportLimitArgs, RunArgs, RunImage};
 use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
 use crate::image::{
@@ -16,12 +18,13 @@ use crate::image::{
 };
 use crate::limits::{CpuQuota, MemoryLimit};
 use crate::machine::host::{ProbeError, Quirks, open_kvm};
-use crate::monitor::{MonitorError, RawTerminal, Signals, Supervised, client_streams, window_size};
-use crate::outcome::{ExitCode, Outcome};
+use crate::monitor::{Facts, MonitorError, Signals, client_streams, window_size};
+use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
-use crate::report::{Help, Report, chain};
+use crate::report::{Help, Report};
+use crate::snapshot::{Origin, Streams, Subject};
 use crate::state::{
-    Ended, ImageLabel, MachineId, NewMachine, OwnedMachine, Registry, StartReporter, detach,
+    ImageLabel, MachineId, NewMachine, OwnedMachine, Registry, StartReporter, detach,
 };
 use crate::template::Templates;
 use crate::timings::Timings;
@@ -39,20 +42,31 @@ pub fn run(
     directories: &Directories,
     global: &GlobalArgs,
 ) -> Result<ExitCode, Report> {
+    let run_here = |reporter: &mut Option<StartReporter>| match &arguments.restore {
+        Some(file) => restore::run_here(file, arguments, directories, reporter),
+        None => run_here(arguments, directories, global, reporter),
+    };
     if !arguments.detach {
-        return run_here(arguments, directories, global, &mut None);
+        return run_here(&mut None);
     }
+    let id = in_background(run_here)?;
+    writeln!(io::stdout(), "{id}").map_err(Report::of_output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a workload in a process of its own, and waits until it runs.
+pub(super) fn in_background(
+    run_here: impl FnOnce(&mut Option<StartReporter>) -> Result<ExitCode, Report>,
+) -> Result<MachineId, Report> {
     let waiter = detach(|reporter| {
         let mut reporter = Some(reporter);
-        let result = run_here(arguments, directories, global, &mut reporter);
+        let result = run_here(&mut reporter);
         if let (Err(report), Some(reporter)) = (&result, reporter) {
             reporter.failed(report);
         }
         i32::from(result.is_err())
     })?;
-    let id = waiter.wait()?;
-    writeln!(io::stdout(), "{id}").map_err(Report::of_output)?;
-    Ok(ExitCode::SUCCESS)
+    waiter.wait()
 }
 
 /// Runs the workload with this process as its monitor. `reporter` is taken once a waiting client knows that the workload runs.
@@ -63,9 +77,7 @@ fn run_here(
     reporter: &mut Option<StartReporter>,
 ) -> Result<ExitCode, Report> {
     let mut timings = Timings::start();
-    if arguments.tty && arguments.interactive && !io::stdin().is_terminal() {
-        return Err(RunError::NoTerminal.into());
-    }
+    has_keyboard(arguments)?;
     let kvm = open_kvm()?;
     let quirks = Quirks::of_host(&directories.cache().join("host.json"))?;
     let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
@@ -111,79 +123,42 @@ fn run_here(
     // From here on a signal ends the machine in good order.
     let signals = Signals::take()?;
     let registry = Registry::open(directories.machines())?;
-    let (mut machine, control) = registry.create(new)?;
+    let (machine, control) = registry.create(new)?;
     let console_log = machine.create_console_log()?;
     plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
     timings.end_of("plan");
 
-    let client = reporter.as_ref().map(StartReporter::client).transpose()?;
     let templates = Templates::new(directories.cache(), arguments.templates.template_limit);
     let recipes = match arguments.templates.no_template {
         true => Vec::new(),
         false => recipes(&plan, &image_id)?,
     };
+    let facts = facts(
+        &plan,
+        &machine,
+        &machine_choices,
+        arguments.tty,
+        plan.create.streams.into(),
+    )?;
     let started = start(&kvm, &plan.machine, &templates, &recipes, &signals)?;
-    let vm = started.vm;
-    let supervised = Supervised {
-        vm: &vm,
-        console_log: &console_log,
+    let attended = Attended {
+        machine,
         control,
+        vm: &started.vm,
+        console_log: &console_log,
         signals,
-        client,
+        job: Job::Create(Box::new(plan.create)),
+        streams,
+        facts,
         has_terminal: arguments.tty,
+        takes_keys: arguments.tty && arguments.interactive,
+        beginning: started.recipe.map_or("boot", |_| "clone"),
     };
-    let takes_keys = arguments.tty && arguments.interactive;
-    let mut terminal = None;
-    let mut failure = None;
-    let result = {
-        let timings = RefCell::new(&mut timings);
-        let mut on_ready = || {
-            let step = started.recipe.map_or("boot", |_| "clone");
-            timings.borrow_mut().end_of(step);
-            // Not before: until somebody reads the keys, ^C is the terminal's to handle.
-            match takes_keys.then(RawTerminal::enter).transpose() {
-                Ok(raw) => terminal = raw.flatten(),
-                Err(error) => tracing::warn!(%error, "the terminal stays as it is"),
-            }
-        };
-        let mut on_started = || {
-            timings.borrow_mut().end_of("start");
-            if let Err(report) = tell_started(&mut machine, reporter) {
-                failure = Some(report);
-                vm.kill();
-            }
-        };
-        supervised.run(plan.create, streams, &mut on_ready, &mut on_started)
-    };
-    drop(terminal);
-    timings.end_of("workload");
-    if let (Some(recipe), true) = (started.recipe, started.is_first_clone) {
-        templates.note_writes(recipe, &vm);
-    }
-    vm.kill();
-    if let Some(report) = failure {
-        return Err(report);
-    }
-
-    let (outcome, control) = match result {
-        Ok(result) => result,
-        Err(error) => {
-            // Nobody listens to a machine in the background: its record keeps the reason.
-            note(
-                machine,
-                &Outcome::GuestDied {
-                    message: chain(&error),
-                    last_log_lines: Vec::new(),
-                },
-            );
-            return Err(error.into());
+    let outcome = attended.attend(&registry, reporter, &mut timings, |vm| {
+        if let (Some(recipe), true) = (started.recipe, started.is_first_clone) {
+            templates.note_writes(recipe, vm);
         }
-    };
-    note(machine, &outcome);
-    control.finish(&Ended::of(&outcome));
-    if let Err(error) = registry.clean() {
-        tracing::debug!(%error, "leftovers of killed machines stay for the next run");
-    }
+    })?;
     // The first is the best that there could have been.
     if started.recipe != recipes.first() && outcome.workload_ran() {
         super::prepare::in_background(&image_id, arguments, global.root.as_deref());
@@ -193,14 +168,37 @@ fn run_here(
     report_outcome(&outcome)
 }
 
-/// Writes down how the machine ended. That this fails does not change how it ended.
-fn note(machine: OwnedMachine, outcome: &Outcome) {
-    if let Err(error) = machine.finish(outcome) {
-        tracing::warn!(
-            error = chain(&error),
-            "the machine's record is not up to date"
-        );
+/// Refuses to pass on keys where there is no keyboard.
+pub(super) fn has_keyboard(arguments: &RunArgs) -> Result<(), RunError> {
+    match arguments.tty && arguments.interactive && !io::stdin().is_terminal() {
+        true => Err(RunError::NoTerminal),
+        false => Ok(()),
     }
+}
+
+/// What is to be in the machine's snapshots.
+pub(super) fn facts(
+    plan: &RunPlan,
+    machine: &OwnedMachine,
+    choices: &MachineChoices,
+    has_terminal: bool,
+    streams: Streams,
+) -> Result<Facts, Report> {
+    let record = machine.record();
+    Ok(Facts {
+        origin: Origin::of(&plan.machine, plan.guest()).map_err(Report::new)?,
+        subject: Subject {
+            machine: record.id.clone(),
+            image: record.image.clone(),
+            command: record.command.clone(),
+            cpus: choices.cpus.to_string(),
+            memory: choices.memory.to_string(),
+            has_terminal,
+            streams,
+        },
+        ram_bytes: plan.machine.ram.bytes(),
+        pause_mark: machine.pause_mark(),
+    })
 }
 
 /// Opens the image that was typed, and says what it was called.
@@ -246,6 +244,7 @@ fn choices(arguments: &RunArgs, id: &MachineId) -> Result<Choices, Report> {
             .clone()
             .unwrap_or_else(|| id.short().to_owned()),
         read_only: arguments.read_only,
+        fork_point: arguments.fork_point,
         terminal: arguments.tty.then(|| Terminal {
             size: window_size(rustix::stdio::stdin()),
         }),
@@ -265,71 +264,18 @@ pub(super) fn limits(cpus: CpuQuota, memory: MemoryLimit) -> Limits {
     }
 }
 
-/// Writes down that the workload runs, and lets a waiting client go.
-fn tell_started(
-    machine: &mut OwnedMachine,
-    reporter: &mut Option<StartReporter>,
-) -> Result<(), Report> {
-    machine.set_running()?;
-    if let Some(reporter) = reporter.take() {
-        reporter.started(machine.id())?;
-    }
-    Ok(())
-}
-
-fn print_timings(format: Option<TimingsFormat>, timings: &Timings) {
-    let text = match format {
-        None => return,
-        Some(TimingsFormat::Text) => timings.as_text(),
-        Some(TimingsFormat::Json) => timings.as_json() + "\n",
-    };
-    // Nobody is left to tell if standard error is gone.
-    let _ = io::stderr().write_all(text.as_bytes());
-}
-
-/// A workload that ran is not an error of ours, whatever its code; one that did not is.
-fn report_outcome(outcome: &Outcome) -> Result<ExitCode, Report> {
-    let code = outcome.exit_code();
-    match outcome {
-        Outcome::NotStarted { message, .. } => {
-            Err(Report::new(RunError::NotStarted(message.clone())).with_exit_code(code))
-        }
-        Outcome::GuestDied {
-            message,
-            last_log_lines,
-        } => {
-            let mut stderr = io::stderr().lock();
-            for line in last_log_lines {
-                // Nobody is left to tell if standard error is gone.
-                let _ = writeln!(stderr, "guest: {line}");
-            }
-            Err(Report::new(RunError::GuestDied(message.clone())).with_exit_code(code))
-        }
-        Outcome::Exited(_) | Outcome::Signalled { .. } | Outcome::Killed | Outcome::Detached => {
-            Ok(code)
-        }
-    }
-}
-
-/// Why a workload said nothing itself.
+/// What was typed makes no sense here.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// Keys were to be passed on, and there is no keyboard.
     #[error("standard input is not a terminal, as -i together with -t needs it")]
     NoTerminal,
-    /// It never ran.
-    #[error("the workload did not start: {0}")]
-    NotStarted(String),
-    /// The guest's kernel ended first.
-    #[error("the guest died: {0}")]
-    GuestDied(String),
 }
 
 impl Help for RunError {
     fn help(&self) -> Option<String> {
         match self {
             Self::NoTerminal => Some("leave out -t to pass standard input on as it is".to_owned()),
-            Self::NotStarted(_) | Self::GuestDied(_) => None,
         }
     }
 }

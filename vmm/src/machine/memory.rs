@@ -21,6 +21,7 @@ use vm_memory::{
     MmapRegion, mmap::MmapRegionBuilder,
 };
 
+use super::SaveFiles;
 use super::arch::layout::{MAILBOX_ADDRESS, ram_pieces};
 use super::saved::{SavedRam, WrittenPages};
 use super::shape::{PAGE_BYTES, RamSize, WindowClass};
@@ -28,6 +29,9 @@ use super::shape::{PAGE_BYTES, RamSize, WindowClass};
 /// In what pieces the memory of a frozen machine is written: long enough that a clone has few mappings, short enough that it maps
 /// little that nobody wrote.
 const CHUNK_BYTES: usize = 16 << 10;
+
+/// The shortest run of changed memory that is mapped.
+const MIN_MAPPED_BYTES: u64 = 1 << 20;
 
 /// A huge page of x86-64, which one entry of a page directory maps.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -91,6 +95,9 @@ pub enum MemoryError {
     /// The memory of a frozen machine cannot be written down.
     #[error("cannot write the memory of a frozen machine")]
     Save(#[source] std::io::Error),
+    /// Changed memory cannot be read.
+    #[error("cannot read the changes of a machine's memory")]
+    Read(#[source] std::io::Error),
     /// The pieces overlap, or their addresses overflow.
     #[error("the pieces of guest memory do not fit together")]
     Layout,
@@ -154,10 +161,14 @@ impl MachineMemory {
     }
 
     /// Writes all pages of RAM that hold something to `file`, where the zero pages between them stay holes, and says where they are.
-    /// Called while no vCPU runs.
-    pub(super) fn save(&self, file: &File) -> Result<Vec<SavedRam>, MemoryError> {
+    /// RAM begins at `offset_bytes` of the file. Called while no vCPU runs.
+    pub(super) fn save(
+        &self,
+        file: &File,
+        offset_bytes: u64,
+    ) -> Result<Vec<SavedRam>, MemoryError> {
         let mut saved: Vec<SavedRam> = Vec::new();
-        let mut piece_offset_bytes = 0;
+        let mut piece_offset_bytes = offset_bytes;
         let mut chunk = vec![0; CHUNK_BYTES];
         for (start, bytes) in &self.ram {
             for offset in (0..*bytes).step_by(CHUNK_BYTES) {
@@ -186,6 +197,32 @@ impl MachineMemory {
             piece_offset_bytes += bytes;
         }
         Ok(saved)
+    }
+
+    /// Writes what is wanted of RAM.
+    pub(super) fn save_to(
+        &mut self,
+        files: &SaveFiles,
+        _vm: &VmFd,
+    ) -> Result<Vec<SavedRam>, MemoryError> {
+        self.save(&files.memory, files.memory_offset_bytes)
+    }
+
+    /// Puts what has changed over what was restored before. Short runs are copied: a mapping for each would be too many.
+    pub(super) fn overlay(&self, file: &File, saved: &[SavedRam]) -> Result<(), MemoryError> {
+        let (long, short): (Vec<SavedRam>, Vec<SavedRam>) = saved
+            .iter()
+            .partition(|run| run.length_bytes >= MIN_MAPPED_BYTES);
+        self.restore(file, &long)?;
+        for run in short {
+            let mut bytes = vec![0; usize::try_from(run.length_bytes).unwrap_or_default()];
+            file.read_exact_at(&mut bytes, run.file_offset_bytes)
+                .map_err(MemoryError::Read)?;
+            self.all
+                .write_slice(&bytes, GuestAddress(run.guest_address))
+                .map_err(|_| MemoryError::Layout)?;
+        }
+        Ok(())
     }
 
     /// Maps what [`Self::save`] wrote over RAM, privately: nothing is read before the guest touches it, and what the guest writes
@@ -459,7 +496,7 @@ mod tests {
         }
         let file = tempfile::tempfile().unwrap();
         file.set_len(ram.bytes()).unwrap();
-        let saved = before.save(&file).unwrap();
+        let saved = before.save(&file, 0).unwrap();
         assert_eq!(saved.len(), 3, "{saved:?}");
 
         let after = MachineMemory::map(ram, &[]).unwrap();

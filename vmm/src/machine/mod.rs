@@ -5,25 +5,26 @@
 
 mod arch;
 mod command_line;
+mod crew;
 pub mod host;
 mod kernel;
 mod memory;
 mod notice;
+mod running;
 mod saved;
 mod shape;
 mod vcpu;
 
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Barrier};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 
 use devices::bus::{Bus, BusDevice, InsertError, MmioAddress};
 use devices::doorbell::{self, Doorbell, Ring};
 use devices::event_loop::{EventLoop, EventLoopError};
 use devices::i8042::{self, I8042};
 use devices::interrupt::Interrupt;
-use devices::serial::{self, BadSerial, KernelLog, KernelLogLimits, SavedSerial, Serial};
+use devices::serial::{self, BadSerial, KernelLog, KernelLogLimits, Serial};
 use devices::virtio::VirtioDevice;
 use devices::virtio::block::{Block, DiskId, Extent, Extents, ExtentsError};
 use devices::virtio::mmio::{
@@ -42,7 +43,6 @@ use serde::Serialize;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vmm_sys_util::signal::{Killable, block_signal};
 
 use self::arch::layout::{
     AGENT_WINDOW_ADDRESS, DOORBELL_ADDRESS, KVM_TSS_ADDRESS, MAILBOX_ADDRESS, ROOT_WINDOW_ADDRESS,
@@ -55,7 +55,9 @@ pub use self::kernel::KernelError;
 use self::memory::MachineMemory;
 pub use self::memory::{MemoryError, Part, Window};
 use self::notice::{Notice, Notices, Notifier};
-pub use self::saved::{SavedMachine, WrittenPages};
+use self::running::Running;
+pub use self::running::{Answer, Order, SaveFiles};
+pub use self::saved::{RamLayer, SavedMachine, WrittenPages};
 use self::saved::{SavedVcpu, SavedVm};
 pub use self::shape::{MIB_BYTES, PAGE_BYTES, RamSize, ShapeError, VcpuCount, WindowClass};
 use self::vcpu::{Buses, Gate, Vcpu};
@@ -84,8 +86,6 @@ pub struct MachineConfig {
     pub quirks: Quirks,
     /// Whether the kernel is another one than the guest image's.
     pub has_own_kernel: bool,
-    /// Whether the machine is to be frozen when its agent is ready.
-    pub freezes: bool,
 }
 
 impl MachineConfig {
@@ -231,8 +231,14 @@ pub struct FrozenMachine {
     pub state: SavedMachine,
     /// The memory.
     pub memory: File,
+    /// What was in the memory before, where it holds only what has changed since; the oldest first.
+    pub below: Vec<RamLayer>,
     /// What clones write to, as far as that is known: a hint.
     pub written: Vec<WrittenPages>,
+    /// Which copy this is, for the guest to know.
+    pub generation: u32,
+    /// Whether the guest had connections to the host.
+    pub had_connections: bool,
 }
 
 impl Machine {
@@ -282,10 +288,21 @@ impl Machine {
         let FrozenMachine {
             state,
             memory,
+            below,
             written,
+            ..
         } = frozen;
-        let mut board = Board::assemble(kvm, config, Some(&state.serial))?;
-        board.memory.restore(memory, &state.ram)?;
+        let mut board = Board::assemble(kvm, config, Some(frozen))?;
+        match below.split_first() {
+            None => board.memory.restore(memory, &state.ram)?,
+            Some((whole, changes)) => {
+                board.memory.restore(&whole.file, &whole.runs)?;
+                for layer in changes {
+                    board.memory.overlay(&layer.file, &layer.runs)?;
+                }
+                board.memory.overlay(memory, &state.ram)?;
+            }
+        }
         board.memory.copy_ahead(&state.ram, written);
         let (vcpus, cpuid) = board.create_vcpus(kvm, config.vcpus)?;
         if vcpus.len() != state.vcpus.len() || board.transports.len() != state.transports.len() {
@@ -301,7 +318,7 @@ impl Machine {
         for (transport, saved) in board.transports.iter().zip(&state.transports) {
             transport.restore(saved, &mut board.event_loop)?;
         }
-        board.hand_over()?;
+        board.hand_over(frozen.generation)?;
         Ok(Self {
             vcpus,
             cpuid,
@@ -335,7 +352,7 @@ impl Machine {
     }
 
     /// Enters the guest and serves its devices until it ends. `jail` runs first on every thread; `on_ring` is called for each ring of
-    /// the doorbell; `should_stop` is asked after every event.
+    /// the doorbell; `next_order` is asked after every event until it has none.
     ///
     /// The vCPU threads are left as they are when this returns: the process is expected to end.
     ///
@@ -343,67 +360,60 @@ impl Machine {
     /// When the host gives no thread, or the event loop fails.
     pub fn run<J>(
         self,
+        kvm: &Kvm,
         jail: J,
         mut on_ring: impl FnMut(Ring) -> Heard,
-        mut should_stop: impl FnMut() -> bool,
+        mut next_order: impl FnMut() -> Option<Order>,
     ) -> Result<MachineEnd, RunError>
     where
         J: Fn(ThreadRole) -> io::Result<()> + Clone + Send + 'static,
     {
-        let Self {
-            vcpus, mut board, ..
-        } = self;
-        start(vcpus, &jail, ThreadRole::EventLoop)?;
+        let mut running = Running::start(self, &jail)?;
         loop {
-            board.event_loop.run_once(-1)?;
-            while let Some(notice) = board.notices.next() {
+            running.board.event_loop.run_once(-1)?;
+            while let Some(notice) = running.board.notices.next() {
                 match notice {
                     Notice::Ring(ring) => match on_ring(ring) {
-                        Heard::GoOn => {}
+                        Heard::GoOn => running.hear(ring)?,
                         Heard::End => return Ok(MachineEnd::PoweredOff),
                     },
                     Notice::Reset => return Ok(MachineEnd::Reset),
                     Notice::GuestFault(reason) => return Ok(MachineEnd::Fault(reason)),
                 }
             }
-            if should_stop() {
-                return Ok(MachineEnd::Stopped);
+            while let Some(order) = next_order() {
+                match order {
+                    Order::Stop => return Ok(MachineEnd::Stopped),
+                    Order::Pause(answer) => running.pause(answer)?,
+                    Order::Resume(answer) => running.resume(answer),
+                    Order::Save { files, answer } => running.await_freeze(*files, answer),
+                    Order::GiveUp => running.give_up(),
+                }
             }
+            running.advance(kvm)?;
         }
     }
 
-    /// Enters the guest until its agent says that the machine may be frozen, stops every vCPU there, and writes the machine down: its
-    /// memory to `memory`, which is as long as the RAM and empty, and what is returned.
+    /// Enters the guest until its agent says that the machine may be frozen, stops every vCPU there, and writes the machine down.
     ///
     /// # Errors
-    /// When the guest ends first, a device is busy, or KVM or the file refuses a step.
-    pub fn freeze<J>(self, kvm: &Kvm, jail: J, memory: &File) -> Result<SavedMachine, FreezeError>
+    /// When the guest ends first, or KVM or a file refuses a step.
+    pub fn freeze<J>(self, kvm: &Kvm, jail: J, files: &SaveFiles) -> Result<(), FreezeError>
     where
         J: Fn(ThreadRole) -> io::Result<()> + Clone + Send + 'static,
     {
-        let Self {
-            vcpus,
-            cpuid,
-            mut board,
-        } = self;
-        let count = vcpus.len();
-        let msr_indices = saved::msr_indices(kvm)?;
-        block_signal(Gate::KICK).map_err(|_| FreezeError::Signal)?;
-        for vcpu in &vcpus {
-            vcpu.let_kicks_through()
-                .map_err(kvm_refuses("a vCPU's signals"))?;
-        }
-        let threads = start(vcpus, &jail, ThreadRole::Freezer)?;
-        while board.gate.stopped() < count {
-            board.event_loop.run_once(-1).map_err(RunError::EventLoop)?;
-            while let Some(notice) = board.notices.next() {
+        let mut running = Running::start(self, &jail)?;
+        running.board.gate.arm(true);
+        while !running.crew.all_stand() {
+            running
+                .board
+                .event_loop
+                .run_once(-1)
+                .map_err(RunError::EventLoop)?;
+            while let Some(notice) = running.board.notices.next() {
                 match notice {
                     // The one that rang stops by itself; the others may be inside the guest.
-                    Notice::Ring(Ring::MayFreeze) => {
-                        for thread in &threads {
-                            thread.kill(Gate::KICK).map_err(|_| FreezeError::Signal)?;
-                        }
-                    }
+                    Notice::Ring(Ring::MayFreeze) => running.crew.stop()?,
                     Notice::Ring(Ring::MachineEnd) => return Err(FreezeError::Ended),
                     Notice::Ring(_) => {}
                     Notice::Reset => return Err(FreezeError::Ended),
@@ -411,46 +421,9 @@ impl Machine {
                 }
             }
         }
-        let vcpus: Option<Vec<Vcpu>> = threads
-            .into_iter()
-            .map(|thread| thread.join().ok().flatten())
-            .collect();
-        let vcpus = vcpus.ok_or(FreezeError::Ended)?;
-        Ok(board.save(&vcpus, &cpuid, &msr_indices, memory)?)
+        running.write_down(kvm, files).map_err(FreezeError::Save)
     }
 }
-
-/// Starts a thread for each vCPU. No vCPU enters the guest before every thread is jailed.
-fn start<J>(vcpus: Vec<Vcpu>, jail: &J, own_role: ThreadRole) -> Result<Vec<VcpuThread>, RunError>
-where
-    J: Fn(ThreadRole) -> io::Result<()> + Clone + Send + 'static,
-{
-    let jailed = Arc::new(Barrier::new(vcpus.len() + 1));
-    let mut threads = Vec::with_capacity(vcpus.len());
-    for (index, vcpu) in vcpus.into_iter().enumerate() {
-        let jail = jail.clone();
-        let jailed = Arc::clone(&jailed);
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{index}"))
-            .spawn(move || {
-                let result = jail(ThreadRole::Vcpu);
-                if let Err(error) = &result {
-                    let reason = format!("cannot jail a vCPU thread: {error}");
-                    vcpu.notifier.notify(Notice::GuestFault(reason));
-                }
-                jailed.wait();
-                result.ok().and_then(|()| vcpu.run())
-            })
-            .map_err(RunError::Thread)?;
-        threads.push(thread);
-    }
-    jail(own_role).map_err(RunError::Jail)?;
-    jailed.wait();
-    Ok(threads)
-}
-
-/// Ends when its vCPU stops; gives it back if it can go on.
-type VcpuThread = JoinHandle<Option<Vcpu>>;
 
 /// What a ring of the doorbell means to whoever runs the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -462,11 +435,11 @@ pub enum Heard {
 }
 
 impl Board {
-    /// Puts everything in its place, on a new VM. The serial port is a saved one, or new.
+    /// Puts everything in its place, on a new VM. Devices are new, or a frozen machine's.
     fn assemble(
         kvm: &Kvm,
         config: &MachineConfig,
-        saved_serial: Option<&SavedSerial>,
+        frozen: Option<&FrozenMachine>,
     ) -> Result<Self, BuildError> {
         let vm = kvm.create_vm().map_err(kvm_refuses("to create a VM"))?;
         prepare_interrupts(&vm)?;
@@ -489,13 +462,21 @@ impl Board {
         );
         let (vsock, dialer) =
             Vsock::new(GuestCid::FIRST).map_err(|error| BuildError::Descriptor("vsock", error))?;
+        let vsock = match frozen {
+            Some(frozen) if frozen.had_connections => {
+                let [a, b, ..] = random()?;
+                // Far above what a machine counts up to.
+                vsock.without_its_connections(u32::from_le_bytes([0, 0, a | 1, b]))
+            }
+            _ => vsock,
+        };
         let gate = Gate::default();
 
         let mut mmio = Bus::new();
         mmio.insert(
             MmioAddress(DOORBELL_ADDRESS),
             doorbell::SIZE_BYTES,
-            Arc::new(doorbell(&notifier, config.freezes.then(|| gate.clone()))),
+            Arc::new(doorbell(&notifier, &gate)),
         )?;
         let transports = place_virtio(
             &vm,
@@ -511,9 +492,9 @@ impl Board {
             Arc::new(reset_line(&notifier)),
         )?;
         let line = interrupt_line(&vm, SERIAL_GSI)?;
-        let serial = Arc::new(match saved_serial {
+        let serial = Arc::new(match frozen {
             None => Serial::new(line, kernel_log.clone()),
-            Some(saved) => Serial::restore(saved, line, kernel_log.clone())?,
+            Some(frozen) => Serial::restore(&frozen.state.serial, line, kernel_log.clone())?,
         });
         pio.insert(
             serial::BASE,
@@ -540,11 +521,7 @@ impl Board {
 
     /// New vCPUs, which know their features and nothing else, and the features of the first.
     fn create_vcpus(&self, kvm: &Kvm, count: VcpuCount) -> Result<(Vec<Vcpu>, CpuId), BuildError> {
-        let supported = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(kvm_refuses("to name its CPU features"))?;
-        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        let features = |apic_id| cpuid::for_vcpu(&supported, apic_id, count, tsc_deadline);
+        let features = features(kvm, count)?;
         let vcpus: Result<_, BuildError> = (0..count.get())
             .map(|apic_id| {
                 let fd = self
@@ -554,6 +531,7 @@ impl Board {
                 fd.set_cpuid2(&features(apic_id))
                     .map_err(kvm_refuses("the vCPU's features"))?;
                 Ok(Vcpu {
+                    index: usize::from(apic_id),
                     fd,
                     buses: self.buses.clone(),
                     notifier: self.notifier.clone(),
@@ -570,7 +548,7 @@ impl Board {
         vcpus: &[Vcpu],
         cpuid: &CpuId,
         msr_indices: &[u32],
-        memory: &File,
+        files: &SaveFiles,
     ) -> Result<SavedMachine, BuildError> {
         let mut transports = Vec::with_capacity(self.transports.len());
         for transport in &self.transports {
@@ -585,18 +563,19 @@ impl Board {
             vm: SavedVm::save(&self.vm)?,
             transports,
             serial: self.serial.save(),
-            ram: self.memory.save(memory)?,
+            ram: self.memory.save_to(files, &self.vm)?,
         })
     }
 
     /// Puts into the mailbox what makes this clone different from all others.
-    fn hand_over(&self) -> Result<(), BuildError> {
+    fn hand_over(&self, generation: u32) -> Result<(), BuildError> {
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
         let handover = Handover {
             seed: [random()?, random()?],
             realtime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+            generation,
         };
         self.put_into_mailbox(&handover)
     }
@@ -618,10 +597,8 @@ impl Board {
 pub enum ThreadRole {
     /// Enters the guest.
     Vcpu,
-    /// Serves devices and channels.
+    /// Serves devices and channels, and writes the machine down while no vCPU runs.
     EventLoop,
-    /// The same for a machine that is frozen before it runs a workload, and writes it down.
-    Freezer,
 }
 
 /// A machine that could not be frozen.
@@ -633,15 +610,12 @@ pub enum FreezeError {
     /// The guest cannot go on.
     #[error("the guest failed before it could be frozen: {0}")]
     Fault(String),
-    /// A vCPU cannot be stopped.
-    #[error("cannot interrupt a vCPU")]
-    Signal,
     /// It could not even run.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// A part cannot be written down.
-    #[error(transparent)]
-    Save(#[from] BuildError),
+    /// It cannot be written down; why.
+    #[error("{0}")]
+    Save(String),
 }
 
 /// A machine that could not be run.
@@ -650,12 +624,24 @@ pub enum RunError {
     /// The host gives no thread.
     #[error("cannot start a vCPU thread")]
     Thread(#[source] io::Error),
+    /// A vCPU cannot be called out of the guest.
+    #[error("cannot interrupt a vCPU")]
+    Signal,
     /// A thread could not give up its rights.
     #[error("cannot enter the jail")]
     Jail(#[source] io::Error),
     /// The event loop failed.
     #[error(transparent)]
     EventLoop(#[from] EventLoopError),
+}
+
+/// What each vCPU of a machine is told of its features, by its APIC id.
+fn features(kvm: &Kvm, count: VcpuCount) -> Result<impl Fn(u8) -> CpuId, BuildError> {
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(kvm_refuses("to name its CPU features"))?;
+    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    Ok(move |apic_id| cpuid::for_vcpu(&supported, apic_id, count, tsc_deadline))
 }
 
 /// The windows of the machine, with their guest addresses.
@@ -733,11 +719,11 @@ fn report_failed_instructions(vm: &VmFd) -> Result<(), BuildError> {
         .map_err(kvm_refuses("to report failed instructions"))
 }
 
-/// With a gate, the vCPU that says that the machine may be frozen does not come back from saying so.
-fn doorbell(notifier: &Notifier, gate: Option<Gate>) -> Doorbell {
-    let notifier = notifier.clone();
+/// The vCPU that says that the machine may be frozen does not come back from saying so, where somebody waits for that.
+fn doorbell(notifier: &Notifier, gate: &Gate) -> Doorbell {
+    let (notifier, gate) = (notifier.clone(), gate.clone());
     Doorbell::new(move |ring| {
-        if let (Ring::MayFreeze, Some(gate)) = (ring, &gate) {
+        if ring == Ring::MayFreeze && gate.is_armed() {
             gate.close();
         }
         notifier.notify(Notice::Ring(ring));

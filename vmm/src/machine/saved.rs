@@ -4,6 +4,9 @@
 //! for the VM here, virtio transports and the serial port beside their devices. Not saved, because they hold nothing: the
 //! doorbell, the reset line, empty slots. Not saved, because each machine gets its own: the kernel's log, the mailbox.
 
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+
 use devices::serial::SavedSerial;
 use devices::virtio::mmio::SavedTransport;
 use kvm_bindings::{
@@ -15,7 +18,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
 use super::vcpu::Vcpu;
-use super::{BuildError, kvm_refuses};
+use super::{BuildError, VcpuCount, kvm_refuses};
 
 /// IA32_TSC_DEADLINE: when the local APIC's timer fires next.
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
@@ -41,6 +44,63 @@ pub struct WrittenPages {
     pub file_offset_bytes: u64,
     /// How long it is.
     pub length_bytes: u64,
+}
+
+/// The memory that a machine was written down with, apart from the rest of it.
+#[derive(Debug)]
+pub struct RamLayer {
+    pub(super) file: File,
+    pub(super) runs: Vec<SavedRam>,
+}
+
+impl RamLayer {
+    /// Keeps of a machine what lies in this file.
+    #[must_use]
+    pub fn new(file: File, machine: SavedMachine) -> Self {
+        Self {
+            file,
+            runs: machine.ram,
+        }
+    }
+}
+
+impl AsFd for RamLayer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl SavedMachine {
+    /// Where the file of its memory holds data, and how much.
+    pub fn memory_runs(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.ram
+            .iter()
+            .map(|run| (run.file_offset_bytes, run.length_bytes))
+    }
+
+    /// Whether a host with these processors can go on with it; the part that differs if not.
+    ///
+    /// # Errors
+    ///
+    /// When KVM refuses to say.
+    pub fn is_of_host(&self, kvm: &Kvm) -> Result<Option<&'static str>, BuildError> {
+        let vm = kvm.create_vm().map_err(kvm_refuses("to create a VM"))?;
+        let vcpu = vm.create_vcpu(0).map_err(kvm_refuses("to create a vCPU"))?;
+        let count = u8::try_from(self.vcpus.len())
+            .ok()
+            .and_then(|count| VcpuCount::new(u32::from(count)).ok());
+        let Some(count) = count else {
+            return Ok(Some("the number of vCPUs"));
+        };
+        if super::features(kvm, count)?(0).as_slice() != self.cpuid {
+            return Ok(Some("the processor's features"));
+        }
+        let is_as_fast = self.vcpus.first().is_some_and(|saved| {
+            vcpu.get_tsc_khz().is_ok_and(|khz| khz == saved.tsc_khz)
+                || vcpu.set_tsc_khz(saved.tsc_khz).is_ok()
+        });
+        Ok((!is_as_fast).then_some("the frequency of the processor's clock"))
+    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! A vCPU: one thread that enters the guest, and answers what the guest asks of the buses.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use devices::bus::{Bus, MmioAddress, PioAddress};
 use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, KVMIO, kvm_regs, kvm_xsave};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
+use vmm_sys_util::signal::clear_signal;
 
 use super::Notice;
 use super::notice::Notifier;
@@ -35,20 +36,21 @@ pub(super) struct Buses {
 /// One vCPU, before and while it runs.
 #[derive(Debug)]
 pub(super) struct Vcpu {
+    pub(super) index: usize,
     pub(super) fd: VcpuFd,
     pub(super) buses: Buses,
     pub(super) notifier: Notifier,
     pub(super) gate: Gate,
 }
 
-/// Closed once, to stop all vCPUs of a machine between two instructions; clones are the same gate.
+/// Closed to stop all vCPUs of a machine between two instructions; clones are the same gate.
 ///
 /// A vCPU that is inside the guest comes out by the signal [`Gate::KICK`], which its thread blocks and KVM lets through: one that
 /// arrives just before the guest is entered is still pending then, and KVM does not enter.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Gate {
     is_closed: Arc<AtomicBool>,
-    stopped: Arc<AtomicUsize>,
+    is_armed: Arc<AtomicBool>,
 }
 
 impl Gate {
@@ -59,13 +61,27 @@ impl Gate {
         self.is_closed.store(true, Ordering::SeqCst);
     }
 
+    pub(super) fn open(&self) {
+        self.is_closed.store(false, Ordering::SeqCst);
+    }
+
     fn is_closed(&self) -> bool {
         self.is_closed.load(Ordering::SeqCst)
     }
 
-    /// How many vCPUs stand.
-    pub(super) fn stopped(&self) -> usize {
-        self.stopped.load(Ordering::SeqCst)
+    /// Whether the agent's word that the machine may be frozen closes the gate.
+    pub(super) fn arm(&self, is_armed: bool) {
+        self.is_armed.store(is_armed, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_armed(&self) -> bool {
+        self.is_armed.load(Ordering::SeqCst)
+    }
+
+    /// Takes the kick that called this thread out, so that the guest can be entered again: KVM leaves it pending.
+    pub(super) fn forget_kick() {
+        // That there is none is no error: a vCPU that rang came out by itself, and its kick may be another's.
+        let _ = clear_signal(Self::KICK);
     }
 }
 
@@ -107,23 +123,23 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Enters the guest again and again. Returns the vCPU when the gate was closed, with no exit under way; returns `None` when this
-    /// vCPU can never be entered again, after it said why.
-    pub(super) fn run(mut self) -> Option<Self> {
+    /// Enters the guest again and again. Where the gate is closed, `stand` gets the vCPU with no exit under way, and gives it back to
+    /// go on. Returns when it does not, and when this vCPU can never be entered again, after it said why.
+    pub(super) fn run(mut self, stand: impl Fn(Self) -> Option<Self>) {
         loop {
             let next = match self.step() {
                 Next::RepairEmulation => self.repair_emulation(),
                 next => next,
             };
             if let Next::Stop(reason) = next {
-                self.notifier.notify(Notice::GuestFault(reason));
-                return None;
+                return self.notifier.notify(Notice::GuestFault(reason));
             }
             if self.gate.is_closed() {
                 self.complete_exit();
-                self.gate.stopped.fetch_add(1, Ordering::SeqCst);
-                self.notifier.wake();
-                return Some(self);
+                match stand(self) {
+                    Some(vcpu) => self = vcpu,
+                    None => return,
+                }
             }
         }
     }

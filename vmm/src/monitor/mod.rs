@@ -9,6 +9,7 @@
 //! "monitor" thread       └─ signals, control socket
 //! ```
 
+mod actions;
 mod terminal;
 
 use std::fs::File;
@@ -17,21 +18,24 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread::Scope;
 
-use protocol::{Create, ExitStatus, FailureKind};
+use protocol::{ExitStatus, FailureKind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 
 use crate::agent_link::{
-    AgentLink, ClientStreams, Dialer, Event, EventReceiver, EventSender, LinkError, WorkloadExit,
-    event_channel,
+    AgentLink, ClientStreams, Dialer, Event, EventReceiver, EventSender, Job, LinkError,
+    WorkloadExit, event_channel,
 };
 use crate::outcome::{NotStarted, Outcome};
 use crate::process;
 use crate::report::Help;
-use crate::state::{Control, ControlServer, Signal, Status, Timestamp};
+use crate::state::{Action, Answerer, Control, ControlServer, Signal, Status, Timestamp};
 use crate::vm_process::{ChannelError, End, Report, VmProcess};
 
+use self::actions::Actions;
+pub use self::actions::Facts;
 pub use self::terminal::{RawTerminal, window_size};
 
 /// The signals that are the workload's, as with docker's `--sig-proxy`; SIGWINCH becomes the terminal's new size.
@@ -136,6 +140,8 @@ pub struct Supervised<'a> {
     pub client: Option<OwnedFd>,
     /// Whether the workload has this process's terminal.
     pub has_terminal: bool,
+    /// What is to be in its snapshots.
+    pub facts: Facts,
 }
 
 impl Supervised<'_> {
@@ -149,7 +155,7 @@ impl Supervised<'_> {
     /// When nothing can be said about the workload.
     pub fn run(
         self,
-        create: Create,
+        job: Job,
         streams: ClientStreams<'_>,
         on_ready: &mut dyn FnMut(),
         on_started: &mut dyn FnMut(),
@@ -161,6 +167,7 @@ impl Supervised<'_> {
             signals,
             client,
             has_terminal,
+            facts,
         } = self;
         let (sender, events) = event_channel().map_err(MonitorError::Watch)?;
         let (stop, stopped) = UnixStream::pair().map_err(MonitorError::Watch)?;
@@ -168,7 +175,9 @@ impl Supervised<'_> {
             vm,
             status: Mutex::new(Status::Created),
             ended_by: AtomicU8::new(0),
+            sender,
         };
+        let actions = Actions::new(facts);
         std::thread::scope(|scope| {
             let attendant = Attendant {
                 run: &run,
@@ -176,26 +185,21 @@ impl Supervised<'_> {
                 client,
                 control,
                 control_is_open: true,
-                sender,
                 has_terminal,
                 impatience: 0,
             };
             let attendant = std::thread::Builder::new()
                 .name("monitor".to_owned())
-                .spawn_scoped(scope, move || attendant.attend(&stopped))
+                .spawn_scoped(scope, {
+                    let actions = &actions;
+                    move || attendant.attend(&stopped, scope, actions)
+                })
                 .map_err(MonitorError::Watch)?;
             let mut started = || {
                 run.set_running();
                 on_started();
             };
-            let result = run.converse(
-                create,
-                streams,
-                &events,
-                console_log,
-                on_ready,
-                &mut started,
-            );
+            let result = run.converse(job, streams, &events, console_log, on_ready, &mut started);
             drop(stop);
             let control = attendant
                 .join()
@@ -224,6 +228,8 @@ struct Run<'a> {
     status: Mutex<Status>,
     /// The signal for which the machine was ended from outside; 0 for none.
     ended_by: AtomicU8,
+    /// What the agent is to be told meanwhile.
+    sender: EventSender,
 }
 
 impl Run<'_> {
@@ -264,7 +270,7 @@ impl Run<'_> {
     /// The conversation with the agent, from its first word to the outcome.
     fn converse(
         &self,
-        create: Create,
+        job: Job,
         streams: ClientStreams<'_>,
         events: &EventReceiver,
         console_log: &File,
@@ -278,7 +284,7 @@ impl Run<'_> {
         }
         let dialer = Guest(self.vm);
         let result = AgentLink::connect(&dialer)
-            .and_then(|mut link| link.run(&dialer, create, streams, events, on_started));
+            .and_then(|mut link| link.run(&dialer, job, streams, events, on_started));
         match result {
             Ok(exit) => Ok(outcome_of(exit)),
             Err(error) => last_word(self.vm, console_log, error),
@@ -398,15 +404,19 @@ struct Attendant<'a> {
     client: Option<OwnedFd>,
     control: ControlServer,
     control_is_open: bool,
-    sender: EventSender,
     has_terminal: bool,
     /// How many SIGINT and SIGTERM have come.
     impatience: u8,
 }
 
-impl Attendant<'_> {
+impl<'env> Attendant<'env> {
     /// Attends until `stopped` hangs up, and gives the control socket back.
-    fn attend(mut self, stopped: &UnixStream) -> ControlServer {
+    fn attend<'scope>(
+        mut self,
+        stopped: &UnixStream,
+        scope: &'scope Scope<'scope, 'env>,
+        actions: &'env Actions,
+    ) -> ControlServer {
         self.tell_window();
         loop {
             let control_interest = if self.control_is_open {
@@ -444,7 +454,8 @@ impl Attendant<'_> {
             if has_request && self.control_is_open {
                 let mut requests = Requests {
                     run: self.run,
-                    sender: &self.sender,
+                    scope,
+                    actions,
                 };
                 if let Err(error) = self.control.handle(&mut requests) {
                     tracing::warn!(%error, "the control socket failed");
@@ -466,7 +477,7 @@ impl Attendant<'_> {
             if self.impatience >= IMPATIENCE {
                 self.run.end(signal);
             } else {
-                deliver(self.run, &self.sender, signal);
+                deliver(self.run, signal);
             }
         }
     }
@@ -474,7 +485,7 @@ impl Attendant<'_> {
     fn tell_window(&self) {
         if self.has_terminal
             && let Some(size) = window_size(rustix::stdio::stdin())
-            && let Err(error) = self.sender.send(Event::Resize(size))
+            && let Err(error) = self.run.sender.send(Event::Resize(size))
         {
             tracing::debug!(%error, "a window's size was not forwarded");
         }
@@ -482,33 +493,44 @@ impl Attendant<'_> {
 }
 
 /// Lets the workload have a signal. Before its program runs there is nobody to have it: the machine ends.
-fn deliver(run: &Run<'_>, sender: &EventSender, signal: u8) {
+fn deliver(run: &Run<'_>, signal: u8) {
     if !run.is_running() {
         run.end(signal);
-    } else if let Err(error) = sender.send(Event::Signal(signal)) {
+    } else if let Err(error) = run.sender.send(Event::Signal(signal)) {
         tracing::debug!(%error, signal, "a signal was not forwarded");
     }
 }
 
 /// Answers requests of other clients.
-struct Requests<'a> {
-    run: &'a Run<'a>,
-    sender: &'a EventSender,
+struct Requests<'run, 'scope, 'env> {
+    run: &'run Run<'run>,
+    scope: &'scope Scope<'scope, 'env>,
+    actions: &'env Actions,
 }
 
-impl Control for Requests<'_> {
+impl<'run: 'scope, 'scope> Control for Requests<'run, 'scope, '_> {
     /// SIGKILL needs no help of the guest's.
     fn kill(&mut self, signal: Signal) -> Result<(), String> {
         if i32::from(signal.number()) == libc::SIGKILL {
             self.run.end(signal.number());
         } else {
-            deliver(self.run, self.sender, signal.number());
+            deliver(self.run, signal.number());
         }
         Ok(())
     }
 
     fn status(&self) -> Status {
         self.run.status()
+    }
+
+    fn act(&mut self, action: Action, answerer: Answerer) {
+        let (run, actions) = (self.run, self.actions);
+        let started = std::thread::Builder::new()
+            .name("action".to_owned())
+            .spawn_scoped(self.scope, move || answerer.tell(actions.act(run, action)));
+        if let Err(error) = started {
+            tracing::warn!(%error, "a request was not carried out");
+        }
     }
 }
 

@@ -5,14 +5,16 @@
 //!
 //! ```text
 //! client                              monitor
-//!   {"hello":{"version":1}}      ->
-//!                                <-   {"hello":{"version":1}}
+//!   {"hello":{"version":2}}      ->
+//!                                <-   {"hello":{"version":2}}
 //!   {"kill":{"signal":15}}       ->
 //!                                <-   "done"  or  {"failed":{"message":"…"}}
 //!   "status"                     ->
 //!                                <-   {"status":{…}}
 //!   "wait"                       ->
 //!                                <-   {"ended":{…}}          when the machine has ended
+//!   {"act":"pause"}              ->
+//!                                <-   "done"  or  {"failed":{…}}   when that is done
 //! ```
 //!
 //! The monitor has one poll loop and no thread for this: [`ControlServer`] is one descriptor that
@@ -35,13 +37,14 @@ use thiserror::Error;
 use super::record::{Ended, Status};
 use super::signal::Signal;
 use crate::report::Help;
+use crate::snapshot::Target;
 
 /// Version of the conversation. The two sides talk only if it is the same.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// The socket's file in the machine's directory.
 const SOCKET: &str = "control.sock";
-/// A request is some dozens of bytes.
-const MAX_REQUEST_BYTES: usize = 4096;
+/// A request is some dozens of bytes and a path.
+const MAX_REQUEST_BYTES: usize = 8192;
 /// A reply holds at most a sentence or two.
 const MAX_REPLY_BYTES: u64 = 64 << 10;
 /// Clients beyond this many wait in the socket's backlog, or are refused.
@@ -69,6 +72,64 @@ enum Request {
     Status,
     /// Asks to be told when the machine has ended.
     Wait,
+    /// Asks for something that takes its time; the answer comes when it is done.
+    Act(Action),
+}
+
+/// What a monitor can be asked to do with its machine as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// Let it stand.
+    Pause,
+    /// Let it go on.
+    Resume,
+    /// Write it down.
+    Snapshot {
+        /// Where to.
+        target: Target,
+        /// Only what was written to since the last time.
+        incremental: bool,
+        /// For several copies.
+        at_fork_point: bool,
+        /// And end it then.
+        stop: bool,
+    },
+}
+
+/// The way to tell a client what came of its [`Action`], from any thread.
+///
+/// Dropped, it tells of a failure, so that no client waits in vain.
+#[derive(Debug)]
+pub struct Answerer {
+    stream: UnixStream,
+    reply: Reply,
+}
+
+impl Answerer {
+    fn new(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            reply: Reply::Failed {
+                message: "the monitor could not begin with it".to_owned(),
+            },
+        }
+    }
+
+    /// Tells the client; why not, as one sentence.
+    pub fn tell(mut self, result: Result<(), String>) {
+        self.reply = match result {
+            Ok(()) => Reply::Done,
+            Err(message) => Reply::Failed { message },
+        };
+    }
+}
+
+impl Drop for Answerer {
+    fn drop(&mut self) {
+        // A client that is gone does not want to know.
+        let _ = write_reply(&self.stream, &self.reply);
+    }
 }
 
 /// What the monitor says.
@@ -106,6 +167,9 @@ pub trait Control {
 
     /// Says how far the machine is.
     fn status(&self) -> Status;
+
+    /// Begins to do something with the machine.
+    fn act(&mut self, action: Action, answerer: Answerer);
 }
 
 /// The monitor's end of the control socket.
@@ -137,6 +201,8 @@ enum ConnectionState {
     Greeted,
     /// It waits for the machine's end.
     Waiting,
+    /// It waits for what it asked for.
+    Acting,
 }
 
 /// The conversation with a client is over.
@@ -292,9 +358,22 @@ impl Connection {
                 self.state = ConnectionState::Waiting;
                 Ok(())
             }
+            (ConnectionState::Greeted, Request::Act(action)) => {
+                let stream = self.stream.try_clone().map_err(|_| HangUp)?;
+                self.state = ConnectionState::Acting;
+                control.act(action, Answerer::new(stream));
+                Ok(())
+            }
             (
-                ConnectionState::New | ConnectionState::Greeted | ConnectionState::Waiting,
-                Request::Hello { .. } | Request::Kill { .. } | Request::Status | Request::Wait,
+                ConnectionState::New
+                | ConnectionState::Greeted
+                | ConnectionState::Waiting
+                | ConnectionState::Acting,
+                Request::Hello { .. }
+                | Request::Kill { .. }
+                | Request::Status
+                | Request::Wait
+                | Request::Act(_),
             ) => Err(HangUp),
         }
     }
@@ -305,10 +384,14 @@ impl Connection {
 
     /// Writes a reply; a client that does not read its replies is hung up on.
     fn reply(&mut self, reply: &Reply) -> Result<(), HangUp> {
-        let mut line = serde_json::to_vec(reply).map_err(|_| HangUp)?;
-        line.push(b'\n');
-        self.stream.write_all(&line).map_err(|_| HangUp)
+        write_reply(&self.stream, reply).map_err(|_| HangUp)
     }
+}
+
+fn write_reply(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
+    let mut line = serde_json::to_vec(reply)?;
+    line.push(b'\n');
+    stream.write_all(&line)
 }
 
 /// A client's end of the control socket.
@@ -363,6 +446,23 @@ impl ControlClient {
     /// [`ControlError::Refused`] with the monitor's reason.
     pub fn kill(&mut self, signal: Signal) -> Result<(), ControlError> {
         match self.ask(&Request::Kill { signal })? {
+            Reply::Done => Ok(()),
+            Reply::Failed { message } => Err(ControlError::Refused(message)),
+            _ => Err(ControlError::Unexpected(self.directory.clone())),
+        }
+    }
+
+    /// Asks for something to be done with the machine, and waits until it is, however long that takes.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Refused`] with the monitor's reason.
+    pub fn act(mut self, action: Action) -> Result<(), ControlError> {
+        self.stream
+            .get_ref()
+            .set_read_timeout(None)
+            .map_err(|error| ControlError::io(&self.directory, error))?;
+        match self.ask(&Request::Act(action))? {
             Reply::Done => Ok(()),
             Reply::Failed { message } => Err(ControlError::Refused(message)),
             _ => Err(ControlError::Unexpected(self.directory.clone())),
@@ -503,6 +603,7 @@ mod tests {
     /// A monitor that notes what it was asked for.
     struct Monitor {
         killed: Vec<Signal>,
+        acted: Vec<Action>,
         refuse: bool,
     }
 
@@ -519,6 +620,12 @@ mod tests {
             Status::Running {
                 started: Timestamp(7),
             }
+        }
+
+        fn act(&mut self, action: Action, answerer: Answerer) {
+            let refused = self.refuse.then(|| "it is paused already".to_owned());
+            self.acted.push(action);
+            std::thread::spawn(move || answerer.tell(refused.map_or(Ok(()), Err)));
         }
     }
 
@@ -541,6 +648,7 @@ mod tests {
         let mut server = ControlServer::bind(&directory).unwrap();
         let mut monitor = Monitor {
             killed: Vec::new(),
+            acted: Vec::new(),
             refuse,
         };
         let (done, is_done) = mpsc::channel::<()>();
@@ -572,6 +680,30 @@ mod tests {
         });
 
         assert_eq!(monitor.killed, [Signal::TERM, Signal::KILL]);
+    }
+
+    #[test]
+    fn an_action_is_answered_when_it_is_done() {
+        let snapshot = Action::Snapshot {
+            target: Target::File("/tmp/file".into()),
+            incremental: true,
+            at_fork_point: false,
+            stop: false,
+        };
+        let wanted = [Action::Pause, Action::Resume, snapshot];
+        let monitor = with_monitor(false, |directory| {
+            for action in wanted.clone() {
+                let client = ControlClient::connect(directory).unwrap();
+                client.act(action).unwrap();
+            }
+        });
+        assert_eq!(monitor.acted, wanted);
+
+        with_monitor(true, |directory| {
+            let client = ControlClient::connect(directory).unwrap();
+            let error = client.act(Action::Pause).unwrap_err();
+            assert_eq!(error.to_string(), "it is paused already");
+        });
     }
 
     #[test]
@@ -622,7 +754,7 @@ mod tests {
             stream.write_all(b"{\"hello\":{\"version\":99}}\n").unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).unwrap();
-            assert_eq!(answer, "{\"hello\":{\"version\":1}}\n");
+            assert_eq!(answer, "{\"hello\":{\"version\":2}}\n");
         });
     }
 

@@ -13,10 +13,10 @@ mod registry;
 mod signal;
 mod words;
 
-pub use control::{Control, ControlClient, ControlError, ControlServer};
+pub use control::{Action, Answerer, Control, ControlClient, ControlError, ControlServer};
 pub use detach::{DetachError, StartReporter, StartWaiter, detach};
 pub use id::{IdError, MachineId};
 pub use name::{MachineName, NameError};
 pub use record::{Ended, ImageLabel, Record, Status, Timestamp};
-pub use registry::{Condition, Machine, NewMachine, OwnedMachine, Registry, StateError};
+pub use registry::{Condition, Machine, NewMachine, OwnedMachine, PauseMark, Registry, StateError};
 pub use signal::{Signal, SignalError};

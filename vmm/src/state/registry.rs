@@ -35,6 +35,8 @@ use crate::report::Help;
 const LOCK: &str = "lock";
 /// The guest kernel's log.
 const CONSOLE_LOG: &str = "console.log";
+/// Is there while the machine is paused.
+const PAUSED: &str = "paused";
 /// Begins the link of a name.
 const NAME: char = '@';
 /// Begins the name of a directory that is no machine yet.
@@ -86,6 +88,11 @@ pub enum Condition {
         /// Since when.
         started: Timestamp,
     },
+    /// Its workload stands still.
+    Paused {
+        /// Since when it runs.
+        started: Timestamp,
+    },
     /// It has ended.
     Exited(Ended),
     /// Its monitor is gone without a word: killed, or the host went down.
@@ -99,7 +106,13 @@ impl Machine {
         match &self.record.status {
             Status::Exited(ended) => Condition::Exited(ended.clone()),
             Status::Created if self.alive => Condition::Created,
-            Status::Running { started } if self.alive => Condition::Running { started: *started },
+            Status::Running { started } if self.alive => {
+                let started = *started;
+                match self.directory.join(PAUSED).exists() {
+                    true => Condition::Paused { started },
+                    false => Condition::Running { started },
+                }
+            }
             Status::Created | Status::Running { .. } => Condition::Dead,
         }
     }
@@ -298,6 +311,19 @@ impl Registry {
         }
     }
 
+    /// Finds a machine that runs, as [`Self::find`] does.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::NotAlive`] if it has ended.
+    pub fn find_alive(&self, reference: &str) -> Result<Machine, StateError> {
+        let machine = self.find(reference)?;
+        match machine.alive {
+            true => Ok(machine),
+            false => Err(StateError::NotAlive(machine.record.name)),
+        }
+    }
+
     /// Removes a machine that has ended.
     ///
     /// # Errors
@@ -440,6 +466,23 @@ pub struct OwnedMachine {
     _lock: File,
 }
 
+/// Writes down whether a machine is paused.
+#[derive(Debug)]
+pub struct PauseMark(PathBuf);
+
+impl PauseMark {
+    /// Writes it down. That it cannot be only misleads `vmm ps`.
+    pub fn set(&self, is_paused: bool) {
+        let written = match is_paused {
+            true => private_file(&self.0).map(drop),
+            false => fs::remove_file(&self.0),
+        };
+        if let Err(error) = written {
+            tracing::debug!(%error, "a pause is not written down");
+        }
+    }
+}
+
 impl OwnedMachine {
     /// Returns the machine's id.
     #[must_use]
@@ -467,6 +510,12 @@ impl OwnedMachine {
     pub fn create_console_log(&self) -> Result<File, StateError> {
         let path = self.directory.join(CONSOLE_LOG);
         private_file(&path).map_err(|source| StateError::file("create", &path, source))
+    }
+
+    /// The way to write down that the machine is paused, for another thread.
+    #[must_use]
+    pub fn pause_mark(&self) -> PauseMark {
+        PauseMark(self.directory.join(PAUSED))
     }
 
     /// Writes down that the workload runs, since now.

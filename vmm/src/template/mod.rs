@@ -43,7 +43,8 @@ use crate::dirs::{DirectoriesError, create_private};
 use crate::guest::Manifest;
 use crate::limits::ByteSize;
 use crate::machine::{
-    CommandLineError, FrozenMachine, MachineConfig, Root, SavedMachine, Window, WrittenPages,
+    CommandLineError, FrozenMachine, MachineConfig, Root, SaveFiles, SavedMachine, Window,
+    WrittenPages,
 };
 use crate::report::Help;
 use crate::vm_process::{ChannelError, FirstReport, FreezeFiles, SpawnError, Start, VmProcess};
@@ -602,7 +603,10 @@ fn open(path: &Path, recipe: &Recipe) -> Result<FrozenMachine, OpenError> {
     Ok(FrozenMachine {
         state: state.machine,
         memory,
+        below: Vec::new(),
         written: read_writes(path),
+        generation: 0,
+        had_connections: false,
     })
 }
 
@@ -698,8 +702,14 @@ fn make_in(
     // What the VM process says of the machine comes in a file without a name.
     let mut said = tempfile::tempfile_in(path).map_err(failed("write in", path))?;
     let start = Start::Freeze(FreezeFiles {
-        state: said.try_clone().map_err(failed("write in", path))?,
-        memory: memory.try_clone().map_err(failed("write", &memory_path))?,
+        save: SaveFiles {
+            state: said.try_clone().map_err(failed("write in", path))?,
+            memory: memory.try_clone().map_err(failed("write", &memory_path))?,
+            memory_offset_bytes: 0,
+            only_changes: false,
+            tracks_changes: false,
+            stays: false,
+        },
         container: container.cloned(),
     });
     let vm = VmProcess::spawn(kvm, machine, &start)?;

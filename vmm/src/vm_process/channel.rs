@@ -18,7 +18,26 @@ use thiserror::Error;
 pub(super) enum Command {
     /// Connect the socket that comes along to this port of the guest.
     Dial { port: u32 },
+    /// Let the machine stand; the socket that comes along gets an [`Answered`].
+    Pause,
+    /// Let it go on; the same.
+    Resume,
+    /// Write it down when its agent lets it be frozen; after the socket come the file for its state and that for its memory.
+    Save {
+        memory_offset_bytes: u64,
+        only_changes: bool,
+        tracks_changes: bool,
+        stays: bool,
+    },
+    /// Do not wait for the agent any longer.
+    GiveUp,
 }
+
+/// What a command came to; why not, as one sentence.
+pub(super) type Answered = Result<(), String>;
+
+/// As many descriptors as a message brings.
+const MAX_PASSED: usize = 3;
 
 /// What the VM process says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,18 +104,16 @@ impl Channel {
         Ok((Self(one), Self(other)))
     }
 
-    /// Sends one message, with a socket where the message says so.
+    /// Sends one message, with the descriptors that it speaks of.
     pub(super) fn send<T: Serialize>(
         &self,
         message: &T,
-        passed: Option<BorrowedFd<'_>>,
+        passed: &[BorrowedFd<'_>],
     ) -> Result<(), ChannelError> {
         let bytes = postcard::to_stdvec(message).map_err(|_| ChannelError::Nonsense)?;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PASSED))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let descriptors: Vec<BorrowedFd<'_>> = passed.into_iter().collect();
-        if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors))
-        {
+        if !passed.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(passed)) {
             return Err(ChannelError::Nonsense);
         }
         loop {
@@ -116,9 +133,9 @@ impl Channel {
     /// Waits for one message; `None` after a hang-up.
     pub(super) fn receive<T: DeserializeOwned>(
         &self,
-    ) -> Result<Option<(T, Option<OwnedFd>)>, ChannelError> {
+    ) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
         let mut bytes = [0; MAX_MESSAGE_BYTES];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PASSED))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
             match recvmsg(
@@ -140,10 +157,11 @@ impl Channel {
         let passed = ancillary
             .drain()
             .filter_map(|message| match message {
-                RecvAncillaryMessage::ScmRights(descriptors) => descriptors.last(),
+                RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
                 _ => None,
             })
-            .last();
+            .flatten()
+            .collect();
         let message =
             postcard::from_bytes(&bytes[..received]).map_err(|_| ChannelError::Nonsense)?;
         Ok(Some((message, passed)))
@@ -162,7 +180,7 @@ impl Channel {
                 reason: cut(reason),
             }),
         };
-        if let Err(error) = self.send(&report, None) {
+        if let Err(error) = self.send(&report, &[]) {
             tracing::debug!(%error, "nobody hears the report");
         }
     }
@@ -174,7 +192,7 @@ impl AsFd for Channel {
     }
 }
 
-fn cut(reason: &str) -> String {
+pub(super) fn cut(reason: &str) -> String {
     reason.chars().take(MAX_REASON_CHARS).collect()
 }
 
@@ -190,12 +208,12 @@ mod tests {
         let (monitor, vm) = Channel::pair().unwrap();
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         monitor
-            .send(&Command::Dial { port: 1024 }, Some(theirs.as_fd()))
+            .send(&Command::Dial { port: 1024 }, &[theirs.as_fd()])
             .unwrap();
         drop(theirs);
-        let (command, passed) = vm.receive::<Command>().unwrap().unwrap();
+        let (command, mut passed) = vm.receive::<Command>().unwrap().unwrap();
         assert!(matches!(command, Command::Dial { port: 1024 }));
-        UnixStream::from(passed.unwrap())
+        UnixStream::from(passed.pop().unwrap())
             .write_all(b"hello")
             .unwrap();
         let mut text = String::new();

@@ -7,11 +7,10 @@
 
 mod channel;
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,9 +24,12 @@ use rustix::io::Errno;
 use rustix::process::{Signal, set_parent_process_death_signal, setsid};
 use thiserror::Error;
 
-use self::channel::{Channel, Command};
+use self::channel::{Answered, Channel, Command, cut};
 pub use self::channel::{ChannelError, End, Report};
-use crate::machine::{FrozenMachine, Heard, Machine, MachineConfig, MachineEnd, Root, RunError};
+use crate::machine::{
+    Answer, FrozenMachine, Heard, Machine, MachineConfig, MachineEnd, Order, Root, RunError,
+    SaveFiles,
+};
 use crate::process;
 use crate::report::chain;
 use crate::sandbox;
@@ -55,10 +57,8 @@ pub enum Start {
 /// Where a machine is written down.
 #[derive(Debug)]
 pub struct FreezeFiles {
-    /// Gets all but the memory: a [`SavedMachine`](crate::machine::SavedMachine) in postcard.
-    pub state: File,
-    /// Gets the memory; as long as the RAM, and empty.
-    pub memory: File,
+    /// The files.
+    pub save: SaveFiles,
     /// A container that the agent builds before, for whoever runs in a clone.
     pub container: Option<Create>,
 }
@@ -159,8 +159,52 @@ impl VmProcess {
     pub fn dial(&self, port: u32) -> Result<UnixStream, ChannelError> {
         let (ours, theirs) = UnixStream::pair().map_err(ChannelError::Socket)?;
         self.channel
-            .send(&Command::Dial { port }, Some(theirs.as_fd()))?;
+            .send(&Command::Dial { port }, &[theirs.as_fd()])?;
         Ok(ours)
+    }
+
+    /// Lets the machine stand, and returns when it does.
+    ///
+    /// # Errors
+    /// When it is paused already, something else is being done with it, or the VM process is gone.
+    pub fn pause(&self) -> Result<(), OrderError> {
+        self.order(&Command::Pause, &[])?.wait(ORDER_PATIENCE)
+    }
+
+    /// Lets a paused machine go on.
+    ///
+    /// # Errors
+    /// When it is not paused, or the VM process is gone.
+    pub fn resume(&self) -> Result<(), OrderError> {
+        self.order(&Command::Resume, &[])?.wait(ORDER_PATIENCE)
+    }
+
+    /// Asks for the machine to be written down when its agent lets it be frozen. Ask the agent after this.
+    ///
+    /// # Errors
+    /// When the VM process is gone.
+    pub fn save(&self, files: &SaveFiles) -> Result<Pending<'_>, OrderError> {
+        let command = Command::Save {
+            memory_offset_bytes: files.memory_offset_bytes,
+            only_changes: files.only_changes,
+            tracks_changes: files.tracks_changes,
+            stays: files.stays,
+        };
+        self.order(&command, &[files.state.as_fd(), files.memory.as_fd()])
+    }
+
+    fn order(
+        &self,
+        command: &Command,
+        files: &[BorrowedFd<'_>],
+    ) -> Result<Pending<'_>, OrderError> {
+        let (ours, theirs) = UnixStream::pair().map_err(ChannelError::Socket)?;
+        let passed = [&[theirs.as_fd()], files].concat();
+        self.channel.send(command, &passed)?;
+        Ok(Pending {
+            vm: self,
+            answer: ours,
+        })
     }
 
     /// Waits for the next report; `None` when the VM process is gone without one.
@@ -187,6 +231,76 @@ impl VmProcess {
             tracing::debug!(%error, "the VM process is gone already");
         }
     }
+}
+
+/// How long a machine may take to stand or to go on, on the slowest host under load.
+const ORDER_PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than any answer.
+const MAX_ANSWER_BYTES: usize = 4096;
+
+/// An order that was given.
+#[derive(Debug)]
+pub struct Pending<'vm> {
+    vm: &'vm VmProcess,
+    answer: UnixStream,
+}
+
+impl Pending<'_> {
+    /// Waits for the order to be carried out.
+    ///
+    /// # Errors
+    /// When it was not, or the VM process goes meanwhile.
+    pub fn wait(self, patience: Duration) -> Result<(), OrderError> {
+        let Self { vm, mut answer } = self;
+        if !is_readable(&answer, patience)? {
+            vm.channel.send(&Command::GiveUp, &[])?;
+            // What had begun by then is carried out.
+            is_readable(&answer, ORDER_PATIENCE)?;
+        }
+        let mut bytes = [0; MAX_ANSWER_BYTES];
+        answer.set_nonblocking(true)?;
+        // An answer is short enough to come whole.
+        match answer.read(&mut bytes) {
+            Ok(0) => Err(OrderError::Gone),
+            Ok(count) => postcard::from_bytes::<Answered>(bytes.get(..count).unwrap_or_default())
+                .map_err(|_| ChannelError::Nonsense)?
+                .map_err(OrderError::Refused),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(OrderError::Refused(
+                "it does not come to a stand".to_owned(),
+            )),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn is_readable(stream: &UnixStream, patience: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).unwrap_or_default();
+        match poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&left)) {
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(ready) => return Ok(ready > 0),
+        }
+    }
+}
+
+/// An order that was not carried out.
+#[derive(Debug, Error)]
+pub enum OrderError {
+    /// The machine did not; why.
+    #[error("{0}")]
+    Refused(String),
+    /// It ended meanwhile.
+    #[error("it has ended")]
+    Gone,
+    /// The VM process cannot be asked.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The host gives no descriptor.
+    #[error("cannot hear the VM process")]
+    Io(#[from] io::Error),
 }
 
 impl AsFd for VmProcess {
@@ -237,7 +351,7 @@ fn live(kvm: &Kvm, config: &MachineConfig, start: &Start, channel: Channel) {
         }
     };
     let channel = Arc::new(channel);
-    let end = match run(machine, &channel, ready_ring) {
+    let end = match run(kvm, machine, &channel, ready_ring) {
         Ok(MachineEnd::PoweredOff) => End::PoweredOff,
         Ok(MachineEnd::Reset) => End::GuestDied {
             reason: "the guest's kernel reset the machine".to_owned(),
@@ -279,8 +393,11 @@ fn leave_the_parent(
     );
     match start {
         Start::Boot => {}
-        Start::Clone(frozen) => keep.push(frozen.memory.as_fd()),
-        Start::Freeze(files) => keep.extend([files.state.as_fd(), files.memory.as_fd()]),
+        Start::Clone(frozen) => {
+            keep.push(frozen.memory.as_fd());
+            keep.extend(frozen.below.iter().map(AsFd::as_fd));
+        }
+        Start::Freeze(files) => keep.extend([files.save.state.as_fd(), files.save.memory.as_fd()]),
     }
     process::close_all_but(&keep)?;
     process::standard_streams_to_null()
@@ -292,26 +409,23 @@ fn freeze(kvm: &Kvm, machine: Machine, files: &FreezeFiles) -> Result<(), String
         machine.stage(container).map_err(|error| chain(&error))?;
     }
     sandbox::enter_process().map_err(|error| format!("cannot enter the jail: {error}"))?;
-    let saved = machine
-        .freeze(kvm, sandbox::enter_thread, &files.memory)
-        .map_err(|error| chain(&error))?;
-    let bytes = postcard::to_stdvec(&saved).map_err(|error| error.to_string())?;
-    (&files.state)
-        .write_all(&bytes)
-        .map_err(|error| format!("cannot write the state of a frozen machine: {error}"))
+    machine
+        .freeze(kvm, sandbox::enter_thread, &files.save)
+        .map_err(|error| chain(&error))
 }
 
 /// Runs the machine; its agent is ready when it rings `ready_ring`, and any other ring before says nothing.
 fn run(
+    kvm: &Kvm,
     mut machine: Machine,
     channel: &Arc<Channel>,
     ready_ring: Ring,
 ) -> Result<MachineEnd, RunError> {
-    let hung_up = Arc::new(AtomicBool::new(false));
+    let (orders, given) = std::sync::mpsc::channel();
     let control = Control {
         channel: Arc::clone(channel),
         dialer: machine.dialer(),
-        hung_up: Arc::clone(&hung_up),
+        orders,
     };
     machine.add_subscriber(Box::new(control));
     sandbox::enter_process().map_err(RunError::Jail)?;
@@ -327,8 +441,8 @@ fn run(
         }
         Heard::GoOn
     };
-    machine.run(sandbox::enter_thread, on_ring, || {
-        hung_up.load(Ordering::Relaxed)
+    machine.run(kvm, sandbox::enter_thread, on_ring, || {
+        given.try_recv().ok()
     })
 }
 
@@ -336,23 +450,80 @@ fn run(
 struct Control {
     channel: Arc<Channel>,
     dialer: Dialer,
-    hung_up: Arc<AtomicBool>,
+    orders: Sender<Order>,
+}
+
+impl Control {
+    /// Does what the monitor says, or gives it to whoever runs the machine.
+    fn obey(&self, command: Command, passed: Vec<OwnedFd>) {
+        let mut passed = passed.into_iter();
+        let (first, second, third) = (passed.next(), passed.next(), passed.next());
+        let order = match (command, first, second, third) {
+            (Command::Dial { port }, Some(stream), ..) => {
+                if let Err(error) = self.dialer.connect(port, UnixStream::from(stream)) {
+                    tracing::debug!(%error, "a dial was dropped");
+                }
+                return;
+            }
+            (Command::Pause, Some(answer), ..) => Order::Pause(answer_on(answer)),
+            (Command::Resume, Some(answer), ..) => Order::Resume(answer_on(answer)),
+            (
+                Command::Save {
+                    memory_offset_bytes,
+                    only_changes,
+                    tracks_changes,
+                    stays,
+                },
+                Some(answer),
+                Some(state),
+                Some(memory),
+            ) => Order::Save {
+                files: Box::new(SaveFiles {
+                    state: state.into(),
+                    memory: memory.into(),
+                    memory_offset_bytes,
+                    only_changes,
+                    tracks_changes,
+                    stays,
+                }),
+                answer: answer_on(answer),
+            },
+            (Command::GiveUp, ..) => Order::GiveUp,
+            (command, ..) => {
+                tracing::debug!(?command, "a command came without its descriptors");
+                return;
+            }
+        };
+        self.give(order);
+    }
+
+    fn give(&self, order: Order) {
+        // Nobody takes it where the machine has ended.
+        let _ = self.orders.send(order);
+    }
+}
+
+/// Answers on a socket, once.
+fn answer_on(socket: OwnedFd) -> Answer {
+    let mut stream = UnixStream::from(socket);
+    Answer::new(move |result| {
+        let result: Answered = result.map_err(|reason| cut(&reason));
+        let sent = postcard::to_stdvec(&result)
+            .map_err(io::Error::other)
+            .and_then(|bytes| stream.write_all(&bytes));
+        if let Err(error) = sent {
+            tracing::debug!(%error, "nobody hears what came of an order");
+        }
+    })
 }
 
 impl MutEventSubscriber for Control {
     fn process(&mut self, _events: Events, ops: &mut EventOps) {
         match self.channel.receive::<Command>() {
-            Ok(Some((Command::Dial { port }, Some(stream)))) => {
-                if let Err(error) = self.dialer.connect(port, UnixStream::from(stream)) {
-                    tracing::debug!(%error, "a dial was dropped");
-                }
-            }
-            Ok(Some((Command::Dial { port }, None))) => {
-                tracing::debug!(port, "a dial came without a socket")
-            }
+            Ok(Some((command, passed))) => self.obey(command, passed),
             // The monitor is gone or speaks nonsense: there is nobody left to run for.
             Ok(None) | Err(_) => {
-                self.hung_up.store(true, Ordering::Relaxed);
+                self.give(Order::Stop);
                 let _ = ops.remove(Events::empty(&self.channel.as_fd()));
             }
         }

@@ -9,9 +9,9 @@ mod profile;
 use oci_spec::OciSpecError;
 use oci_spec::image::{Config, ImageConfiguration};
 use oci_spec::runtime::{
-    self, BoxBuilder, LinuxBuilder, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder,
-    LinuxResources, LinuxResourcesBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
-    UserBuilder,
+    self, BoxBuilder, LinuxBuilder, LinuxCpuBuilder, LinuxDeviceBuilder, LinuxDeviceType,
+    LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, ProcessBuilder,
+    RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 use protocol::{Create, DeclaredStreams, Process, RootSource, WindowSize};
 use thiserror::Error;
@@ -39,6 +39,8 @@ pub struct Choices {
     pub hostname: String,
     /// Whether nothing may write to the root.
     pub read_only: bool,
+    /// Whether there is a fork point ([`protocol::FORK_POINT`]).
+    pub fork_point: bool,
     /// The terminal that the process gets.
     pub terminal: Option<Terminal>,
     /// What the workload may use.
@@ -281,12 +283,22 @@ fn spec(
             .build();
         process = process.console_size(size.map_err(WorkloadError::Spec)?);
     }
-    let linux = LinuxBuilder::default()
+    let mut linux = LinuxBuilder::default()
         .namespaces(profile::namespaces().map_err(WorkloadError::Spec)?)
         .resources(resources(choices.limits)?)
         .sysctl(profile::sysctls())
         .masked_paths(profile::masked_paths())
         .readonly_paths(profile::readonly_paths());
+    if choices.fork_point {
+        let fifo = LinuxDeviceBuilder::default()
+            .path(protocol::FORK_POINT)
+            .typ(LinuxDeviceType::P)
+            .major(0)
+            .minor(0)
+            .file_mode(0o666_u32)
+            .build();
+        linux = linux.devices(vec![fifo.map_err(WorkloadError::Spec)?]);
+    }
     let root = RootBuilder::default()
         .path("rootfs")
         .readonly(choices.read_only);

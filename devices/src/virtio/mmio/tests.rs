@@ -239,22 +239,34 @@ fn the_state_of_another_device_is_refused() {
 }
 
 #[test]
-fn a_device_with_an_open_connection_is_not_written_down() {
+fn a_guest_that_goes_on_without_its_connections_is_told_so() {
+    const EVENT_BUFFER: u64 = 0x8_0000;
     let (machine, dialer) = Machine::vsock();
+    let memory = machine.memory.clone();
     machine.negotiate();
-    for index in 0..3 {
-        machine.set_up_queue(index, 0x1_0000 * (u64::from(index) + 1));
-    }
+    machine.set_up_queue(0, 0x1_0000);
+    machine.set_up_queue(1, 0x2_0000);
+    let mut events = machine.set_up_queue(2, 0x3_0000);
     machine.driver_ok();
+    memory
+        .write_obj(u32::MAX, GuestAddress(EVENT_BUFFER))
+        .unwrap();
+    events.add(&[writable(EVENT_BUFFER, 4)]);
     let (_ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let before = machine.wakeups();
     dialer.connect(1024, theirs).unwrap();
     wait_for(|| (machine.wakeups() > before).then_some(()));
-    let refused = machine.freeze();
-    assert!(matches!(
-        refused,
-        Err(SaveError::Busy(Busy::Connections(1)))
-    ));
+    let saved = machine.freeze().unwrap();
+
+    let (device, _dialer) = Vsock::new(GuestCid::FIRST).unwrap();
+    let device = device.without_its_connections(70_000);
+    let clone = Machine::restored(Box::new(device), memory.clone(), Some(&saved)).unwrap();
+    let (_, length) = wait_for(|| events.take_used());
+    assert_eq!(length, 4);
+    // VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.
+    let event: u32 = memory.read_obj(GuestAddress(EVENT_BUFFER)).unwrap();
+    assert_eq!(event, 0);
+    wait_for(|| (clone.line.count() > 0).then_some(()));
 }
 
 /// An access of a driver that knows no rules.

@@ -3,9 +3,7 @@
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::{Pmem, queue};
-use crate::virtio::{
-    ActiveQueue, Busy, DeviceInterrupt, DeviceMemory, SavedQueue, VirtioDevice, Worker,
-};
+use crate::virtio::{ActiveQueue, DeviceInterrupt, DeviceMemory, SavedQueue, VirtioDevice, Worker};
 
 /// The device while it runs.
 #[derive(Debug)]
@@ -59,7 +57,7 @@ impl Worker for PmemWorker {
     }
 
     /// A request is answered in the turn that takes it, so none is ever under way.
-    fn save(&self) -> Result<Vec<SavedQueue>, Busy> {
-        Ok(vec![SavedQueue::from(&self.requests.queue)])
+    fn save(&self) -> Vec<SavedQueue> {
+        vec![SavedQueue::from(&self.requests.queue)]
     }
 }

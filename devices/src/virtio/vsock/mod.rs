@@ -126,6 +126,9 @@ struct DialInbox {
 pub struct Vsock {
     cid: GuestCid,
     inbox: DialInbox,
+    first_host_port: u32,
+    /// Whether the guest believes in connections that are not there.
+    lost_connections: bool,
 }
 
 impl Vsock {
@@ -141,8 +144,24 @@ impl Vsock {
             dials: sender,
             event: Arc::clone(&event),
         };
-        let inbox = DialInbox { dials, event };
-        Ok((Self { cid, inbox }, dialer))
+        let device = Self {
+            cid,
+            inbox: DialInbox { dials, event },
+            first_host_port: queue::FIRST_HOST_PORT,
+            lost_connections: false,
+        };
+        Ok((device, dialer))
+    }
+
+    /// Makes it the device of a guest that was written down with connections open: they stayed behind, and the guest is told so
+    /// when it goes on. `first_host_port` should be a port that none of them had, until the guest has let go of them.
+    #[must_use]
+    pub fn without_its_connections(self, first_host_port: u32) -> Self {
+        Self {
+            first_host_port,
+            lost_connections: true,
+            ..self
+        }
     }
 }
 

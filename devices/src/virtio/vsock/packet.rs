@@ -85,3 +85,6 @@ impl Header {
         bytes
     }
 }
+
+/// The event "the transport was reset": `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (VirtIO 1.2 section 5.10.6.7).
+pub(super) const EVENT_TRANSPORT_RESET: u32 = 0;

@@ -7,6 +7,7 @@
 //! take turns, a packet each.
 
 use std::collections::{HashMap, VecDeque};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -26,10 +27,34 @@ const MAX_CLOSING: usize = 256;
 /// How many packets are moved in one direction before others get their turn.
 const PACKETS_A_TURN: usize = 256;
 /// Host ports start here; the lower ones look like those of well-known services.
-const FIRST_HOST_PORT: u32 = 1024;
+pub(super) const FIRST_HOST_PORT: u32 = 1024;
 /// Length of the header as it counts in the used ring.
 const HEADER_BYTES: u32 = 44;
 const _: () = assert!(PKT_HEADER_SIZE == 44, "the header has 44 bytes");
+
+/// Sends an event to the guest, if it has left a buffer for one: four bytes, its number (VirtIO 1.2 section 5.10.6).
+pub(super) fn send_event(
+    queue: &mut Queue,
+    memory: &DeviceMemory,
+    event: u32,
+) -> Result<Turn, QueueError> {
+    let Some(chain) = next_chain(queue, memory)? else {
+        return Ok(Turn::default());
+    };
+    let head = chain.head_index();
+    let bytes = event.to_le_bytes();
+    let written = chain
+        .writer(memory)
+        .map(|mut buffer| buffer.write(&bytes).unwrap_or_default())
+        .ok()
+        .and_then(|count| u32::try_from(count).ok())
+        .unwrap_or_default();
+    queue.add_used(memory, head, written)?;
+    Ok(Turn {
+        interrupt: queue.needs_notification(memory)?,
+        ..Turn::default()
+    })
+}
 
 /// The connections of one guest.
 #[derive(Debug)]
@@ -51,7 +76,8 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    pub(super) fn new(cid: GuestCid) -> Self {
+    /// The first connection gets `first_host_port`, the next ones those that follow.
+    pub(super) fn new(cid: GuestCid, first_host_port: u32) -> Self {
         Self {
             cid,
             table: HashMap::new(),
@@ -60,13 +86,8 @@ impl Connections {
             closing: VecDeque::new(),
             over: Vec::new(),
             touched: Vec::new(),
-            next_host_port: FIRST_HOST_PORT,
+            next_host_port: first_host_port.max(FIRST_HOST_PORT),
         }
-    }
-
-    /// Returns how many connections are open, or closed with the guest still to answer.
-    pub(super) fn count(&self) -> usize {
-        self.table.len() + self.closing.len()
     }
 
     /// Makes a connection to `guest_port`; `None`, and the stream is closed, if there are too many.

@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::GuestCid;
 use super::connection::{BUFFER_BYTES, MAX_PAYLOAD_BYTES};
 use super::packet::{op, shutdown};
-use super::queue::Connections;
+use super::queue::{Connections, FIRST_HOST_PORT};
 use crate::virtio::DeviceMemory;
 use crate::virtio::testing::{DriverQueue, ram, readable, writable};
 
@@ -119,7 +119,7 @@ impl Bench {
             device_rx: rx.device_queue(),
             device_tx: tx.device_queue(),
             memory,
-            connections: Connections::new(GuestCid::FIRST),
+            connections: Connections::new(GuestCid::FIRST, FIRST_HOST_PORT),
             rx,
             tx,
             rx_addresses: HashMap::new(),

@@ -8,10 +8,9 @@
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::Vsock;
-use super::queue::Connections;
-use crate::virtio::{
-    ActiveQueue, Busy, DeviceInterrupt, DeviceMemory, SavedQueue, VirtioDevice, Worker,
-};
+use super::packet::EVENT_TRANSPORT_RESET;
+use super::queue::{Connections, send_event};
+use crate::virtio::{ActiveQueue, DeviceInterrupt, DeviceMemory, SavedQueue, VirtioDevice, Worker};
 
 /// What an event is about; host ports of connections start above.
 mod token {
@@ -27,7 +26,6 @@ pub(super) struct VsockWorker {
     memory: DeviceMemory,
     receive: ActiveQueue,
     transmit: ActiveQueue,
-    /// The driver's buffers for events stay in there: no event is ever sent.
     events: ActiveQueue,
     interrupt: DeviceInterrupt,
     connections: Connections,
@@ -41,7 +39,7 @@ impl VsockWorker {
         interrupt: DeviceInterrupt,
     ) -> Self {
         let [receive, transmit, events] = queues;
-        let connections = Connections::new(device.cid);
+        let connections = Connections::new(device.cid, device.first_host_port);
         Self {
             device,
             memory,
@@ -70,6 +68,12 @@ impl VsockWorker {
                 self.connections.abandon(host_port);
             }
         }
+    }
+
+    /// Tells the guest that none of its connections is there any more (VirtIO 1.2 section 5.10.6.7).
+    fn announce_reset(&mut self) {
+        let turn = send_event(&mut self.events.queue, &self.memory, EVENT_TRANSPORT_RESET);
+        self.events.finish_turn(turn, &self.interrupt);
     }
 
     /// Runs both queues and brings the loop's idea of the streams up to date.
@@ -127,6 +131,9 @@ impl MutEventSubscriber for VsockWorker {
                 tracing::error!(%error, "the vsock device cannot wait for its events");
             }
         }
+        if self.device.lost_connections {
+            self.announce_reset();
+        }
         // What was dialled before the driver was there.
         self.take_dials(ops);
         self.run_queues(ops);
@@ -153,16 +160,15 @@ impl MutEventSubscriber for VsockWorker {
 
 impl Worker for VsockWorker {
     /// All connections end here; the host's ends see them closed.
-    fn stop(self: Box<Self>) -> Box<dyn VirtioDevice> {
+    fn stop(mut self: Box<Self>) -> Box<dyn VirtioDevice> {
+        // A driver that starts anew has no connections.
+        self.device.lost_connections = false;
         Box::new(self.device)
     }
 
-    fn save(&self) -> Result<Vec<SavedQueue>, Busy> {
-        match self.connections.count() {
-            0 => Ok([&self.receive, &self.transmit, &self.events]
-                .map(|active| SavedQueue::from(&active.queue))
-                .to_vec()),
-            open => Err(Busy::Connections(open)),
-        }
+    fn save(&self) -> Vec<SavedQueue> {
+        [&self.receive, &self.transmit, &self.events]
+            .map(|active| SavedQueue::from(&active.queue))
+            .to_vec()
     }
 }

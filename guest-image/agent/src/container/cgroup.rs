@@ -4,8 +4,10 @@
 use std::collections::BTreeSet;
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use protocol::{ContainerId, StartFailure};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -14,6 +16,9 @@ use crate::step::{Step as _, invalid};
 
 /// Where the agent mounts the hierarchy.
 pub(crate) const MOUNT_POINT: &str = "/sys/fs/cgroup";
+
+/// How long processes may take to stop: one inside the kernel stops when it comes out.
+const FREEZE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A period of the CPU controller when the config names none, as the kernel's default.
 const DEFAULT_PERIOD_US: u64 = 100_000;
@@ -183,6 +188,44 @@ impl Cgroup {
     pub(crate) fn kill(&self) {
         // One that is empty already, or a kernel without the file, leaves nothing to do that could be reported better.
         let _ = write_file(&self.directory, "cgroup.kill", "1");
+    }
+
+    /// Stops every process in the cgroup, or lets them go on, and waits until they do. Returns whether they do.
+    pub(crate) fn freeze(&self, is_frozen: bool) -> bool {
+        let value = if is_frozen { "1" } else { "0" };
+        if write_file(&self.directory, "cgroup.freeze", value).is_err() {
+            return false;
+        }
+        // What is to go on does so without being waited for.
+        !is_frozen || self.await_frozen().unwrap_or(false)
+    }
+
+    /// The file tells of a change by an exceptional condition (poll(2), `POLLPRI`).
+    fn await_frozen(&self) -> rustix::io::Result<bool> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.directory, "cgroup.events", flags, Mode::empty())?;
+        let deadline = Instant::now() + FREEZE_PATIENCE;
+        loop {
+            let mut text = [0; 256];
+            let count = rustix::io::pread(&file, &mut text, 0)?;
+            let text = text.get(..count).unwrap_or_default();
+            if text
+                .split(|byte| *byte == b'\n')
+                .any(|line| line == b"frozen 1")
+            {
+                return Ok(true);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            let left = Timespec::try_from(left).unwrap_or_default();
+            let mut change = [PollFd::new(&file, PollFlags::PRI)];
+            match rustix::event::poll(&mut change, Some(&left)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Removes the cgroup, whose processes have ended.

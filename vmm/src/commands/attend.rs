@@ -1,0 +1,188 @@
+//! A machine that began, from its first word to its outcome: what `vmm run` does with a new workload and one that goes on alike.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, Write};
+
+use crate::agent_link::{ClientStreams, Job};
+use crate::cli::TimingsFormat;
+use crate::monitor::{Facts, RawTerminal, Signals, Supervised};
+use crate::outcome::{ExitCode, Outcome};
+use crate::report::{Help, Report, chain};
+use crate::state::{ControlServer, Ended, OwnedMachine, Registry, StartReporter};
+use crate::timings::Timings;
+use crate::vm_process::VmProcess;
+
+/// A machine that began, and what is to be done in it.
+pub(super) struct Attended<'a> {
+    pub(super) machine: OwnedMachine,
+    pub(super) control: ControlServer,
+    pub(super) vm: &'a VmProcess,
+    pub(super) console_log: &'a File,
+    pub(super) signals: Signals,
+    pub(super) job: Job,
+    pub(super) streams: ClientStreams<'a>,
+    pub(super) facts: Facts,
+    /// Whether the workload has this process's terminal, and reads its keys.
+    pub(super) has_terminal: bool,
+    pub(super) takes_keys: bool,
+    /// How it began, for `--timings`.
+    pub(super) beginning: &'static str,
+}
+
+impl Attended<'_> {
+    /// Runs the workload to its end and writes down how that was. `reporter` is taken once a waiting client knows that the workload
+    /// runs; `before_end` is called while the machine is still there.
+    ///
+    /// # Errors
+    ///
+    /// When nothing can be said about the workload.
+    pub(super) fn attend(
+        self,
+        registry: &Registry,
+        reporter: &mut Option<StartReporter>,
+        timings: &mut Timings,
+        before_end: impl FnOnce(&VmProcess),
+    ) -> Result<Outcome, Report> {
+        let Self {
+            mut machine,
+            control,
+            vm,
+            console_log,
+            signals,
+            job,
+            streams,
+            facts,
+            has_terminal,
+            takes_keys,
+            beginning,
+        } = self;
+        let client = reporter.as_ref().map(StartReporter::client).transpose()?;
+        let supervised = Supervised {
+            vm,
+            console_log,
+            control,
+            signals,
+            client,
+            has_terminal,
+            facts,
+        };
+        let mut terminal = None;
+        let mut failure = None;
+        let result = {
+            let timings = RefCell::new(&mut *timings);
+            let mut on_ready = || {
+                timings.borrow_mut().end_of(beginning);
+                // Not before: until somebody reads the keys, ^C is the terminal's to handle.
+                match takes_keys.then(RawTerminal::enter).transpose() {
+                    Ok(raw) => terminal = raw.flatten(),
+                    Err(error) => tracing::warn!(%error, "the terminal stays as it is"),
+                }
+            };
+            let mut on_started = || {
+                timings.borrow_mut().end_of("start");
+                if let Err(report) = tell_started(&mut machine, reporter) {
+                    failure = Some(report);
+                    vm.kill();
+                }
+            };
+            supervised.run(job, streams, &mut on_ready, &mut on_started)
+        };
+        drop(terminal);
+        timings.end_of("workload");
+        before_end(vm);
+        vm.kill();
+        if let Some(report) = failure {
+            return Err(report);
+        }
+        let (outcome, control) = match result {
+            Ok(result) => result,
+            Err(error) => {
+                // Nobody listens to a machine in the background: its record keeps the reason.
+                note(
+                    machine,
+                    &Outcome::GuestDied {
+                        message: chain(&error),
+                        last_log_lines: Vec::new(),
+                    },
+                );
+                return Err(error.into());
+            }
+        };
+        note(machine, &outcome);
+        control.finish(&Ended::of(&outcome));
+        if let Err(error) = registry.clean() {
+            tracing::debug!(%error, "leftovers of killed machines stay for the next run");
+        }
+        Ok(outcome)
+    }
+}
+
+/// Writes down how the machine ended. That this fails does not change how it ended.
+fn note(machine: OwnedMachine, outcome: &Outcome) {
+    if let Err(error) = machine.finish(outcome) {
+        tracing::warn!(
+            error = chain(&error),
+            "the machine's record is not up to date"
+        );
+    }
+}
+
+/// Writes down that the workload runs, and lets a waiting client go.
+fn tell_started(
+    machine: &mut OwnedMachine,
+    reporter: &mut Option<StartReporter>,
+) -> Result<(), Report> {
+    machine.set_running()?;
+    if let Some(reporter) = reporter.take() {
+        reporter.started(machine.id())?;
+    }
+    Ok(())
+}
+
+pub(super) fn print_timings(format: Option<TimingsFormat>, timings: &Timings) {
+    let text = match format {
+        None => return,
+        Some(TimingsFormat::Text) => timings.as_text(),
+        Some(TimingsFormat::Json) => timings.as_json() + "\n",
+    };
+    // Nobody is left to tell if standard error is gone.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// A workload that ran is not an error of ours, whatever its code; one that did not is.
+pub(super) fn report_outcome(outcome: &Outcome) -> Result<ExitCode, Report> {
+    let code = outcome.exit_code();
+    match outcome {
+        Outcome::NotStarted { message, .. } => {
+            Err(Report::new(OutcomeError::NotStarted(message.clone())).with_exit_code(code))
+        }
+        Outcome::GuestDied {
+            message,
+            last_log_lines,
+        } => {
+            let mut stderr = io::stderr().lock();
+            for line in last_log_lines {
+                // Nobody is left to tell if standard error is gone.
+                let _ = writeln!(stderr, "guest: {line}");
+            }
+            Err(Report::new(OutcomeError::GuestDied(message.clone())).with_exit_code(code))
+        }
+        Outcome::Exited(_) | Outcome::Signalled { .. } | Outcome::Killed | Outcome::Detached => {
+            Ok(code)
+        }
+    }
+}
+
+/// Why a workload said nothing itself.
+#[derive(Debug, thiserror::Error)]
+enum OutcomeError {
+    /// It never ran.
+    #[error("the workload did not start: {0}")]
+    NotStarted(String),
+    /// The guest's kernel ended first.
+    #[error("the guest died: {0}")]
+    GuestDied(String),
+}
+
+impl Help for OutcomeError {}

@@ -1,0 +1,271 @@
+//! `vmm run --restore`, and the copies of `vmm fork`: machines that go on where one was written down.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::attend::{Attended, print_timings, report_outcome};
+use super::run::{facts, has_keyboard, limits, open_image};
+use crate::agent_link::{ClientStreams, Job};
+use crate::cli::{ImportLimitArgs, RunArgs, RunImage};
+use crate::dirs::Directories;
+use crate::guest::GuestDirectory;
+use crate::limits::{CpuQuota, MemoryLimit};
+use crate::machine::host::{Quirks, open_kvm};
+use crate::monitor::{MonitorError, Signals, client_streams};
+use crate::outcome::ExitCode;
+use crate::plan::{FIRST, MachineChoices, RunPlan};
+use crate::report::{Help, Report};
+use crate::snapshot::{Opened, Origin, SnapshotError, Streams};
+use crate::state::{MachineId, MachineName, NewMachine, Registry, StartReporter};
+use crate::timings::Timings;
+use crate::vm_process::{FirstReport, Start, VmProcess};
+use crate::workload::environment::OwnEnvironment;
+use crate::workload::{Choices, Workload};
+
+/// How long the agent may take to acknowledge what it was handed, on the slowest host under load.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One of several copies of a machine.
+pub(super) struct Copy {
+    pub(super) file: File,
+    pub(super) generation: u32,
+}
+
+/// What a machine that goes on is for whoever lets it.
+struct Client {
+    is_attached: bool,
+    interactive: bool,
+    tty: bool,
+    name: Option<MachineName>,
+    ephemeral: bool,
+}
+
+/// Goes on with the snapshot in a file, with this process as the monitor.
+pub(super) fn run_here(
+    file: &Path,
+    arguments: &RunArgs,
+    directories: &Directories,
+    reporter: &mut Option<StartReporter>,
+) -> Result<ExitCode, Report> {
+    let mut timings = Timings::start();
+    has_keyboard(arguments)?;
+    let opened = Opened::open(file)?;
+    is_resumable(&opened, directories)?;
+    if arguments.tty && !opened.snapshot.subject.has_terminal {
+        return Err(RestoreError::NoTerminal.into());
+    }
+    timings.end_of("snapshot");
+    let client = Client {
+        is_attached: !arguments.detach,
+        interactive: arguments.interactive,
+        tty: arguments.tty,
+        name: arguments.name.clone(),
+        ephemeral: arguments.is_ephemeral(),
+    };
+    let code = resume(opened, None, client, directories, reporter, &mut timings);
+    print_timings(arguments.timings, &timings);
+    code
+}
+
+/// Runs a copy, with this process as the monitor.
+pub(super) fn fork_here(
+    copy: Copy,
+    directories: &Directories,
+    reporter: &mut Option<StartReporter>,
+) -> Result<ExitCode, Report> {
+    let opened = Opened::of_own(copy.file)?;
+    let client = Client {
+        is_attached: false,
+        interactive: false,
+        tty: false,
+        name: None,
+        ephemeral: false,
+    };
+    let generation = Some(copy.generation);
+    let mut timings = Timings::start();
+    resume(
+        opened,
+        generation,
+        client,
+        directories,
+        reporter,
+        &mut timings,
+    )
+}
+
+/// Refuses a snapshot whose machine still runs: its workload's secrets would be used twice.
+pub(super) fn is_resumable(opened: &Opened, directories: &Directories) -> Result<(), Report> {
+    let registry = Registry::open(directories.machines())?;
+    match registry.find(opened.snapshot.subject.machine.as_str()) {
+        Ok(machine) if machine.alive => {
+            Err(SnapshotError::StillRuns(machine.record.name.to_string()).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Puts together the machine that a snapshot needs, and refuses one that is not made of the same.
+pub(super) fn plan(
+    opened: &Opened,
+    directories: &Directories,
+) -> Result<(RunPlan, MachineChoices), Report> {
+    let subject = &opened.snapshot.subject;
+    let quirks = Quirks::of_host(&directories.host_cache())?;
+    let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
+    let (image, _) = open_image(
+        &RunImage::Name(&subject.image.id),
+        &ImportLimitArgs::default(),
+        directories,
+    )?;
+    let (Ok(cpus), Ok(memory)) = (
+        CpuQuota::from_str(&subject.cpus),
+        MemoryLimit::from_str(&subject.memory),
+    ) else {
+        return Err(RestoreError::Limits.into());
+    };
+    let choices = MachineChoices {
+        cpus,
+        memory,
+        kernel: None,
+        verbose_kernel: false,
+    };
+    // What runs is there already.
+    let anything = Choices {
+        command: vec!["true".to_owned()],
+        limits: limits(cpus, memory),
+        ..Choices::default()
+    };
+    let workload = Workload::new(&image.config, &anything, &OwnEnvironment)?;
+    let plan = RunPlan::decide(
+        image,
+        guest,
+        workload,
+        &choices,
+        quirks,
+        ClientStreams::default().declared(),
+    )?;
+    opened.fits(&Origin::of(&plan.machine, plan.guest()).map_err(Report::new)?)?;
+    Ok((plan, choices))
+}
+
+fn resume(
+    opened: Opened,
+    generation: Option<u32>,
+    client: Client,
+    directories: &Directories,
+    reporter: &mut Option<StartReporter>,
+    timings: &mut Timings,
+) -> Result<ExitCode, Report> {
+    let kvm = open_kvm()?;
+    let (mut plan, choices) = plan(&opened, directories)?;
+    let subject = opened.snapshot.subject.clone();
+    let new = NewMachine {
+        id: MachineId::random().map_err(MonitorError::Watch)?,
+        name: client.name,
+        image: subject.image.clone(),
+        command: subject.command.clone(),
+        ephemeral: client.ephemeral,
+    };
+    let null = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(RestoreError::Null)?;
+    let wanted = client_streams(client.is_attached, client.interactive, client.tty);
+    let streams = streams(subject.streams, wanted, &null);
+    // From here on a signal ends the machine in good order.
+    let signals = Signals::take()?;
+    let registry = Registry::open(directories.machines())?;
+    let (machine, control) = registry.create(new)?;
+    let console_log = machine.create_console_log()?;
+    plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
+    let facts = facts(
+        &plan,
+        &machine,
+        &choices,
+        subject.has_terminal,
+        subject.streams,
+    )?;
+    timings.end_of("plan");
+
+    let (frozen, claim) = opened.machine(generation.unwrap_or_default())?;
+    let vm = VmProcess::spawn(&kvm, &plan.machine, &Start::Clone(Box::new(frozen)))?;
+    let reason = match vm.await_report(signals.as_fd(), PATIENCE)? {
+        FirstReport::Came | FirstReport::Interrupted => None,
+        FirstReport::Failed(reason) => Some(reason),
+        FirstReport::HungUp => Some(format!("its process ended, with {}", vm.last_status())),
+        FirstReport::None => Some("its agent does not answer".to_owned()),
+    };
+    if let Some(reason) = reason {
+        vm.kill();
+        return Err(RestoreError::NotResumed(reason).into());
+    }
+    // Its workload stands still until the agent hears of its new host.
+    if generation.is_none()
+        && let Err(error) = claim.mark_resumed()
+    {
+        vm.kill();
+        return Err(error.into());
+    }
+    let attended = Attended {
+        machine,
+        control,
+        vm: &vm,
+        console_log: &console_log,
+        signals,
+        job: Job::Attach(FIRST),
+        streams,
+        facts,
+        has_terminal: client.tty,
+        takes_keys: client.tty && client.interactive,
+        beginning: "restore",
+    };
+    let outcome = attended.attend(&registry, reporter, timings, |_| {})?;
+    timings.end_of("end");
+    report_outcome(&outcome)
+}
+
+/// What the workload's streams are connected to: each one that it has needs somebody, or it would wait for ever.
+fn streams<'fd>(
+    of_workload: Streams,
+    wanted: ClientStreams<'fd>,
+    null: &'fd File,
+) -> ClientStreams<'fd> {
+    let connected =
+        |has: bool, wanted: Option<BorrowedFd<'fd>>| has.then(|| wanted.unwrap_or(null.as_fd()));
+    ClientStreams {
+        stdin: connected(of_workload.stdin, wanted.stdin),
+        stdout: connected(of_workload.stdout, wanted.stdout),
+        stderr: connected(of_workload.stderr, wanted.stderr),
+    }
+}
+
+/// A machine that cannot go on.
+#[derive(Debug, thiserror::Error)]
+enum RestoreError {
+    /// -t was typed.
+    #[error("the workload of this snapshot has no terminal")]
+    NoTerminal,
+    /// No version of this program writes such limits.
+    #[error("the snapshot's limits make no sense")]
+    Limits,
+    /// The host has no such file.
+    #[error("cannot open /dev/null")]
+    Null(#[source] io::Error),
+    /// The VM process or the agent says why.
+    #[error("the machine does not go on: {0}")]
+    NotResumed(String),
+}
+
+impl Help for RestoreError {
+    fn help(&self) -> Option<String> {
+        match self {
+            Self::NoTerminal => Some("leave out -t".to_owned()),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What a machine can be asked to do as a whole while its workload runs: stand still, go on, be written down.
+//!
+//! One thing at a time, each on a thread of its own, since it waits for the machine.
+
+use std::sync::{Mutex, PoisonError, TryLockError};
+use std::time::Duration;
+
+use super::Run;
+use crate::agent_link::Event;
+use crate::report::chain;
+use crate::snapshot::{Origin, Parent, Subject, Target, Writer};
+use crate::state::{Action, PauseMark};
+
+/// How long the agent may take to stop what runs, on the slowest host under load.
+const FREEZE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What ends a machine that was written down to be stopped.
+const SIGKILL: u8 = 9;
+
+/// What a monitor knows of its machine beside how to run it: what is to be in a snapshot.
+#[derive(Debug)]
+pub struct Facts {
+    /// Of what it was made.
+    pub origin: Origin,
+    /// What runs in it.
+    pub subject: Subject,
+    /// How much RAM it has.
+    pub ram_bytes: u64,
+    /// Where it is written down that it is paused.
+    pub pause_mark: PauseMark,
+}
+
+/// How far a machine is with what it is asked for.
+#[derive(Debug)]
+pub(super) struct Actions {
+    facts: Facts,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    is_paused: bool,
+    /// What the next increment stands on.
+    last: Option<Parent>,
+}
+
+impl Actions {
+    pub(super) fn new(facts: Facts) -> Self {
+        Self {
+            facts,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Does what was asked for, and returns when it is done; why not, as a sentence.
+    pub(super) fn act(&self, run: &Run<'_>, action: Action) -> Result<(), String> {
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => PoisonError::into_inner(poisoned),
+            Err(TryLockError::WouldBlock) => {
+                return Err("something else is being done with the machine".to_owned());
+            }
+        };
+        if !run.is_running() {
+            return Err("the workload does not run".to_owned());
+        }
+        let failed = |error| format!("the machine cannot do that: {}", chain(&error));
+        match (action, state.is_paused) {
+            (Action::Pause, true) => Err("the machine is paused already".to_owned()),
+            (Action::Pause, false) => {
+                run.vm.pause().map_err(failed)?;
+                state.is_paused = true;
+                self.facts.pause_mark.set(true);
+                Ok(())
+            }
+            (Action::Resume, false) => Err("the machine is not paused".to_owned()),
+            (Action::Resume, true) => {
+                // Before, so that whoever sees it resumed does not find it marked.
+                self.facts.pause_mark.set(false);
+                run.vm.resume().map_err(failed)?;
+                state.is_paused = false;
+                Ok(())
+            }
+            (Action::Snapshot { .. }, true) => {
+                Err("the machine is paused, and its workload cannot be asked to stop".to_owned())
+            }
+            (
+                Action::Snapshot {
+                    target,
+                    incremental,
+                    at_fork_point,
+                    stop,
+                },
+                false,
+            ) => {
+                let parent = match incremental {
+                    true => Some(state.last.clone().ok_or(
+                        "there is no snapshot of this machine for an increment to stand on",
+                    )?),
+                    false => None,
+                };
+                let is_kept = matches!(target, Target::File(_));
+                if is_kept {
+                    // What a failure leaves is nothing to stand on.
+                    state.last = None;
+                }
+                let last = self.snapshot(run, target, parent, at_fork_point, stop)?;
+                if stop {
+                    run.end(SIGKILL);
+                }
+                if is_kept {
+                    state.last = Some(last);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn snapshot(
+        &self,
+        run: &Run<'_>,
+        target: Target,
+        parent: Option<Parent>,
+        at_fork_point: bool,
+        stop: bool,
+    ) -> Result<Parent, String> {
+        let path = match &target {
+            Target::File(path) | Target::Open(path) => path.clone(),
+        };
+        if parent.as_ref().is_some_and(|parent| parent.path == path) {
+            return Err("an increment cannot take the place of what it stands on".to_owned());
+        }
+        let writer = Writer::new(target, self.facts.ram_bytes).map_err(|error| chain(&error))?;
+        let files = writer
+            .files(parent.is_some(), stop)
+            .map_err(|error| chain(&error))?;
+        let failed = |error| format!("the machine cannot be written down: {}", chain(&error));
+        let pending = run.vm.save(&files).map_err(failed)?;
+        let asked = run.sender.send(Event::Freeze { at_fork_point });
+        let patience = match asked {
+            Ok(()) => FREEZE_PATIENCE,
+            // Nobody will ring.
+            Err(_) => Duration::ZERO,
+        };
+        pending.wait(patience).map_err(failed)?;
+        let Facts {
+            origin, subject, ..
+        } = &self.facts;
+        let written = writer.finish(origin.clone(), subject.clone(), parent);
+        if stop && written.is_err() {
+            // It stands since it was written down.
+            run.vm.resume().map_err(failed)?;
+        }
+        let id = written.map_err(|error| chain(&error))?;
+        Ok(Parent { id, path })
+    }
+}

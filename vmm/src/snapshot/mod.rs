@@ -1,0 +1,559 @@
+//! Snapshots: running machines, written down with their workloads.
+//!
+//! A snapshot is one file. Its machine is frozen while its containers stand still, so that a copy can be made another machine
+//! before its workload runs on. What a running program keeps of random numbers and secrets no kernel can refresh, so a snapshot is
+//! resumed once; several copies need a fork point, where the workload says that it may be duplicated.
+//!
+//! A snapshot says of what its machine was made ([`Origin`]) and what ran in it ([`Subject`]), and is used only where all of that is
+//! at hand again. Increments hold what was written to since the snapshot before and name it ([`Parent`]).
+
+mod format;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use protocol::DeclaredStreams;
+use rustix::fs::{AtFlags, CWD, OFlags};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+pub use self::format::FormatError;
+use self::format::Header;
+use crate::guest::Manifest;
+use crate::machine::{
+    CommandLineError, FrozenMachine, MachineConfig, RamLayer, Root, SaveFiles, SavedMachine,
+};
+use crate::report::Help;
+use crate::state::{ImageLabel, MachineId, Timestamp};
+
+/// How many increments may stand on one whole snapshot.
+const MAX_PARENTS: usize = 64;
+/// Characters of the random name of a snapshot.
+const ID_BYTES: usize = 16;
+
+/// A machine that was written down, and what is to be known of it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its random name.
+    pub id: String,
+    /// The snapshot that this one is an increment of.
+    pub parent: Option<Parent>,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Of what its machine was made.
+    pub origin: Origin,
+    /// What ran in it.
+    pub subject: Subject,
+    /// CRC-32 of the memory that is in the file.
+    memory_checksum: u32,
+    machine: SavedMachine,
+}
+
+/// The snapshot before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// Its random name.
+    pub id: String,
+    /// Where it was.
+    pub path: PathBuf,
+}
+
+/// Of what a machine was made: a copy of it needs the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    kernel_digest: String,
+    agent_digest: String,
+    command_line: Vec<u8>,
+    vcpus: u8,
+    ram_mib: u64,
+    /// 0 where the root is a disk.
+    window_mib: u64,
+}
+
+impl Origin {
+    /// Of what this machine is made.
+    ///
+    /// # Errors
+    ///
+    /// When its command line is too long.
+    pub fn of(machine: &MachineConfig, guest: &Manifest) -> Result<Self, CommandLineError> {
+        Ok(Self {
+            kernel_digest: guest.kernel.digest.clone(),
+            agent_digest: guest.agent.digest.clone(),
+            command_line: machine.command_line()?,
+            vcpus: machine.vcpus.get(),
+            ram_mib: machine.ram.mib(),
+            window_mib: match &machine.root {
+                Root::Window(window) => window.class.bytes() >> 20,
+                Root::Disk { .. } => 0,
+            },
+        })
+    }
+
+    /// The first part in which another one differs.
+    fn difference(&self, other: &Self) -> Option<&'static str> {
+        let parts = [
+            (
+                "the guest image's kernel",
+                self.kernel_digest == other.kernel_digest,
+            ),
+            (
+                "the guest image's agent",
+                self.agent_digest == other.agent_digest,
+            ),
+            (
+                "the kernel's command line",
+                self.command_line == other.command_line,
+            ),
+            ("the number of vCPUs", self.vcpus == other.vcpus),
+            ("the memory's size", self.ram_mib == other.ram_mib),
+            ("the root's size", self.window_mib == other.window_mib),
+        ];
+        parts
+            .iter()
+            .find(|(_, is_same)| !is_same)
+            .map(|(part, _)| *part)
+    }
+}
+
+/// What runs in a machine, as far as a copy of it has to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subject {
+    /// The machine that was written down.
+    pub machine: MachineId,
+    /// Its image.
+    pub image: ImageLabel,
+    /// Its command.
+    pub command: Vec<String>,
+    /// What `--cpus` said.
+    pub cpus: String,
+    /// What `--memory` said.
+    pub memory: String,
+    /// Whether the process has a terminal.
+    pub has_terminal: bool,
+    /// Which of its streams are connected.
+    pub streams: Streams,
+}
+
+/// [`DeclaredStreams`], as they are written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Streams {
+    /// Standard input.
+    pub stdin: bool,
+    /// Standard output.
+    pub stdout: bool,
+    /// Standard error.
+    pub stderr: bool,
+}
+
+impl From<DeclaredStreams> for Streams {
+    fn from(streams: DeclaredStreams) -> Self {
+        Self {
+            stdin: streams.stdin,
+            stdout: streams.stdout,
+            stderr: streams.stderr,
+        }
+    }
+}
+
+/// Where a snapshot is written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// A file of this name appears when the snapshot is whole, in the place of a snapshot that was there.
+    File(PathBuf),
+    /// An empty file that somebody holds open, by its name in `/proc`.
+    Open(PathBuf),
+}
+
+/// A snapshot that is being written.
+#[derive(Debug)]
+pub struct Writer {
+    target: Target,
+    /// Without a name until it is whole, so that a crash leaves nothing.
+    file: File,
+    state: File,
+}
+
+impl Writer {
+    /// Prepares to write a snapshot of a machine with as much RAM.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be made, or something else has its name.
+    pub fn new(target: Target, ram_bytes: u64) -> Result<Self, SnapshotError> {
+        let (file, path) = match &target {
+            Target::File(path) => {
+                match fs::metadata(path) {
+                    Ok(metadata) if !metadata.is_file() => {
+                        return Err(SnapshotError::Taken(path.clone()));
+                    }
+                    _ => {}
+                }
+                let directory = path.parent().unwrap_or(Path::new("/"));
+                (tempfile::tempfile_in(directory), path)
+            }
+            Target::Open(path) => (OpenOptions::new().read(true).write(true).open(path), path),
+        };
+        let file = file.map_err(failed("create", path))?;
+        file.set_len(Header::BYTES + ram_bytes)
+            .map_err(failed("write", path))?;
+        let state = tempfile::tempfile().map_err(failed("write beside", path))?;
+        Ok(Self {
+            target,
+            file,
+            state,
+        })
+    }
+
+    /// What the machine is written to.
+    ///
+    /// # Errors
+    ///
+    /// When there are no descriptors left.
+    pub fn files(&self, only_changes: bool, stays: bool) -> Result<SaveFiles, SnapshotError> {
+        let clone = |file: &File| file.try_clone().map_err(failed("write", self.path()));
+        Ok(SaveFiles {
+            state: clone(&self.state)?,
+            memory: clone(&self.file)?,
+            memory_offset_bytes: Header::BYTES,
+            only_changes,
+            tracks_changes: matches!(self.target, Target::File(_)) && !stays,
+            stays,
+        })
+    }
+
+    /// Writes all that is to be known beside the machine, and gives the file its name.
+    ///
+    /// # Errors
+    ///
+    /// When the machine's state makes no sense, or the file cannot be written.
+    pub fn finish(
+        mut self,
+        origin: Origin,
+        subject: Subject,
+        parent: Option<Parent>,
+    ) -> Result<String, SnapshotError> {
+        let mut bytes = Vec::new();
+        self.state
+            .seek(SeekFrom::Start(0))
+            .and_then(|_| self.state.read_to_end(&mut bytes))
+            .map_err(failed("read beside", self.path()))?;
+        let machine: SavedMachine =
+            postcard::from_bytes(&bytes).map_err(|_| SnapshotError::State)?;
+        let mut id = [0; ID_BYTES];
+        rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
+            .map_err(|error| failed("name", self.path())(error.into()))?;
+        let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let snapshot = Snapshot {
+            id: id.clone(),
+            parent,
+            created: Timestamp::now(),
+            origin,
+            subject,
+            memory_checksum: checksum(&self.file, &machine).map_err(failed("read", self.path()))?,
+            machine,
+        };
+        format::write(&self.file, &snapshot).map_err(|source| SnapshotError::Format {
+            path: self.path().to_owned(),
+            source,
+        })?;
+        if let Target::File(path) = &self.target {
+            self.file.sync_all().map_err(failed("sync", path))?;
+            publish(&self.file, path, &id).map_err(failed("name", path))?;
+        }
+        Ok(id)
+    }
+
+    fn path(&self) -> &Path {
+        match &self.target {
+            Target::File(path) | Target::Open(path) => path,
+        }
+    }
+}
+
+/// Gives a file without a name its name, in the place of a file that has it.
+fn publish(file: &File, path: &Path, id: &str) -> io::Result<()> {
+    let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let link = |to: &Path| rustix::fs::linkat(CWD, &own, CWD, to, AtFlags::SYMLINK_FOLLOW);
+    match link(path) {
+        Err(rustix::io::Errno::EXIST) => {
+            let mut beside = path.as_os_str().to_owned();
+            beside.push(format!(".{id}"));
+            let beside = PathBuf::from(beside);
+            link(&beside)?;
+            fs::rename(&beside, path)?;
+        }
+        other => other?,
+    }
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+fn checksum(file: &File, machine: &SavedMachine) -> io::Result<u32> {
+    const PIECE_BYTES: u64 = 1 << 20;
+    let mut hasher = crc32fast::Hasher::new();
+    let mut piece = Vec::new();
+    for (offset_bytes, length_bytes) in machine.memory_runs() {
+        let mut done = 0;
+        while done < length_bytes {
+            let count = (length_bytes - done).min(PIECE_BYTES);
+            piece.resize(usize::try_from(count).unwrap_or(usize::MAX), 0);
+            file.read_exact_at(&mut piece, offset_bytes + done)?;
+            hasher.update(&piece);
+            done += count;
+        }
+    }
+    Ok(hasher.finalize())
+}
+
+/// A snapshot that was opened.
+#[derive(Debug)]
+pub struct Opened {
+    path: PathBuf,
+    file: File,
+    /// What it says.
+    pub snapshot: Snapshot,
+    /// The snapshots that it stands on, the oldest first.
+    parents: Vec<(File, Snapshot)>,
+}
+
+impl Opened {
+    /// Opens a snapshot and those that it stands on, and reads all of them once, so that none that was altered is used. While it is
+    /// open nobody else resumes it.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is not there or not whole, when it was resumed before, or somebody is about to.
+    pub fn open(path: &Path) -> Result<Self, SnapshotError> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+            .open(path)
+            .map_err(failed("open", path))?;
+        let is_ours = match file.try_lock() {
+            Ok(()) => true,
+            Err(fs::TryLockError::WouldBlock) => false,
+            Err(fs::TryLockError::Error(error)) => return Err(failed("lock", path)(error)),
+        };
+        let snapshot = read(&file, path)?;
+        if format::is_resumed(&file).map_err(failed("read", path))? {
+            return Err(SnapshotError::Resumed(path.to_owned()));
+        }
+        if !is_ours {
+            return Err(SnapshotError::InUse(path.to_owned()));
+        }
+        let mut parents: Vec<(File, Snapshot)> = Vec::new();
+        while let Some(parent) = parents
+            .last()
+            .map_or(&snapshot, |(_, snapshot)| snapshot)
+            .parent
+            .clone()
+        {
+            let wrong = || SnapshotError::Parent(parent.path.clone());
+            if parents.len() >= MAX_PARENTS {
+                return Err(wrong());
+            }
+            let file = OpenOptions::new()
+                .read(true)
+                .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+                .open(&parent.path)
+                .map_err(failed("open", &parent.path))?;
+            let before = read(&file, &parent.path)?;
+            if before.id != parent.id {
+                return Err(wrong());
+            }
+            parents.push((file, before));
+        }
+        parents.reverse();
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            snapshot,
+            parents,
+        })
+    }
+
+    /// Takes one that this process wrote, which nobody else can have altered.
+    ///
+    /// # Errors
+    ///
+    /// When it is not whole.
+    pub fn of_own(file: File) -> Result<Self, SnapshotError> {
+        let path = PathBuf::from("of the fork");
+        let snapshot = format::read(&file).map_err(|source| SnapshotError::Format {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self {
+            path,
+            file,
+            snapshot,
+            parents: Vec::new(),
+        })
+    }
+
+    /// Refuses a machine that is not made of the same.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError::Origin`] with the part that differs.
+    pub fn fits(&self, origin: &Origin) -> Result<(), SnapshotError> {
+        match self.snapshot.origin.difference(origin) {
+            None => Ok(()),
+            Some(part) => Err(SnapshotError::Origin {
+                path: self.path.clone(),
+                part,
+            }),
+        }
+    }
+
+    /// Takes out the machine, to go on as this generation of it.
+    ///
+    /// # Errors
+    ///
+    /// When there are no descriptors left.
+    pub fn machine(self, generation: u32) -> Result<(FrozenMachine, Claim), SnapshotError> {
+        let clone = self.file.try_clone();
+        let claim = Claim {
+            file: clone.map_err(failed("read", &self.path))?,
+            path: self.path,
+        };
+        let frozen = FrozenMachine {
+            state: self.snapshot.machine,
+            memory: self.file,
+            below: self
+                .parents
+                .into_iter()
+                .map(|(file, snapshot)| RamLayer::new(file, snapshot.machine))
+                .collect(),
+            written: Vec::new(),
+            generation,
+            had_connections: true,
+        };
+        Ok((frozen, claim))
+    }
+
+    /// The machine as it was written down.
+    #[must_use]
+    pub fn saved(&self) -> &SavedMachine {
+        &self.snapshot.machine
+    }
+}
+
+/// The right to resume a snapshot: as long as it is there, nobody else has it.
+#[derive(Debug)]
+pub struct Claim {
+    path: PathBuf,
+    file: File,
+}
+
+impl Claim {
+    /// Writes down that it is resumed, before its workload goes on.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be written.
+    pub fn mark_resumed(&self) -> Result<(), SnapshotError> {
+        format::mark_resumed(&self.file).map_err(failed("write", &self.path))
+    }
+}
+
+/// Reads a snapshot and looks at every byte of it.
+fn read(file: &File, path: &Path) -> Result<Snapshot, SnapshotError> {
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return Err(SnapshotError::Format {
+            path: path.to_owned(),
+            source: FormatError::NoSnapshot,
+        });
+    }
+    let snapshot = format::read(file).map_err(|source| SnapshotError::Format {
+        path: path.to_owned(),
+        source,
+    })?;
+    match checksum(file, &snapshot.machine) {
+        Ok(sum) if sum == snapshot.memory_checksum => Ok(snapshot),
+        _ => Err(SnapshotError::Format {
+            path: path.to_owned(),
+            source: FormatError::Memory,
+        }),
+    }
+}
+
+/// A snapshot that cannot be written or used.
+#[derive(Debug, Error)]
+pub enum SnapshotError {
+    /// A step failed.
+    #[error("cannot {step} the snapshot {}", path.display())]
+    Io {
+        /// Which.
+        step: &'static str,
+        /// Of what.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Something else has the name.
+    #[error("{} is there already and is not a file", .0.display())]
+    Taken(PathBuf),
+    /// It is not whole, or something else.
+    #[error("{} cannot be used", path.display())]
+    Format {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: FormatError,
+    },
+    /// The machine was not written down as it should be.
+    #[error("the machine's state makes no sense")]
+    State,
+    /// Another part.
+    #[error("the snapshot {} does not fit here: {part} differs", path.display())]
+    Origin {
+        /// Which.
+        path: PathBuf,
+        /// What.
+        part: &'static str,
+    },
+    /// A second time.
+    #[error("the snapshot {} was resumed before", .0.display())]
+    Resumed(PathBuf),
+    /// Somebody resumes it now.
+    #[error("the snapshot {} is in use", .0.display())]
+    InUse(PathBuf),
+    /// Its machine goes on.
+    #[error("the machine {0}, of which this is a snapshot, still runs")]
+    StillRuns(String),
+    /// Another snapshot has its place.
+    #[error("{} is not the snapshot that the increment stands on", .0.display())]
+    Parent(PathBuf),
+}
+
+impl Help for SnapshotError {
+    fn help(&self) -> Option<String> {
+        match self {
+            Self::Resumed(_) => Some(
+                "a running program's secrets must not be used twice; fork it at a fork point for several copies"
+                    .to_owned(),
+            ),
+            Self::StillRuns(name) => Some(format!(
+                "end it first with `vmm kill {name}`, or see `vmm fork` for several copies"
+            )),
+            Self::Origin { .. } => Some(
+                "resume it with the guest image and on the kind of host that it was made with"
+                    .to_owned(),
+            ),
+            _ => None,
+        }
+    }
+}
+
+fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
+    let path = path.to_owned();
+    move |source| SnapshotError::Io { step, path, source }
+}
