@@ -2,7 +2,7 @@
 //!
 //! The one file of this crate with `unsafe` in it. Guest memory cannot be a `&[u8]`: the guest
 //! changes it meanwhile. So the kernel is given addresses, and the safety argument is the same
-//! everywhere: a `VolatileSlice` is a range of mapped guest memory for as long as it lives, and the
+//! everywhere: a `DeviceSlice` is a range of mapped guest memory for as long as it lives, and the
 //! kernel's copy from or to it is an access that nobody assumes to be exclusive.
 #![expect(
     unsafe_code,
@@ -12,8 +12,10 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-use vm_memory::VolatileSlice;
+use vm_memory::bitmap::Bitmap;
 use vm_memory::volatile_memory::PtrGuardMut;
+
+use crate::virtio::DeviceSlice;
 
 /// The most ranges that one call takes (`UIO_MAXIOV` in Linux' `include/uapi/linux/uio.h`).
 const MAX_RANGES: usize = 1024;
@@ -26,11 +28,11 @@ struct Ranges {
 }
 
 impl Ranges {
-    fn new(ranges: &[VolatileSlice<'_>]) -> Self {
+    fn new(ranges: &[DeviceSlice<'_>]) -> Self {
         let guards: Vec<PtrGuardMut> = ranges
             .iter()
             .take(MAX_RANGES)
-            .map(VolatileSlice::ptr_guard_mut)
+            .map(DeviceSlice::ptr_guard_mut)
             .collect();
         let vectors = guards
             .iter()
@@ -66,17 +68,30 @@ fn file_offset(offset: u64) -> io::Result<libc::off_t> {
 /// Returns the error of preadv(2).
 pub(crate) fn read_at(
     file: impl AsFd,
-    ranges: &[VolatileSlice<'_>],
+    ranges: &[DeviceSlice<'_>],
     offset: u64,
 ) -> io::Result<usize> {
     let offset = file_offset(offset)?;
-    let ranges = Ranges::new(ranges);
+    let guarded = Ranges::new(ranges);
     let descriptor = file.as_fd().as_raw_fd();
     // SAFETY: the vectors are `count` valid iovecs; each names mapped, writable guest memory that
     // outlives the call (`Ranges` guards it). Guest memory holds any bytes.
-    let result =
-        unsafe { libc::preadv(descriptor, ranges.vectors.as_ptr(), ranges.count(), offset) };
-    bytes_or_error(result)
+    let result = unsafe {
+        libc::preadv(
+            descriptor,
+            guarded.vectors.as_ptr(),
+            guarded.count(),
+            offset,
+        )
+    };
+    let count = bytes_or_error(result)?;
+    let mut left = count;
+    for range in ranges {
+        let length = left.min(range.len());
+        range.bitmap().mark_dirty(0, length);
+        left -= length;
+    }
+    Ok(count)
 }
 
 /// Writes guest memory to `file` at `offset`; returns how many bytes it was.
@@ -86,7 +101,7 @@ pub(crate) fn read_at(
 /// Returns the error of pwritev(2).
 pub(crate) fn write_at(
     file: impl AsFd,
-    ranges: &[VolatileSlice<'_>],
+    ranges: &[DeviceSlice<'_>],
     offset: u64,
 ) -> io::Result<usize> {
     let offset = file_offset(offset)?;
@@ -105,7 +120,7 @@ pub(crate) fn write_at(
 /// # Errors
 ///
 /// Returns the error of send(2).
-pub(crate) fn send(socket: impl AsFd, range: &VolatileSlice<'_>) -> io::Result<usize> {
+pub(crate) fn send(socket: impl AsFd, range: &DeviceSlice<'_>) -> io::Result<usize> {
     let descriptor = socket.as_fd().as_raw_fd();
     let guard = range.ptr_guard();
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
@@ -121,14 +136,16 @@ pub(crate) fn send(socket: impl AsFd, range: &VolatileSlice<'_>) -> io::Result<u
 /// # Errors
 ///
 /// Returns the error of recv(2).
-pub(crate) fn receive(socket: impl AsFd, range: &VolatileSlice<'_>) -> io::Result<usize> {
+pub(crate) fn receive(socket: impl AsFd, range: &DeviceSlice<'_>) -> io::Result<usize> {
     let descriptor = socket.as_fd().as_raw_fd();
     let guard = range.ptr_guard_mut();
     let flags = libc::MSG_DONTWAIT;
     // SAFETY: the guard names `range.len()` bytes of mapped, writable guest memory that outlives
     // the call. Guest memory holds any bytes.
     let result = unsafe { libc::recv(descriptor, guard.as_ptr().cast(), range.len(), flags) };
-    bytes_or_error(result)
+    let count = bytes_or_error(result)?;
+    range.bitmap().mark_dirty(0, count);
+    Ok(count)
 }
 
 #[cfg(test)]
@@ -142,7 +159,7 @@ mod tests {
     use crate::virtio::DeviceMemory;
     use crate::virtio::testing::ram;
 
-    fn slice(memory: &DeviceMemory, address: u64, length: usize) -> VolatileSlice<'_> {
+    fn slice(memory: &DeviceMemory, address: u64, length: usize) -> DeviceSlice<'_> {
         memory
             .get_slices(GuestAddress(address), length, Permissions::ReadWrite)
             .unwrap()

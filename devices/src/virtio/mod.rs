@@ -21,7 +21,8 @@ use event_manager::MutEventSubscriber;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::bitmap::{AtomicBitmap, BS};
+use vm_memory::{GuestMemoryMmap, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupt::Interrupt;
@@ -31,7 +32,15 @@ use crate::interrupt::Interrupt;
 /// Every region is mapped readable *and writable* in this process, because a device copies to
 /// wherever the guest says. A window that is read-only to the guest may be part of it, since a
 /// driver may send straight out of a file that is mapped there; it must then be a private mapping.
-pub type DeviceMemory = GuestMemoryMmap<()>;
+///
+/// What devices write to is marked: the pages that KVM's log of the guest's own writes does not have.
+pub type DeviceMemory = GuestMemoryMmap<AtomicBitmap>;
+
+/// A piece of that memory.
+pub type DeviceSlice<'a> = VolatileSlice<'a, MarkingSlice<'a>>;
+
+/// Marks what is written to a piece of memory.
+pub(crate) type MarkingSlice<'a> = BS<'a, AtomicBitmap>;
 
 /// The device types that exist here (VirtIO 1.2 section 5, "Device Types").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

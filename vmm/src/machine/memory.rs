@@ -13,12 +13,14 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+use devices::virtio::DeviceMemory;
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use thiserror::Error;
+use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MmapRegion, mmap::MmapRegionBuilder,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    mmap::MmapRegionBuilder,
 };
 
 use super::SaveFiles;
@@ -95,6 +97,9 @@ pub enum MemoryError {
     /// The memory of a frozen machine cannot be written down.
     #[error("cannot write the memory of a frozen machine")]
     Save(#[source] std::io::Error),
+    /// Nothing is known of changes.
+    #[error("there is nothing that changes could be noted against")]
+    Untracked,
     /// Changed memory cannot be read.
     #[error("cannot read the changes of a machine's memory")]
     Read(#[source] std::io::Error),
@@ -116,12 +121,16 @@ pub enum MemoryError {
 #[derive(Debug)]
 pub(super) struct MachineMemory {
     /// RAM, mailbox and windows, for devices.
-    pub(super) all: GuestMemoryMmap,
+    pub(super) all: DeviceMemory,
     /// Pieces of RAM: guest address and size.
     ram: Vec<(u64, u64)>,
     /// Guest addresses of the windows, which KVM gets read-only.
     read_only: Vec<u64>,
+    /// Whether what is written to is known since the machine was written down last.
+    is_tracked: bool,
 }
+
+type Mapping = MmapRegion<AtomicBitmap>;
 
 impl MachineMemory {
     /// Maps the RAM and the windows, each with its guest address.
@@ -139,11 +148,12 @@ impl MachineMemory {
             regions.push(region(*start, compose(window)?)?);
         }
         regions.sort_by_key(|region| region.start_addr());
-        let all = GuestMemoryMmap::from_regions(regions).map_err(|_| MemoryError::Layout)?;
+        let all = DeviceMemory::from_regions(regions).map_err(|_| MemoryError::Layout)?;
         Ok(Self {
             all,
             ram,
             read_only: windows.iter().map(|(start, _)| *start).collect(),
+            is_tracked: false,
         })
     }
 
@@ -160,12 +170,13 @@ impl MachineMemory {
         map_part(&region.get_mmap(), file, in_region)
     }
 
-    /// Writes all pages of RAM that hold something to `file`, where the zero pages between them stay holes, and says where they are.
-    /// RAM begins at `offset_bytes` of the file. Called while no vCPU runs.
-    pub(super) fn save(
+    /// Writes to `file` what of RAM was `changed`, or all that holds something, and says where it is; zero pages stay holes. RAM
+    /// begins at `offset_bytes` of the file. Called while no vCPU runs.
+    fn save(
         &self,
         file: &File,
         offset_bytes: u64,
+        changed: Option<&Changed>,
     ) -> Result<Vec<SavedRam>, MemoryError> {
         let mut saved: Vec<SavedRam> = Vec::new();
         let mut piece_offset_bytes = offset_bytes;
@@ -173,15 +184,21 @@ impl MachineMemory {
         for (start, bytes) in &self.ram {
             for offset in (0..*bytes).step_by(CHUNK_BYTES) {
                 let guest_address = start + offset;
+                if changed.is_some_and(|changed| !changed.holds(guest_address)) {
+                    continue;
+                }
                 self.all
                     .read_slice(&mut chunk, GuestAddress(guest_address))
                     .map_err(|_| MemoryError::Layout)?;
-                if chunk.iter().all(|byte| *byte == 0) {
+                let is_zero = chunk.iter().all(|byte| *byte == 0);
+                if is_zero && changed.is_none() {
                     continue;
                 }
                 let file_offset_bytes = piece_offset_bytes + offset;
-                file.write_all_at(&chunk, file_offset_bytes)
-                    .map_err(MemoryError::Save)?;
+                if !is_zero {
+                    file.write_all_at(&chunk, file_offset_bytes)
+                        .map_err(MemoryError::Save)?;
+                }
                 let length_bytes = CHUNK_BYTES as u64;
                 match saved.last_mut() {
                     Some(last) if last.guest_address + last.length_bytes == guest_address => {
@@ -199,13 +216,65 @@ impl MachineMemory {
         Ok(saved)
     }
 
-    /// Writes what is wanted of RAM.
+    /// Writes what is wanted of RAM. Called while no vCPU runs.
     pub(super) fn save_to(
         &mut self,
         files: &SaveFiles,
-        _vm: &VmFd,
+        vm: &VmFd,
     ) -> Result<Vec<SavedRam>, MemoryError> {
-        self.save(&files.memory, files.memory_offset_bytes)
+        let changed = match (files.only_changes, self.is_tracked) {
+            (false, _) => None,
+            (true, true) => Some(self.changed(vm)?),
+            (true, false) => return Err(MemoryError::Untracked),
+        };
+        if files.tracks_changes && changed.is_none() {
+            self.track(vm)?;
+        }
+        let saved = self.save(&files.memory, files.memory_offset_bytes, changed.as_ref());
+        if saved.is_err() && files.tracks_changes {
+            // What was known is used up.
+            self.is_tracked = false;
+        }
+        saved
+    }
+
+    /// Begins to note what is written to: KVM what the guest writes, the regions' bitmaps what devices write.
+    fn track(&mut self, vm: &VmFd) -> Result<(), MemoryError> {
+        if !self.is_tracked {
+            self.set_slots(vm, KVM_MEM_LOG_DIRTY_PAGES)?;
+        }
+        self.is_tracked = true;
+        self.changed(vm).map(drop)
+    }
+
+    /// What was written to since the last time that this was asked.
+    fn changed(&self, vm: &VmFd) -> Result<Changed, MemoryError> {
+        let mut pieces = Vec::new();
+        for (slot, region) in (0u32..).zip(self.all.iter()) {
+            let guest_address = region.start_addr().0;
+            if !self.is_ram(guest_address) {
+                continue;
+            }
+            let size = usize::try_from(region.len()).map_err(|_| MemoryError::Layout)?;
+            let by_guest = vm
+                .get_dirty_log(slot, size)
+                .map_err(|source| MemoryError::Slot {
+                    guest_address,
+                    source,
+                })?;
+            let by_devices = region.get_mmap().bitmap().get_and_reset();
+            let pages = by_guest
+                .iter()
+                .zip(by_devices.iter().chain(std::iter::repeat(&0)))
+                .map(|(guest, device)| guest | device)
+                .collect();
+            pieces.push((guest_address, pages));
+        }
+        Ok(Changed { pieces })
+    }
+
+    fn is_ram(&self, guest_address: u64) -> bool {
+        self.ram.iter().any(|(start, _)| *start == guest_address)
     }
 
     /// Puts what has changed over what was restored before. Short runs are copied: a mapping for each would be too many.
@@ -284,10 +353,17 @@ impl MachineMemory {
 
     /// Gives all of it to KVM.
     pub(super) fn register(&self, vm: &VmFd) -> Result<(), MemoryError> {
+        self.set_slots(vm, 0)
+    }
+
+    /// Makes or changes KVM's memory slots, those of RAM with these flags.
+    fn set_slots(&self, vm: &VmFd, ram_flags: u32) -> Result<(), MemoryError> {
         for (slot, region) in (0u32..).zip(self.all.iter()) {
             let guest_address = region.start_addr().0;
             let flags = if self.read_only.contains(&guest_address) {
                 KVM_MEM_READONLY
+            } else if self.is_ram(guest_address) {
+                ram_flags
             } else {
                 0
             };
@@ -309,7 +385,39 @@ impl MachineMemory {
     }
 }
 
-fn region(start: u64, mapping: MmapRegion) -> Result<GuestRegionMmap, MemoryError> {
+/// Which pages of RAM were written to.
+struct Changed {
+    /// Guest address of each piece, and a bit for each of its pages.
+    pieces: Vec<(u64, Vec<u64>)>,
+}
+
+impl Changed {
+    /// Whether something in the chunk that begins here was.
+    fn holds(&self, guest_address: u64) -> bool {
+        const {
+            assert!(
+                (u64::BITS as u64 * PAGE_BYTES).is_multiple_of(CHUNK_BYTES as u64),
+                "a chunk's pages are bits of one word"
+            )
+        };
+        const CHUNK_PAGES: u64 = CHUNK_BYTES as u64 / PAGE_BYTES;
+        let piece = self
+            .pieces
+            .iter()
+            .rev()
+            .find(|(start, _)| *start <= guest_address);
+        let Some((start, pages)) = piece else {
+            return false;
+        };
+        let page = (guest_address - start) / PAGE_BYTES;
+        let word = usize::try_from(page / u64::from(u64::BITS)).ok();
+        let word = word.and_then(|word| pages.get(word)).copied().unwrap_or(0);
+        let bits = (word >> (page % u64::from(u64::BITS))) & ((1 << CHUNK_PAGES) - 1);
+        bits != 0
+    }
+}
+
+fn region(start: u64, mapping: Mapping) -> Result<GuestRegionMmap<AtomicBitmap>, MemoryError> {
     GuestRegionMmap::with_arc(Arc::new(mapping), GuestAddress(start)).ok_or(MemoryError::Layout)
 }
 
@@ -317,14 +425,17 @@ fn region(start: u64, mapping: MmapRegion) -> Result<GuestRegionMmap, MemoryErro
 /// where both addresses agree. It stays mapped until the process ends.
 ///
 /// With huge pages a boot has 8 faults of RAM instead of 2,600, and 49 million instructions instead of 61.
-fn ram_piece(bytes: u64) -> Result<MmapRegion, MemoryError> {
+fn ram_piece(bytes: u64) -> Result<Mapping, MemoryError> {
     let reserved = anonymous(bytes + HUGE_PAGE_BYTES as u64)?;
     let lead_bytes = reserved.as_ptr().align_offset(HUGE_PAGE_BYTES);
     let start = reserved.as_ptr().wrapping_add(lead_bytes);
     let size = reserved.size() - HUGE_PAGE_BYTES;
     mem::forget(reserved);
     // SAFETY: the range lies inside `reserved`: its lead is shorter than the huge page that was added. Nobody unmaps that.
-    let aligned = unsafe { MmapRegionBuilder::new(size).with_raw_mmap_pointer(start) };
+    let aligned = unsafe {
+        MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
+            .with_raw_mmap_pointer(start)
+    };
     aligned
         .with_mmap_prot(RAM_PROTECTION)
         .with_mmap_flags(RAM_FLAGS)
@@ -332,17 +443,17 @@ fn ram_piece(bytes: u64) -> Result<MmapRegion, MemoryError> {
         .map_err(|source| MemoryError::Map { bytes, source })
 }
 
-/// Memory that costs nothing until it is touched.
-fn anonymous(bytes: u64) -> Result<MmapRegion, MemoryError> {
+/// Memory that costs nothing until it is touched. What is written to in it is not noted.
+fn anonymous(bytes: u64) -> Result<Mapping, MemoryError> {
     let size = usize::try_from(bytes).map_err(|_| MemoryError::Layout)?;
-    MmapRegionBuilder::new(size)
+    MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(0))
         .with_mmap_prot(RAM_PROTECTION)
         .with_mmap_flags(RAM_FLAGS)
         .build()
         .map_err(|source| MemoryError::Map { bytes, source })
 }
 
-fn compose(window: &Window) -> Result<MmapRegion, MemoryError> {
+fn compose(window: &Window) -> Result<Mapping, MemoryError> {
     let mapping = anonymous(window.class.bytes())?;
     for part in &window.parts {
         let place = Place {
@@ -376,7 +487,7 @@ impl Place {
 }
 
 /// Replaces pages of `mapping` by the file's.
-fn map_part(mapping: &MmapRegion, file: &File, place: Place) -> Result<(), MemoryError> {
+fn map_part(mapping: &Mapping, file: &File, place: Place) -> Result<(), MemoryError> {
     let Place {
         offset_bytes,
         length_bytes,
@@ -496,7 +607,7 @@ mod tests {
         }
         let file = tempfile::tempfile().unwrap();
         file.set_len(ram.bytes()).unwrap();
-        let saved = before.save(&file, 0).unwrap();
+        let saved = before.save(&file, 0, None).unwrap();
         assert_eq!(saved.len(), 3, "{saved:?}");
 
         let after = MachineMemory::map(ram, &[]).unwrap();
@@ -510,6 +621,54 @@ mod tests {
         let mut on_disk = [0];
         file.read_exact_at(&mut on_disk, 0x500).unwrap();
         assert_eq!(on_disk, [1]);
+    }
+
+    #[test]
+    fn only_what_was_written_to_since_is_written_down_again() {
+        let kvm = kvm_ioctls::Kvm::new().unwrap();
+        let vm = kvm.create_vm().unwrap();
+        let ram = RamSize::holding(1, 0).unwrap();
+        let mut memory = MachineMemory::map(ram, &[]).unwrap();
+        memory.register(&vm).unwrap();
+        let [place, other] = [0x10_0000, 0x20_0000].map(GuestAddress);
+        memory.all.write_obj(1u8, place).unwrap();
+        memory.all.write_obj(1u8, other).unwrap();
+        let file = || {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(ram.bytes()).unwrap();
+            file
+        };
+        let files = |memory, only_changes| SaveFiles {
+            state: tempfile::tempfile().unwrap(),
+            memory,
+            memory_offset_bytes: 0,
+            only_changes,
+            tracks_changes: true,
+            stays: false,
+        };
+        let refused = memory.save_to(&files(file(), true), &vm);
+        assert!(matches!(refused, Err(MemoryError::Untracked)));
+
+        let (whole, changes) = (file(), file());
+        let saved = memory
+            .save_to(&files(whole.try_clone().unwrap(), false), &vm)
+            .unwrap();
+        // A page that is zero now has changed, too.
+        memory.all.write_obj(0u8, place).unwrap();
+        let changed = memory
+            .save_to(&files(changes.try_clone().unwrap(), true), &vm)
+            .unwrap();
+        assert_eq!(saved.len(), 2);
+        let places: Vec<u64> = changed.iter().map(|run| run.guest_address).collect();
+        assert_eq!(places, [place.0]);
+        let unchanged = memory.save_to(&files(file(), true), &vm).unwrap();
+        assert_eq!(unchanged, []);
+
+        let again = MachineMemory::map(ram, &[]).unwrap();
+        again.restore(&whole, &saved).unwrap();
+        again.overlay(&changes, &changed).unwrap();
+        let read = |place| again.all.read_obj::<u8>(place).unwrap();
+        assert_eq!([read(place), read(other)], [0, 1]);
     }
 
     #[test]

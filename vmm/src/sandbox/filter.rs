@@ -19,8 +19,11 @@ const KVM_SET_VCPU_EVENTS: u64 = KVMIO | 0xa0;
 const REQUEST_MASK: u64 = 0xffff;
 /// What is read of a machine to write it down, all of it read-only or as good as that (`KVM_GET_IRQCHIP`, which is `_IOWR`,
 /// names the controller): MSR indices, irqchip, pit2, clock, MP state, regs, sregs, MSRs, LAPIC, events, debug registers, TSC
-/// frequency, XSAVE, XCRs. And what tells the guest that it stood, `KVM_KVMCLOCK_CTRL`.
-const KVM_SAVES: [u64; 14] = [
+/// frequency, XSAVE, XCRs. And what tells the guest that it stood, `KVM_KVMCLOCK_CTRL`, and what notes changes of its memory:
+/// `KVM_SET_USER_MEMORY_REGION`, `KVM_GET_DIRTY_LOG`.
+const KVM_SAVES: [u64; 16] = [
+    KVMIO | 0x46,
+    KVMIO | 0x42,
     KVMIO | 0x02,
     KVMIO | 0xad,
     KVMIO | 0x62,

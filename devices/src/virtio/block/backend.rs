@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 
+use crate::virtio::DeviceSlice;
 use rustix::fs::FallocateFlags;
 use thiserror::Error;
-use vm_memory::VolatileSlice;
 
 use crate::guest_io;
 
@@ -54,14 +54,14 @@ pub trait Backend: Send {
     /// # Errors
     ///
     /// Returns the error of the storage; the memory may be filled in part then.
-    fn read(&self, memory: &[VolatileSlice<'_>], offset_bytes: u64) -> io::Result<()>;
+    fn read(&self, memory: &[DeviceSlice<'_>], offset_bytes: u64) -> io::Result<()>;
 
     /// Writes all of `memory` to `offset_bytes`.
     ///
     /// # Errors
     ///
     /// Returns the error of the storage; a part may be written then.
-    fn write(&self, memory: &[VolatileSlice<'_>], offset_bytes: u64) -> io::Result<()>;
+    fn write(&self, memory: &[DeviceSlice<'_>], offset_bytes: u64) -> io::Result<()>;
 
     /// Makes everything that was written durable.
     ///
@@ -102,11 +102,11 @@ fn read_only() -> io::Error {
 
 /// Moves all of `memory` by `transfer`, which moves some of it to or from an offset at a time.
 fn transfer_all(
-    memory: &[VolatileSlice<'_>],
+    memory: &[DeviceSlice<'_>],
     mut offset_bytes: u64,
-    mut transfer: impl FnMut(&[VolatileSlice<'_>], u64) -> io::Result<usize>,
+    mut transfer: impl FnMut(&[DeviceSlice<'_>], u64) -> io::Result<usize>,
 ) -> io::Result<()> {
-    let mut rest: Vec<VolatileSlice<'_>> = memory.to_vec();
+    let mut rest: Vec<DeviceSlice<'_>> = memory.to_vec();
     rest.retain(|part| !part.is_empty());
     while !rest.is_empty() {
         let moved = match transfer(&rest, offset_bytes) {
@@ -122,7 +122,7 @@ fn transfer_all(
 }
 
 /// Returns `memory` without its first `count` bytes.
-fn skip<'a>(memory: &[VolatileSlice<'a>], mut count: usize) -> Vec<VolatileSlice<'a>> {
+fn skip<'a>(memory: &[DeviceSlice<'a>], mut count: usize) -> Vec<DeviceSlice<'a>> {
     let mut rest = Vec::with_capacity(memory.len());
     for part in memory {
         let skipped = count.min(part.len());
@@ -137,7 +137,7 @@ fn skip<'a>(memory: &[VolatileSlice<'a>], mut count: usize) -> Vec<VolatileSlice
 }
 
 /// Returns the first `count` bytes of `memory`.
-fn take<'a>(memory: &[VolatileSlice<'a>], mut count: usize) -> Vec<VolatileSlice<'a>> {
+fn take<'a>(memory: &[DeviceSlice<'a>], mut count: usize) -> Vec<DeviceSlice<'a>> {
     let mut taken = Vec::with_capacity(memory.len());
     for part in memory {
         let length = count.min(part.len());
@@ -208,13 +208,13 @@ impl Backend for RawFile {
         self.access
     }
 
-    fn read(&self, memory: &[VolatileSlice<'_>], offset_bytes: u64) -> io::Result<()> {
+    fn read(&self, memory: &[DeviceSlice<'_>], offset_bytes: u64) -> io::Result<()> {
         transfer_all(memory, offset_bytes, |memory, offset| {
             guest_io::read_at(self.file.as_fd(), memory, offset)
         })
     }
 
-    fn write(&self, memory: &[VolatileSlice<'_>], offset_bytes: u64) -> io::Result<()> {
+    fn write(&self, memory: &[DeviceSlice<'_>], offset_bytes: u64) -> io::Result<()> {
         let file = self.writable()?;
         transfer_all(memory, offset_bytes, |memory, offset| {
             guest_io::write_at(file.as_fd(), memory, offset)
@@ -327,7 +327,7 @@ impl Extents {
     }
 
     /// Reads some of `memory` from where `offset_bytes` is: an extent or a gap.
-    fn read_some(&self, memory: &[VolatileSlice<'_>], offset_bytes: u64) -> io::Result<usize> {
+    fn read_some(&self, memory: &[DeviceSlice<'_>], offset_bytes: u64) -> io::Result<usize> {
         let next = self.extents.partition_point(|extent| {
             extent.disk_offset_bytes.saturating_add(extent.length_bytes) <= offset_bytes
         });
@@ -352,7 +352,7 @@ impl Extents {
 }
 
 /// Fills up to `limit` bytes of `memory` with zeros and returns how many it were.
-fn fill_with_zeros(memory: &[VolatileSlice<'_>], limit: usize) -> usize {
+fn fill_with_zeros(memory: &[DeviceSlice<'_>], limit: usize) -> usize {
     const ZEROS: [u8; 4096] = [0; 4096];
     let mut filled = 0;
     for part in take(memory, limit) {
@@ -379,13 +379,13 @@ impl Backend for Extents {
         Access::ReadOnly
     }
 
-    fn read(&self, memory: &[VolatileSlice<'_>], offset_bytes: u64) -> io::Result<()> {
+    fn read(&self, memory: &[DeviceSlice<'_>], offset_bytes: u64) -> io::Result<()> {
         transfer_all(memory, offset_bytes, |memory, offset| {
             self.read_some(memory, offset)
         })
     }
 
-    fn write(&self, _memory: &[VolatileSlice<'_>], _offset_bytes: u64) -> io::Result<()> {
+    fn write(&self, _memory: &[DeviceSlice<'_>], _offset_bytes: u64) -> io::Result<()> {
         Err(read_only())
     }
 

@@ -13,10 +13,10 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_WRITE_ZEROES,
 };
 use virtio_queue::{DescriptorChain, Queue, QueueT};
-use vm_memory::{GuestMemory, Permissions, VolatileSlice};
+use vm_memory::{GuestMemory, Permissions};
 
 use super::{Access, Disk, DiskRange, Durability, SECTOR_BYTES, limit};
-use crate::virtio::{DeviceMemory, QueueError, Turn, next_chain};
+use crate::virtio::{DeviceMemory, DeviceSlice, QueueError, Turn, next_chain};
 
 /// How many requests are carried out before others get their turn.
 const REQUESTS_A_TURN: usize = 32;
@@ -111,11 +111,11 @@ fn answer(
 /// A request as it lies in guest memory.
 struct Request<'a> {
     /// What the device reads, the header in front.
-    input: Vec<VolatileSlice<'a>>,
+    input: Vec<DeviceSlice<'a>>,
     /// What the device writes, but for the status.
-    output: Vec<VolatileSlice<'a>>,
+    output: Vec<DeviceSlice<'a>>,
     /// One byte.
-    status: VolatileSlice<'a>,
+    status: DeviceSlice<'a>,
     /// Everything about the descriptors is in order.
     is_sound: bool,
 }
@@ -130,7 +130,7 @@ impl<'a> Request<'a> {
     /// Collects the parts of a request; `None` if there is no place for the status.
     fn parse(chain: DescriptorChain<&DeviceMemory>, memory: &'a DeviceMemory) -> Option<Self> {
         let mut input = Vec::new();
-        let mut output: Vec<VolatileSlice<'a>> = Vec::new();
+        let mut output: Vec<DeviceSlice<'a>> = Vec::new();
         let mut is_sound = true;
         for (count, descriptor) in chain.enumerate() {
             if count == MAX_DESCRIPTORS {
@@ -212,7 +212,7 @@ fn collect<'a>(
     address: vm_memory::GuestAddress,
     length: usize,
     access: Permissions,
-    parts: &mut Vec<VolatileSlice<'a>>,
+    parts: &mut Vec<DeviceSlice<'a>>,
 ) -> bool {
     if length == 0 {
         return true;
@@ -229,7 +229,7 @@ fn collect<'a>(
     true
 }
 
-fn length_of(parts: &[VolatileSlice<'_>]) -> u64 {
+fn length_of(parts: &[DeviceSlice<'_>]) -> u64 {
     parts
         .iter()
         .filter_map(|part| u64::try_from(part.len()).ok())
@@ -239,8 +239,8 @@ fn length_of(parts: &[VolatileSlice<'_>]) -> u64 {
 /// Copies up to `N` bytes from the start of `parts`, and returns them with what is behind; `None`
 /// if there are fewer.
 fn split_bytes<'a, const N: usize>(
-    parts: &[VolatileSlice<'a>],
-) -> Option<([u8; N], Vec<VolatileSlice<'a>>)> {
+    parts: &[DeviceSlice<'a>],
+) -> Option<([u8; N], Vec<DeviceSlice<'a>>)> {
     let mut bytes = [0; N];
     let mut filled = 0;
     let mut rest = Vec::with_capacity(parts.len());
@@ -255,7 +255,7 @@ fn split_bytes<'a, const N: usize>(
     (filled == N).then_some((bytes, rest))
 }
 
-fn split_header<'a>(input: &[VolatileSlice<'a>]) -> Option<(Header, Vec<VolatileSlice<'a>>)> {
+fn split_header<'a>(input: &[DeviceSlice<'a>]) -> Option<(Header, Vec<DeviceSlice<'a>>)> {
     let (bytes, rest) = split_bytes::<HEADER_BYTES>(input)?;
     let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = bytes;
     let header = Header {
@@ -266,7 +266,7 @@ fn split_header<'a>(input: &[VolatileSlice<'a>]) -> Option<(Header, Vec<Volatile
 }
 
 /// Returns the range of the disk that `parts` are to be moved to or from, if there is such.
-fn data_range(disk: &Disk, sector: u64, parts: &[VolatileSlice<'_>]) -> Option<DiskRange> {
+fn data_range(disk: &Disk, sector: u64, parts: &[DeviceSlice<'_>]) -> Option<DiskRange> {
     let length = length_of(parts);
     if !length.is_multiple_of(SECTOR_BYTES) {
         return None;
@@ -289,7 +289,7 @@ fn disk_range(disk: &Disk, sector: u64, count: u64) -> Option<DiskRange> {
 }
 
 /// Discards ranges or makes them zero. All ranges are checked before the first is touched.
-fn erase(disk: &Disk, request_type: u32, input: &[VolatileSlice<'_>]) -> Status {
+fn erase(disk: &Disk, request_type: u32, input: &[DeviceSlice<'_>]) -> Status {
     if disk.backend.access() == Access::ReadOnly {
         // Not offered; an I/O error is also what a write gets (VirtIO 1.2 section 5.2.6.2).
         return Status::IoError;

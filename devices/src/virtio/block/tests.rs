@@ -10,11 +10,11 @@ use proptest::prelude::*;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::Queue;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::virtio::DeviceMemory;
 use crate::virtio::testing::{DriverQueue, Part, ram, readable, writable};
+use crate::virtio::{DeviceMemory, DeviceSlice};
 
 const RING: u64 = 0x1_0000;
 const HEADER: u64 = 0x2_0000;
@@ -262,11 +262,11 @@ impl Backend for FlushCounter {
         Access::ReadWrite
     }
 
-    fn read(&self, _memory: &[VolatileSlice<'_>], _offset_bytes: u64) -> io::Result<()> {
+    fn read(&self, _memory: &[DeviceSlice<'_>], _offset_bytes: u64) -> io::Result<()> {
         Ok(())
     }
 
-    fn write(&self, _memory: &[VolatileSlice<'_>], _offset_bytes: u64) -> io::Result<()> {
+    fn write(&self, _memory: &[DeviceSlice<'_>], _offset_bytes: u64) -> io::Result<()> {
         Ok(())
     }
 

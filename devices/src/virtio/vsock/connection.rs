@@ -19,9 +19,9 @@ use std::net::Shutdown;
 use std::num::Wrapping;
 use std::os::unix::net::UnixStream;
 
+use crate::virtio::{DeviceSlice, MarkingSlice};
 use rustix::net::SendFlags;
 use virtio_vsock::packet::VsockPacket;
-use vm_memory::VolatileSlice;
 
 use super::packet::{Header, Ports, op, shutdown};
 use crate::guest_io;
@@ -164,7 +164,7 @@ impl Connection {
     }
 
     /// Takes a packet of the guest.
-    pub(super) fn receive(&mut self, packet: &VsockPacket<'_, ()>) -> Fate {
+    pub(super) fn receive(&mut self, packet: &VsockPacket<'_, MarkingSlice<'_>>) -> Fate {
         if self.phase == Phase::Draining {
             // The guest was told that its end is closed, and may have sent before it heard.
             return Fate::Lives;
@@ -190,7 +190,7 @@ impl Connection {
         }
     }
 
-    fn receive_payload(&mut self, packet: &VsockPacket<'_, ()>) -> Fate {
+    fn receive_payload(&mut self, packet: &VsockPacket<'_, MarkingSlice<'_>>) -> Fate {
         let Some(payload) = packet.data_slice() else {
             return Fate::Lives;
         };
@@ -217,7 +217,7 @@ impl Connection {
     }
 
     /// Writes guest memory straight to the stream; returns how much of it is dealt with.
-    fn forward(&mut self, payload: &VolatileSlice<'_>) -> usize {
+    fn forward(&mut self, payload: &DeviceSlice<'_>) -> usize {
         let mut taken = 0;
         while !self.host_done_receiving && taken < payload.len() {
             let Ok(rest) = payload.offset(taken) else {
@@ -369,7 +369,7 @@ impl Connection {
     }
 
     /// Says the next thing to the guest, reading the stream straight into `room` if that is data.
-    pub(super) fn produce(&mut self, room: Option<&VolatileSlice<'_>>) -> Produced {
+    pub(super) fn produce(&mut self, room: Option<&DeviceSlice<'_>>) -> Produced {
         match self.phase {
             Phase::Requested { sent: false } => {
                 self.phase = Phase::Requested { sent: true };
@@ -380,7 +380,7 @@ impl Connection {
         }
     }
 
-    fn produce_established(&mut self, room: Option<&VolatileSlice<'_>>) -> Produced {
+    fn produce_established(&mut self, room: Option<&DeviceSlice<'_>>) -> Produced {
         if let Some(length) = room.and_then(|room| self.read_into(room)) {
             self.tx_cnt += Wrapping(length);
             return Produced::Packet(self.header(op::RW, 0, length));
@@ -407,7 +407,7 @@ impl Connection {
 
     /// Reads from the stream as much as there is, the guest has credit for and fits; `None` if
     /// that is nothing.
-    fn read_into(&mut self, room: &VolatileSlice<'_>) -> Option<u32> {
+    fn read_into(&mut self, room: &DeviceSlice<'_>) -> Option<u32> {
         let limit = self.peer_free().min(MAX_PAYLOAD_BYTES);
         let limit = room.len().min(usize::try_from(limit).unwrap_or(0));
         let room = room

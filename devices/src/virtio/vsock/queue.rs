@@ -16,7 +16,7 @@ use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
 use super::GuestCid;
 use super::connection::{Connection, Fate, MAX_PAYLOAD_BYTES, Produced};
 use super::packet::{HOST_CID, Header, Ports, TYPE_STREAM, op, shutdown};
-use crate::virtio::{DeviceMemory, QueueError, Turn, next_chain};
+use crate::virtio::{DeviceMemory, MarkingSlice, QueueError, Turn, next_chain};
 
 /// How many connections there may be at once.
 pub(super) const MAX_CONNECTIONS: usize = 256;
@@ -196,7 +196,7 @@ impl Connections {
     }
 
     /// Takes one packet of the guest; at most one reply is queued for it.
-    fn receive(&mut self, packet: &VsockPacket<'_, ()>) {
+    fn receive(&mut self, packet: &VsockPacket<'_, MarkingSlice<'_>>) {
         if packet.src_cid() != self.cid.value() || packet.dst_cid() != HOST_CID {
             // A packet to or from somebody else: there is no way to answer, and none is due.
             return;
@@ -335,7 +335,7 @@ impl Connections {
     }
 
     /// Lets replies, then the connections in turn, fill `packet`.
-    fn next_packet(&mut self, packet: &VsockPacket<'_, ()>) -> Option<Header> {
+    fn next_packet(&mut self, packet: &VsockPacket<'_, MarkingSlice<'_>>) -> Option<Header> {
         if let Some(ports) = self.resets.pop_front() {
             return Some(Header::reset(ports));
         }

@@ -2,8 +2,9 @@
 //!
 //! Linux Documentation/arch/x86/zero-page.rst and arch/x86/include/uapi/asm/bootparam.h.
 
+use devices::virtio::DeviceMemory;
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
-use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::layout::{
@@ -46,7 +47,7 @@ unsafe impl ByteValued for ZeroPage {}
 /// # Errors
 /// When the RAM is too small for them, which no [`RamSize`] is.
 pub(in crate::machine) fn write_parameters(
-    memory: &GuestMemoryMmap,
+    memory: &DeviceMemory,
     ram: RamSize,
     command_line: &[u8],
     mp_table: &[u8],

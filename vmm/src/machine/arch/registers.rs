@@ -3,8 +3,9 @@
 //! Linux Documentation/arch/x86/boot.rst, "64-bit Boot Protocol": paging on with the kernel, the zero page and the command
 //! line mapped one to one, flat segments `__BOOT_CS` (0x10) and `__BOOT_DS` (0x18), interrupts off, RSI at the zero page.
 
+use devices::virtio::DeviceMemory;
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_xcrs};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::layout::{
     GDT_ADDRESS, PAGE_DIRECTORY_ADDRESS, PDPT_ADDRESS, PML4_ADDRESS, ZERO_PAGE_ADDRESS,
@@ -49,7 +50,7 @@ const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
 ///
 /// # Errors
 /// When the RAM does not reach that far.
-pub(in crate::machine) fn write_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+pub(in crate::machine) fn write_tables(memory: &DeviceMemory) -> Result<(), GuestMemoryError> {
     for (index, descriptor) in (0u64..).zip(GDT) {
         memory.write_obj(descriptor, GuestAddress(GDT_ADDRESS + index * 8))?;
     }
