@@ -9,6 +9,7 @@ mod faults;
 mod forged;
 mod housekeeping;
 mod making;
+mod removed;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
