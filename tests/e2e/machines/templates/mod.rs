@@ -9,6 +9,7 @@ mod faults;
 mod forged;
 mod housekeeping;
 mod making;
+mod memory;
 mod removed;
 
 use std::fs;
