@@ -4,6 +4,7 @@ use std::fs::{self, File};
 
 use rustix::process::Signal;
 use tests::binary;
+use tests::guest_image::GuestImage;
 use tests::image_maker::{ImageMaker, Layer};
 
 use super::{Home, Ran};
@@ -134,6 +135,26 @@ fn a_template_of_another_image_or_of_other_limits_is_not_used() {
     Ran::of(named).booted().done.code_is(1);
     limited.booted().says("125829120\n");
     home.fixture.nothing_runs();
+}
+
+#[test]
+fn a_template_of_another_guest_image_is_left_to_that_one() {
+    let home = Home::prepared();
+    let before = home.ids();
+    let other = GuestImage::copied(&home.fixture);
+    other.lengthen_agent();
+    let run = || {
+        let run = home.run_invocation(&[], &["echo", "hello"]);
+        Ran::of(run.env("VMM_GUEST_DIR", other.directory()).run())
+    };
+
+    run().booted().says("hello\n");
+    home.fixture.nothing_runs();
+    run().is_clone().says("hello\n");
+
+    home.run(&[], &["echo", "hello"]).is_clone().says("hello\n");
+    let ids = home.ids();
+    assert!(ids.len() == 3 && ids.contains(&before[0]), "{ids:?}");
 }
 
 #[test]
