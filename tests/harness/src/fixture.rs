@@ -16,6 +16,9 @@ use crate::{Invocation, binary, host, snapshot};
 /// The variable that says where `vmm` keeps everything; it also marks the processes of one fixture.
 const ROOT_VARIABLE: &str = "VMM_ROOT";
 
+/// The variable that keeps templates out. Every run would leave a machine at work behind it; the tests of templates ask for them.
+const NO_TEMPLATE_VARIABLE: &str = "VMM_NO_TEMPLATE";
+
 /// How long processes of a killed machine may take to go away.
 const GONE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -116,6 +119,22 @@ impl Fixture {
         &self,
         arguments: impl IntoIterator<Item = A>,
     ) -> OnTerminal {
+        self.start_on_terminal(arguments, "1")
+    }
+
+    /// Starts `vmm` on a terminal of its own, and lets it use templates.
+    pub fn on_terminal_with_templates<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> OnTerminal {
+        self.start_on_terminal(arguments, "0")
+    }
+
+    fn start_on_terminal<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+        no_template: &str,
+    ) -> OnTerminal {
         let arguments: Vec<_> = arguments
             .into_iter()
             .map(|argument| argument.as_ref().to_os_string())
@@ -123,7 +142,10 @@ impl Fixture {
         OnTerminal::start(
             &self.vmm,
             &arguments,
-            &[(ROOT_VARIABLE, self.root().as_os_str())],
+            &[
+                (ROOT_VARIABLE, self.root().as_os_str()),
+                (NO_TEMPLATE_VARIABLE, no_template.as_ref()),
+            ],
             MACHINE_LIMIT,
         )
     }
@@ -146,8 +168,7 @@ impl Fixture {
     fn at_home(&self, invocation: Invocation) -> Invocation {
         invocation
             .env(ROOT_VARIABLE, self.root())
-            // Every run would leave a machine at work behind it; the tests of templates ask for them.
-            .env("VMM_NO_TEMPLATE", "1")
+            .env(NO_TEMPLATE_VARIABLE, "1")
             .without_env("VMM_LOG")
             .without_env("RUST_BACKTRACE")
     }

@@ -63,10 +63,20 @@ impl GuestImage {
     /// Replaces the agent's image by zeros and makes the manifest agree: a guest image that is whole and useless.
     pub fn replace_agent_by_zeros(&self) {
         let zeros = vec![0; self.read("agent.erofs").len()];
-        self.write("agent.erofs", &zeros);
+        self.replace_agent(&zeros);
+    }
+
+    /// Adds a page that nobody reads to the agent's image: a guest image that is another, and does the same.
+    pub fn lengthen_agent(&self) {
+        let longer = [self.read("agent.erofs"), vec![0; 4096]].concat();
+        self.replace_agent(&longer);
+    }
+
+    fn replace_agent(&self, content: &[u8]) {
+        self.write("agent.erofs", content);
         let mut manifest: Value =
             serde_json::from_slice(&self.read("manifest.json")).expect("the manifest is JSON");
-        manifest["agent"]["digest"] = image_maker::digest(&zeros).into();
+        manifest["agent"]["digest"] = image_maker::digest(content).into();
         self.write("manifest.json", manifest.to_string().as_bytes());
     }
 

@@ -177,7 +177,7 @@ pub enum BuildError {
     #[error(transparent)]
     EventLoop(#[from] EventLoopError),
     /// A frozen machine is not one of this host, or not of this shape.
-    #[error("the frozen machine does not fit here: {0} differs")]
+    #[error("the frozen machine does not fit here: it differs in {0}")]
     Mismatch(&'static str),
     /// A virtio device of a frozen machine cannot go on.
     #[error(transparent)]

@@ -417,8 +417,10 @@ impl Templates {
         let path = self.directory.join(&key.0);
         match open(&path, recipe) {
             Ok(_) => return Ok(Made::Already),
-            Err(OpenError::Absent) => {}
-            Err(OpenError::Unusable(_)) => remove_whole(&path).map_err(failed("remove", &path))?,
+            // Where there is no state there may be the rest of what somebody began to remove, and nothing takes its place.
+            Err(OpenError::Absent | OpenError::Unusable(_)) => {
+                remove_whole(&path).map_err(failed("remove", &path))?;
+            }
         }
         self.remove_leftovers();
         let unfinished = self.directory.join(format!("{UNFINISHED}{key}"));

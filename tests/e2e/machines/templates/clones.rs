@@ -3,8 +3,9 @@
 use std::fs::{self, File};
 
 use rustix::process::Signal;
-use tests::binary;
+use tests::guest_image::GuestImage;
 use tests::image_maker::{ImageMaker, Layer};
+use tests::{Finished, binary};
 
 use super::{Home, Ran};
 
@@ -137,6 +138,26 @@ fn a_template_of_another_image_or_of_other_limits_is_not_used() {
 }
 
 #[test]
+fn a_template_of_another_guest_image_is_left_to_that_one() {
+    let home = Home::prepared();
+    let before = home.ids();
+    let other = GuestImage::copied(&home.fixture);
+    other.lengthen_agent();
+    let run = || {
+        let run = home.run_invocation(&[], &["echo", "hello"]);
+        Ran::of(run.env("VMM_GUEST_DIR", other.directory()).run())
+    };
+
+    run().booted().says("hello\n");
+    home.fixture.nothing_runs();
+    run().is_clone().says("hello\n");
+
+    home.run(&[], &["echo", "hello"]).is_clone().says("hello\n");
+    let ids = home.ids();
+    assert!(ids.len() == 3 && ids.contains(&before[0]), "{ids:?}");
+}
+
+#[test]
 fn a_run_takes_the_template_of_its_image_before_the_one_for_all() {
     let home = Home::new();
     home.prepare(&["--base"]).succeeded();
@@ -264,4 +285,69 @@ fn two_clones_of_one_template_run_side_by_side() {
     one.write(b"one\n");
     Ran::of(one.finish()).is_clone().says("ready\none\n");
     Ran::of(two.finish()).is_clone().says("ready\ntwo\n");
+}
+
+/// On a terminal, timings are among what the workload says.
+#[track_caller]
+fn was_a_clone(done: &Finished) {
+    done.stdout_has("\"step\":\"clone\"")
+        .stdout_lacks("\"step\":\"boot\"");
+}
+
+#[test]
+fn a_terminal_in_a_clone_has_the_size_of_the_one_outside_and_follows_it() {
+    let home = Home::prepared();
+    let script = "tty; echo $TERM; stty size; trap 'stty size; exit 6' WINCH; echo ready; while :; do sleep 0.1; done";
+
+    let terminal = home.on_terminal(&["-it"], &["sh", "-c", script]);
+    terminal.wait_for("ready");
+    assert!(terminal.settings_differ(), "keys go to the workload raw");
+    terminal.resize(44, 111);
+    let done = terminal.finish();
+
+    done.code_is(6)
+        .stdout_has("/dev/pts/0\r\nxterm\r\n33 99\r\nready\r\n")
+        .stdout_has("44 111\r\n");
+    was_a_clone(&done);
+    home.fixture.nothing_runs();
+}
+
+#[test]
+fn keys_reach_a_shell_in_a_clone_and_end_it() {
+    let home = Home::prepared();
+
+    let mut terminal = home.on_terminal(&["-it"], &["sh"]);
+    terminal.wait_for("# ");
+    terminal.press(b"trap 'echo got INT' INT; echo $((6 * 7)) and\r");
+    terminal.wait_for("42 and");
+    terminal.press(b"\x03");
+    terminal.wait_for("got INT");
+    terminal.press(b"echo begin; cat; exit 9\r");
+    terminal.wait_for("begin\r\n");
+    terminal.press(b"\x04");
+    let done = terminal.finish();
+
+    done.code_is(9);
+    was_a_clone(&done);
+    home.fixture.nothing_runs();
+}
+
+#[test]
+fn a_terminal_without_keys_is_in_a_clone_what_it_is_in_a_machine_that_booted() {
+    let home = Home::prepared();
+    let script = "tty; echo out; echo err >&2; exit 5";
+    let run = |options: &[&str]| home.run(&[options, &["-t"]].concat(), &["sh", "-c", script]);
+
+    let warm = run(&[]);
+    let cold = run(&["--no-template"]);
+
+    warm.is_clone()
+        .done
+        .code_is(5)
+        .stdout_is("/dev/pts/0\r\nout\r\nerr\r\n");
+    cold.booted()
+        .done
+        .code_is(5)
+        .stdout_is(&warm.done.stdout_text());
+    assert_eq!(warm.complaints, [""; 0], "{:?}", warm.done);
 }

@@ -168,6 +168,56 @@ fn a_clone_has_the_hosts_time_and_a_clock_that_goes_on() {
     );
 }
 
+// What the kernel had set before the freeze goes off before what is set here, or never, and then this does not either.
+#[test]
+fn timers_on_each_processor_of_an_old_templates_clone_go_off_when_they_should() {
+    let home = Home::new();
+    home.prepare(&["--cpus", "2"]).succeeded();
+    // By now the processor's clock has passed all deadlines of the template.
+    home.run(&["--cpus", "2"], &["sleep", "2"]).is_clone();
+    let script = "for cpu in 0 1; do
+            from=$(cut -d' ' -f1 /proc/uptime); taskset -c $cpu sleep 0.5
+            echo cpu$cpu $from $(cut -d' ' -f1 /proc/uptime)
+        done
+        timeout 1 sleep 1000; echo ended $?";
+
+    let ran = home.run(&["--cpus", "2"], &["sh", "-c", script]);
+
+    let said = table(&ran.is_clone().stdout());
+    assert_eq!(said["ended"], "143", "{said:?}");
+    let slept_ms = |cpu: &str| -> u64 {
+        let (from, to) = said[cpu].split_once(' ').expect("two times");
+        let ms = |seconds: &str| -> u64 {
+            // Seconds with two digits after the point (proc(5)).
+            let hundredths = seconds.replace('.', "");
+            hundredths.parse::<u64>().expect("a time is a number") * 10
+        };
+        ms(to) - ms(from)
+    };
+    let slept = ["cpu0", "cpu1"].map(slept_ms);
+    assert!(
+        slept.iter().all(|ms| (500..20_000).contains(ms)),
+        "slept for {slept:?} ms: {said:?}"
+    );
+}
+
+// The kernel's timer for the cgroup's quota is the template's: it was made with the container.
+#[test]
+fn half_a_processor_gives_about_half_the_time_in_a_clone() {
+    let home = Home::new();
+    home.prepare(&["--cpus", "0.5"]).succeeded();
+    let script = "probe spin 3000 1 >/dev/null; cat /sys/fs/cgroup/cpu.stat";
+
+    let ran = home.run(&["--cpus", "0.5"], &["sh", "-c", script]);
+
+    let said = table(&ran.is_clone().stdout());
+    let number = |name: &str| -> f64 { said[name].parse().expect("cpu.stat has numbers") };
+    // A period is 100 ms in which somebody wanted to run: spinning never lets one pass.
+    let share = number("usage_usec") / (number("nr_periods") * 100_000.0);
+    assert!((0.3..=0.7).contains(&share), "a share of {share}: {said:?}");
+    assert!(number("nr_throttled") >= 10.0, "{said:?}");
+}
+
 #[test]
 #[ignore = "needs a complete KVM, which gives each guest a TSC of its own: the lab runs it"]
 fn the_monotonic_clock_of_a_clone_goes_on_where_it_was_frozen() {

@@ -12,6 +12,9 @@ use super::Home;
 /// The header of a state: magic and format, which stay as they are, then length and checksum of the body.
 const LENGTH_AT: usize = 12;
 const BODY_AT: usize = 20;
+/// How a state has what CPUID answers for leaf 1 (`kvm_cpuid_entry2` of the KVM API): a length; leaf, sub-leaf and flags; EAX to EDX.
+const FEATURES: [u8; 13] = [40, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+const ECX_AT: usize = FEATURES.len() + 8;
 const MINE: &str = "a fixture's files are this test's own";
 
 /// How postcard writes an `i64`: zigzag, then seven bits a byte, the lowest first (postcard's wire format, "varint").
@@ -39,21 +42,13 @@ fn times(path: &Path) -> Vec<u8> {
     times.into_iter().flat_map(varint).collect()
 }
 
-/// Alters a template's memory, and its state so that it belongs to that memory.
-fn forge(template: &Path, alter: impl FnOnce(&File)) {
-    let memory = template.join("memory");
-    let before = times(&memory);
-    let file = File::options().read(true).write(true).open(&memory);
-    alter(&file.expect(MINE));
-    let after = times(&memory);
-
-    let state = fs::read(template.join("state")).expect(MINE);
+/// Alters the body of a template's state, whose header then agrees with it.
+fn forge_state(template: &Path, alter: impl FnOnce(&mut Vec<u8>)) {
+    let path = template.join("state");
+    let state = fs::read(&path).expect(MINE);
     let (header, body) = state.split_at(BODY_AT);
-    let place = body
-        .windows(before.len())
-        .position(|window| window == before)
-        .expect("a state has the times of its memory");
-    let body = [&body[..place], &after, &body[place + before.len()..]].concat();
+    let mut body = body.to_vec();
+    alter(&mut body);
     let length = u32::try_from(body.len()).expect("a state is short");
     let checksum = crc32fast::hash(&body).to_le_bytes();
     let forged = [
@@ -61,9 +56,27 @@ fn forge(template: &Path, alter: impl FnOnce(&File)) {
         &length.to_le_bytes(),
         &checksum,
         &body,
-    ]
-    .concat();
-    fs::write(template.join("state"), forged).expect(MINE);
+    ];
+    fs::write(path, forged.concat()).expect(MINE);
+}
+
+/// Where these bytes are in the body of a state.
+fn place_of(body: &[u8], sought: &[u8]) -> usize {
+    body.windows(sought.len())
+        .position(|window| window == sought)
+        .expect("a state has what is sought in it")
+}
+
+/// Alters a template's memory, and its state so that it belongs to that memory.
+fn forge(template: &Path, alter: impl FnOnce(&File)) {
+    let memory = template.join("memory");
+    let before = times(&memory);
+    let file = File::options().read(true).write(true).open(&memory);
+    alter(&file.expect(MINE));
+    forge_state(template, |body| {
+        let place = place_of(body, &before);
+        body.splice(place..place + before.len(), times(&memory));
+    });
 }
 
 /// Fills what holds data between two addresses of RAM.
@@ -126,4 +139,26 @@ fn a_clone_that_does_not_answer_is_given_up_and_its_template_with_it() {
         .succeeded()
         .stdout_is("hello\n");
     home.is_well_again();
+}
+
+#[test]
+fn a_template_of_a_processor_with_another_feature_is_replaced() {
+    let home = Home::prepared();
+    let template = home.template();
+    forge_state(&template, |body| {
+        // ECX bit 16, which is reserved (Intel SDM 2A, CPUID): no processor here has it.
+        let ecx = place_of(body, &FEATURES) + ECX_AT;
+        body[ecx + 2] ^= 1;
+    });
+
+    let ran = home.run(&[], &["echo", "hello"]);
+
+    ran.booted()
+        .warns_once("the processor's features")
+        .done
+        .succeeded()
+        .stdout_is("hello\n");
+    home.fixture.nothing_runs();
+    assert!(template.exists(), "the run has left another");
+    home.run(&[], &["echo", "hello"]).is_clone().says("hello\n");
 }

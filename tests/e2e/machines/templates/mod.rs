@@ -9,6 +9,8 @@ mod faults;
 mod forged;
 mod housekeeping;
 mod making;
+mod memory;
+mod removed;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -18,6 +20,7 @@ use std::time::Instant;
 use serde_json::Value;
 use tests::image_maker::{ImageMaker, Layer};
 use tests::process::MACHINE_LIMIT;
+use tests::terminal::OnTerminal;
 use tests::{Finished, Fixture, Invocation};
 
 /// The image that these tests run: busybox and the static program `probe`.
@@ -80,6 +83,13 @@ impl Home {
             .args(options)
             .args([IMAGE, "--"])
             .args(command)
+    }
+
+    /// Runs on a terminal of its own, on which the timings appear, too.
+    fn on_terminal(&self, options: &[&str], command: &[&str]) -> OnTerminal {
+        let before = ["run", "--timings=json"].iter().chain(options);
+        let arguments = before.chain(&[IMAGE, "--"]).chain(command);
+        self.fixture.on_terminal_with_templates(arguments)
     }
 
     fn directory(&self) -> PathBuf {
