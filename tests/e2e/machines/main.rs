@@ -13,6 +13,7 @@ mod kernels;
 mod lab;
 mod limits;
 mod signals;
+mod snapshots;
 mod streams;
 mod templates;
 mod terminal;

@@ -41,13 +41,6 @@ fn check(file: &Path, directories: &Directories) -> Result<ExitCode, Report> {
     let kvm = open_kvm()?;
     let opened = Opened::open(file)?;
     let subject = opened.snapshot.subject.clone();
-    print_line(format!(
-        "{} of {}, {} ago: {}",
-        subject.machine.short(),
-        subject.image.reference,
-        spell_duration(opened.snapshot.created.age_seconds()),
-        subject.command.join(" ")
-    ))?;
     restore::is_resumable(&opened, directories)?;
     restore::plan(&opened, directories)?;
     if let Some(part) = opened.saved().is_of_host(&kvm).map_err(Report::new)? {
@@ -57,6 +50,13 @@ fn check(file: &Path, directories: &Directories) -> Result<ExitCode, Report> {
         }
         .into());
     }
+    print_line(format!(
+        "{} of {}, {} ago: {}",
+        subject.machine.short(),
+        subject.image.reference,
+        spell_duration(opened.snapshot.created.age_seconds()),
+        subject.command.join(" ")
+    ))?;
     print_line("it can be resumed here")?;
     Ok(ExitCode::SUCCESS)
 }

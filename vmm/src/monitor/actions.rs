@@ -93,23 +93,19 @@ impl Actions {
                 },
                 false,
             ) => {
-                let parent = match incremental {
-                    true => Some(state.last.clone().ok_or(
-                        "there is no snapshot of this machine for an increment to stand on",
-                    )?),
-                    false => None,
+                let parent = match (incremental, &state.last) {
+                    (false, _) => None,
+                    (true, Some(last)) => Some(last.clone()),
+                    (true, None) => {
+                        return Err(
+                            "there is no snapshot of this machine for an increment to stand on"
+                                .to_owned(),
+                        );
+                    }
                 };
-                let is_kept = matches!(target, Target::File(_));
-                if is_kept {
-                    // What a failure leaves is nothing to stand on.
-                    state.last = None;
-                }
-                let last = self.snapshot(run, target, parent, at_fork_point, stop)?;
+                self.snapshot(run, &mut state, target, parent, at_fork_point, stop)?;
                 if stop {
                     run.end(SIGKILL);
-                }
-                if is_kept {
-                    state.last = Some(last);
                 }
                 Ok(())
             }
@@ -119,15 +115,19 @@ impl Actions {
     fn snapshot(
         &self,
         run: &Run<'_>,
+        state: &mut State,
         target: Target,
         parent: Option<Parent>,
         at_fork_point: bool,
         stop: bool,
-    ) -> Result<Parent, String> {
-        let path = match &target {
-            Target::File(path) | Target::Open(path) => path.clone(),
+    ) -> Result<(), String> {
+        let kept = match &target {
+            Target::File(path) => Some(path.clone()),
+            Target::Open(_) => None,
         };
-        if parent.as_ref().is_some_and(|parent| parent.path == path) {
+        if let (Some(parent), Some(path)) = (&parent, &kept)
+            && parent.path == *path
+        {
             return Err("an increment cannot take the place of what it stands on".to_owned());
         }
         let writer = Writer::new(target, self.facts.ram_bytes).map_err(|error| chain(&error))?;
@@ -135,6 +135,10 @@ impl Actions {
             .files(parent.is_some(), stop)
             .map_err(|error| chain(&error))?;
         let failed = |error| format!("the machine cannot be written down: {}", chain(&error));
+        if kept.is_some() {
+            // From here on, changes are noted against the new one.
+            state.last = None;
+        }
         let pending = run.vm.save(&files).map_err(failed)?;
         let asked = run.sender.send(Event::Freeze { at_fork_point });
         let patience = match asked {
@@ -152,6 +156,9 @@ impl Actions {
             run.vm.resume().map_err(failed)?;
         }
         let id = written.map_err(|error| chain(&error))?;
-        Ok(Parent { id, path })
+        if let Some(path) = kept {
+            state.last = Some(Parent { id, path });
+        }
+        Ok(())
     }
 }

@@ -9,10 +9,10 @@
 
 mod format;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use protocol::DeclaredStreams;
@@ -199,7 +199,9 @@ impl Writer {
             Target::Open(path) => (OpenOptions::new().read(true).write(true).open(path), path),
         };
         let file = file.map_err(failed("create", path))?;
-        file.set_len(Header::BYTES + ram_bytes)
+        // It has the workload's memory: nobody else's to see.
+        file.set_permissions(Permissions::from_mode(0o600))
+            .and_then(|()| file.set_len(Header::BYTES + ram_bytes))
             .map_err(failed("write", path))?;
         let state = tempfile::tempfile().map_err(failed("write beside", path))?;
         Ok(Self {
