@@ -1,6 +1,6 @@
 //! Puts a lab together for each scenario, and measures.
 
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -13,6 +13,9 @@ use tests::{binary, real_images, snapshot, workload};
 
 use crate::arguments::Peers;
 use crate::scenarios::{CHORES, Clock, Part, Peer, SCRIPTS, Scenario};
+
+/// How often a lab is begun with in which the emulator stands still.
+const MAX_TRIES: usize = 3;
 
 /// How often a scenario is measured, after a first time that only warms the page cache.
 const REPEATS: usize = 3;
@@ -375,9 +378,23 @@ impl Stage {
         limit: Duration,
         script: &str,
     ) -> Result<String, Failure> {
-        let (mut said, mut complaint) = (Vec::new(), Vec::new());
         lab.limit = limit;
-        let ended = lab.run(&["sh", "-c", script], &mut said, &mut complaint);
+        let mut tries = 1..=MAX_TRIES;
+        let (ended, said, complaint) = loop {
+            let (mut said, mut complaint) = (Vec::new(), Vec::new());
+            tries.next();
+            match lab.run(&["sh", "-c", script], &mut said, &mut complaint) {
+                // That says nothing of what is measured, which begins anew in a new lab.
+                Err(LabError::StoodStill { .. }) if !tries.is_empty() => {
+                    // Nobody is left to tell if standard error is gone.
+                    let _ = writeln!(
+                        io::stderr(),
+                        "{name}: the emulator stood still, so this is measured once more"
+                    );
+                }
+                ended => break (ended, said, complaint),
+            }
+        };
         let ended = ended.map_err(|error| match error {
             LabError::TimeLimit { limit, .. } => Failure::Scenario {
                 name,

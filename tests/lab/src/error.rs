@@ -65,6 +65,12 @@ pub enum LabError {
         /// What its kernel said last.
         kernel_log: String,
     },
+    /// QEMU executes no more instructions.
+    #[error("the emulator stands still; the last lines of the lab's kernel:\n{kernel_log}")]
+    StoodStill {
+        /// What its kernel said last.
+        kernel_log: String,
+    },
     /// The lab took too long.
     #[error("the lab's command was not done within {} s; the last lines of its kernel:\n{kernel_log}", .limit.as_secs())]
     TimeLimit {
@@ -87,6 +93,9 @@ impl LabError {
                 Some(format!("remove {} to fetch it again", package.display()))
             }
             Self::TimeLimit { .. } => Some("give it longer with --limit".to_owned()),
+            Self::StoodStill { .. } => Some(
+                "QEMU 7.2 does this now and then when it counts instructions; try again".to_owned(),
+            ),
             Self::File { .. } | Self::Host { .. } | Self::Died { .. } => None,
         }
     }

@@ -22,6 +22,7 @@ mod error;
 mod interrupt;
 mod machine;
 mod parts;
+mod pulse;
 mod stopwatch;
 mod tree;
 

@@ -4,10 +4,12 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,6 +19,7 @@ use rustix::io::FdFlags;
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::parts::host;
+use crate::pulse;
 use crate::{LabError, Parts, Tree};
 
 const INIT: &str = include_str!("init.sh");
@@ -138,7 +141,8 @@ impl Lab {
     ) -> Result<Ended, LabError> {
         let initramfs = self.initramfs(command)?;
         let mut lines = Vec::new();
-        for _ in 0..4 {
+        // The last one is QEMU's monitor.
+        for _ in 0..5 {
             lines.push(UnixStream::pair().map_err(host("make a socket"))?);
         }
         let (ours, theirs): (Vec<_>, Vec<_>) = lines.into_iter().unzip();
@@ -147,9 +151,10 @@ impl Lab {
         // QEMU has them now: the lines end when it does.
         drop((theirs, initramfs));
 
-        let [log, out, err, result]: [UnixStream; 4] = ours
+        let [log, out, err, result, monitor]: [UnixStream; 5] = ours
             .try_into()
-            .unwrap_or_else(|_| unreachable!("four pairs"));
+            .unwrap_or_else(|_| unreachable!("five pairs"));
+        let stood_still = AtomicBool::new(false);
         let kernel_log = Mutex::new(Vec::new());
         let complaint = Mutex::new(Vec::new());
         let qemu_stderr = qemu.stderr.take();
@@ -158,7 +163,14 @@ impl Lab {
             scope.spawn(|| qemu_stderr.map(|stream| keep(stream, &complaint)));
             scope.spawn(|| copy(out, stdout));
             scope.spawn(|| copy(err, stderr));
-            let answer = await_result(&result, &qemu, deadline);
+            scope.spawn(|| {
+                if pulse::stops(&monitor) {
+                    stood_still.store(true, Ordering::Relaxed);
+                    // Whoever waits for the result sees its line end.
+                    let _ = result.shutdown(Shutdown::Read);
+                }
+            });
+            let answer = await_result(&result, deadline);
             if let Ok(Some(_)) = answer {
                 // It is about to reset itself; if not, it is ended below.
                 let _ = await_end(&qemu, Instant::now() + GOODBYE);
@@ -176,6 +188,9 @@ impl Lab {
         let last_words = || last_lines(&complaint) + &last_lines(&kernel_log);
         match answer.map_err(host("wait for the lab"))? {
             Some(Answer::Code(code)) => Ok(Ended { code, kernel_log }),
+            Some(Answer::Nothing) if stood_still.into_inner() => Err(LabError::StoodStill {
+                kernel_log: last_words(),
+            }),
             Some(Answer::Nothing) => Err(LabError::Died {
                 kernel_log: last_words(),
             }),
@@ -242,6 +257,19 @@ impl Lab {
         // The mitigations would count as the work of whoever is measured; a reset by triple fault needs no firmware.
         let parameters = "console=ttyS0 quiet mitigations=off reboot=t panic=-1";
         command.args(["-append", parameters]);
+        // The clock follows the instructions: see `pulse`.
+        command.args(["-rtc", "clock=vm"]);
+        let (monitor, lines) = lines
+            .split_last()
+            .unwrap_or_else(|| unreachable!("five lines"));
+        inherited(monitor)?;
+        let descriptor = monitor.as_raw_fd();
+        command.args([
+            "-chardev",
+            &format!("socket,id=monitor,fd={descriptor}"),
+            "-mon",
+            "chardev=monitor,mode=control",
+        ]);
         for (number, line) in lines.iter().enumerate() {
             let descriptor = line.as_raw_fd();
             inherited(line)?;
@@ -279,11 +307,7 @@ enum Answer {
 }
 
 /// Waits for the last line; nothing if the time is over.
-fn await_result(
-    result: &UnixStream,
-    qemu: &Child,
-    deadline: Instant,
-) -> io::Result<Option<Answer>> {
+fn await_result(result: &UnixStream, deadline: Instant) -> io::Result<Option<Answer>> {
     let mut line = Vec::new();
     loop {
         if !readable(result, deadline)? {
@@ -301,7 +325,6 @@ fn await_result(
             ));
         }
         if count == 0 {
-            await_end(qemu, deadline)?;
             return Ok(Some(Answer::Nothing));
         }
     }
