@@ -63,6 +63,7 @@ fn be_init() -> ! {
 
 fn boot_and_serve(vmm: Option<&Vmm>) -> Result<(), Box<dyn Error>> {
     boot::mount_filesystems()?;
+    boot::quieten_kernel();
     let children = sys::child_signals()?;
     let listener = sys::listen_vsock(protocol::AGENT_PORT)?;
     let mut staged = None;
