@@ -340,12 +340,16 @@ impl DeviceInterrupt {
         self.reasons.pending.fetch_and(!reasons, Ordering::SeqCst);
     }
 
-    /// Goes on with the reasons of a saved machine; its interrupt controllers know whether the line is up.
+    /// Goes on with the reasons of a saved machine. An interrupt that the driver has not seen is raised again, since the host's kernel
+    /// may not have brought it to the interrupt controllers yet; one too many does no harm.
     fn restore(&self, pending: u32, needs_reset: bool) {
         self.reasons.pending.store(pending, Ordering::SeqCst);
         self.reasons
             .needs_reset
             .store(needs_reset, Ordering::SeqCst);
+        if pending != 0 {
+            self.signal(pending);
+        }
     }
 
     /// Takes back everything; the device was reset.

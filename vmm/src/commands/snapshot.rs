@@ -39,7 +39,7 @@ pub(super) fn run(arguments: &SnapshotArgs, directories: &Directories) -> Result
 /// Says whether a snapshot could be resumed here.
 fn check(file: &Path, directories: &Directories) -> Result<ExitCode, Report> {
     let kvm = open_kvm()?;
-    let opened = Opened::open(file)?;
+    let opened = Opened::look_at(file)?;
     let subject = opened.snapshot.subject.clone();
     restore::is_resumable(&opened, directories)?;
     restore::plan(&opened, directories)?;

@@ -184,6 +184,8 @@ impl Running {
         match std::mem::replace(&mut self.motion, Motion::Going) {
             Motion::AwaitingFreeze(_, answer) => {
                 self.board.gate.arm(false);
+                // The agent's word may just be on its way, or have been lost among more rings than there is room for.
+                self.crew.never_mind();
                 answer.tell(Err(reason.to_owned()));
             }
             other => self.motion = other,
@@ -192,9 +194,14 @@ impl Running {
 
     /// Does what waited for the vCPUs, once they stand.
     pub(super) fn advance(&mut self, kvm: &Kvm) -> Result<(), RunError> {
-        let waits = matches!(self.motion, Motion::Pausing(_) | Motion::Freezing(..));
-        if !waits || !self.crew.all_stand() {
-            return Ok(());
+        match self.motion {
+            Motion::Going => {
+                self.crew.never_mind();
+                return Ok(());
+            }
+            Motion::AwaitingFreeze(..) | Motion::Paused => return Ok(()),
+            Motion::Freezing(..) | Motion::Pausing(_) if !self.crew.all_stand() => return Ok(()),
+            Motion::Freezing(..) | Motion::Pausing(_) => {}
         }
         match std::mem::replace(&mut self.motion, Motion::Paused) {
             Motion::Pausing(answer) => answer.tell(Ok(())),

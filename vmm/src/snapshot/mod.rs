@@ -323,16 +323,29 @@ pub struct Opened {
 }
 
 impl Opened {
+    /// Opens a snapshot to resume it; see [`Self::look_at`].
+    ///
+    /// # Errors
+    ///
+    /// The same, and when it cannot be written to: that it is resumed is noted there.
+    pub fn open(path: &Path) -> Result<Self, SnapshotError> {
+        Self::open_with(path, true)
+    }
+
     /// Opens a snapshot and those that it stands on, and reads all of them once, so that none that was altered is used. While it is
     /// open nobody else resumes it.
     ///
     /// # Errors
     ///
     /// When one of them is not there or not whole, when it was resumed before, or somebody is about to.
-    pub fn open(path: &Path) -> Result<Self, SnapshotError> {
+    pub fn look_at(path: &Path) -> Result<Self, SnapshotError> {
+        Self::open_with(path, false)
+    }
+
+    fn open_with(path: &Path, is_writable: bool) -> Result<Self, SnapshotError> {
         let file = OpenOptions::new()
             .read(true)
-            .write(true)
+            .write(is_writable)
             .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
             .open(path)
             .map_err(failed("open", path))?;
