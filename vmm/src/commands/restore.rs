@@ -196,7 +196,7 @@ fn resume(
     let vm = VmProcess::spawn(&kvm, &plan.machine, &Start::Clone(Box::new(frozen)))?;
     let reason = match vm.await_report(signals.as_fd(), PATIENCE)? {
         FirstReport::Came | FirstReport::Interrupted => None,
-        FirstReport::Failed(reason) => Some(reason),
+        FirstReport::Failed(reason) | FirstReport::Want(reason) => Some(reason),
         FirstReport::HungUp => Some(format!("its process ended, with {}", vm.last_status())),
         FirstReport::None => Some("its agent does not answer".to_owned()),
     };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kvm_ioctls::Kvm;
 
 use crate::machine::{FrozenMachine, MachineConfig};
-use crate::monitor::Signals;
+use crate::monitor::{MonitorError, Signals};
 use crate::plan::RunPlan;
 use crate::report::{Report, chain};
 use crate::template::{Recipe, Templates};
@@ -99,6 +99,8 @@ fn clone(
     let reason = match vm.await_report(signals.as_fd(), CLONE_PATIENCE)? {
         FirstReport::Came | FirstReport::Interrupted => return Ok(Ok(vm)),
         FirstReport::Failed(reason) => reason,
+        // That is not the template's fault, and a boot takes no less.
+        FirstReport::Want(reason) => return Err(MonitorError::NotBuilt { reason }.into()),
         FirstReport::HungUp => format!("its process ended, with {}", vm.last_status()),
         FirstReport::None => "its agent does not answer".to_owned(),
     };

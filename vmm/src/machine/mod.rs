@@ -193,6 +193,17 @@ pub enum BuildError {
     Mailbox(#[source] FrameError),
 }
 
+impl BuildError {
+    /// Whether the host has not got what any machine of this shape takes, whatever it begins with.
+    #[must_use]
+    pub fn is_want(&self) -> bool {
+        matches!(
+            self,
+            Self::Descriptor(..) | Self::Memory(MemoryError::Map { .. })
+        )
+    }
+}
+
 fn kvm_refuses(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> BuildError {
     move |source| BuildError::Kvm { step, source }
 }

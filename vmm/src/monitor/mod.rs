@@ -324,7 +324,7 @@ fn vanished(vm: &VmProcess) -> MonitorError {
 
 fn ended(end: End, console_log: &File) -> Result<Outcome, MonitorError> {
     let message = match end {
-        End::NotBuilt { reason } => return Err(MonitorError::NotBuilt { reason }),
+        End::NotBuilt { reason, .. } => return Err(MonitorError::NotBuilt { reason }),
         End::GuestDied { reason } => reason,
         End::PoweredOff => "the guest's agent ended the machine before the workload".to_owned(),
     };

@@ -719,7 +719,7 @@ fn make_in(
     vm.kill();
     let reason = match report? {
         FirstReport::Came | FirstReport::Interrupted => None,
-        FirstReport::Failed(reason) => Some(reason),
+        FirstReport::Failed(reason) | FirstReport::Want(reason) => Some(reason),
         FirstReport::HungUp => Some(format!("its process ended, with {}", vm.last_status())),
         FirstReport::None => Some("it took too long".to_owned()),
     };

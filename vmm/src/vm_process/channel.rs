@@ -64,6 +64,8 @@ pub enum End {
     NotBuilt {
         /// Why, as one sentence.
         reason: String,
+        /// Whether no machine of this shape can be built now.
+        is_want: bool,
     },
 }
 
@@ -176,8 +178,9 @@ impl Channel {
             Report::Ended(End::GuestDied { reason }) => Report::Ended(End::GuestDied {
                 reason: cut(reason),
             }),
-            Report::Ended(End::NotBuilt { reason }) => Report::Ended(End::NotBuilt {
+            Report::Ended(End::NotBuilt { reason, is_want }) => Report::Ended(End::NotBuilt {
                 reason: cut(reason),
+                is_want: *is_want,
             }),
         };
         if let Err(error) = self.send(&report, &[]) {

@@ -70,6 +70,8 @@ pub enum FirstReport {
     Came,
     /// It could not go on; why.
     Failed(String),
+    /// The host has not got what any such machine takes; what.
+    Want(String),
     /// It went without a word.
     HungUp,
     /// Something else came first.
@@ -127,7 +129,11 @@ impl VmProcess {
             let report = self.channel.receive::<Report>()?.map(|(report, _)| report);
             return Ok(match report {
                 None => FirstReport::HungUp,
-                Some(Report::Ended(End::NotBuilt { reason } | End::GuestDied { reason })) => {
+                Some(Report::Ended(End::NotBuilt {
+                    reason,
+                    is_want: true,
+                })) => FirstReport::Want(reason),
+                Some(Report::Ended(End::NotBuilt { reason, .. } | End::GuestDied { reason })) => {
                     FirstReport::Failed(reason)
                 }
                 Some(Report::Ended(End::PoweredOff)) => {
@@ -326,6 +332,7 @@ fn live(kvm: &Kvm, config: &MachineConfig, start: &Start, channel: Channel) {
     if let Err(error) = leave_the_parent(kvm, config, start, &channel) {
         return channel.report(&Report::Ended(End::NotBuilt {
             reason: format!("cannot become the VM process: {error}"),
+            is_want: false,
         }));
     }
     let built = match start {
@@ -337,6 +344,7 @@ fn live(kvm: &Kvm, config: &MachineConfig, start: &Start, channel: Channel) {
         Err(error) => {
             return channel.report(&Report::Ended(End::NotBuilt {
                 reason: chain(&error),
+                is_want: error.is_want(),
             }));
         }
     };
@@ -346,7 +354,10 @@ fn live(kvm: &Kvm, config: &MachineConfig, start: &Start, channel: Channel) {
         Start::Freeze(files) => {
             return channel.report(&match freeze(kvm, machine, files) {
                 Ok(()) => Report::Frozen,
-                Err(reason) => Report::Ended(End::NotBuilt { reason }),
+                Err(reason) => Report::Ended(End::NotBuilt {
+                    reason,
+                    is_want: false,
+                }),
             });
         }
     };
@@ -360,6 +371,7 @@ fn live(kvm: &Kvm, config: &MachineConfig, start: &Start, channel: Channel) {
         Ok(MachineEnd::Stopped) => return,
         Err(error) => End::NotBuilt {
             reason: chain(&error),
+            is_want: false,
         },
     };
     channel.report(&Report::Ended(end));

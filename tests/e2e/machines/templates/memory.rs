@@ -36,11 +36,13 @@ fn with_address_space(home: &Home, kib: u32) -> Finished {
 #[test]
 fn a_run_that_may_not_map_the_memory_of_its_machine_says_so_and_leaves_nothing() {
     let home = Home::prepared();
+    let ids = home.ids();
 
     let done = with_address_space(&home, 200 << 10);
 
     done.stdout_is("");
     failed_once(&home, &done, "bytes of guest memory");
+    assert_eq!(home.ids(), ids, "it is not the template's fault");
     home.is_well_again();
 }
 
