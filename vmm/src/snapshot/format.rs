@@ -170,3 +170,100 @@ pub(super) fn mark_resumed(file: &File) -> io::Result<()> {
     file.write_all_at(&[1], RESUMED_AT)?;
     file.sync_data()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A snapshot of a machine without memory.
+    fn written() -> Vec<u8> {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(Header::BYTES).unwrap();
+        write(&file, &Snapshot::for_tests()).unwrap();
+        let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    fn read_bytes(bytes: &[u8]) -> Result<Snapshot, FormatError> {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        read(&file)
+    }
+
+    /// What the checksum covers: not the page between the header and its last byte, nor that byte.
+    fn is_covered(place: usize) -> bool {
+        place < Header::LENGTH || place as u64 >= Header::BYTES
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let snapshot = read_bytes(&written()).unwrap();
+        assert_eq!(snapshot.origin, Snapshot::for_tests().origin);
+        assert_eq!(snapshot.subject, Snapshot::for_tests().subject);
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let mut bytes = written();
+        bytes[8..12].copy_from_slice(&(FORMAT + 1).to_le_bytes());
+        let error = read_bytes(&bytes).unwrap_err();
+        assert!(matches!(error, FormatError::Version { found } if found == FORMAT + 1));
+    }
+
+    #[test]
+    fn a_body_that_is_said_to_be_anywhere_is_not_read() {
+        for (length, offset) in [
+            (u32::MAX, 4096),
+            (100, u64::MAX),
+            (100, u64::MAX - 50),
+            (MAX_BODY_BYTES, 4096),
+            (0, 0),
+        ] {
+            let mut bytes = written();
+            bytes[12..16].copy_from_slice(&length.to_le_bytes());
+            bytes[16..24].copy_from_slice(&offset.to_le_bytes());
+            assert!(read_bytes(&bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_resumed_once_it_was_marked() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&written(), 0).unwrap();
+        assert!(!is_resumed(&file).unwrap());
+        mark_resumed(&file).unwrap();
+        assert!(is_resumed(&file).unwrap());
+        assert!(read(&file).is_ok(), "the mark is no damage");
+    }
+
+    proptest! {
+        #[test]
+        fn no_altered_byte_is_taken(place in any::<prop::sample::Index>(), change in 1_u8..) {
+            let mut bytes = written();
+            let place = place.index(bytes.len());
+            bytes[place] ^= change;
+            prop_assert_eq!(read_bytes(&bytes).is_err(), is_covered(place));
+        }
+
+        #[test]
+        fn no_other_length_is_taken(length in any::<prop::sample::Index>(), more in 1..100_usize) {
+            let bytes = written();
+            prop_assert!(read_bytes(&bytes[..length.index(bytes.len())]).is_err());
+            let longer = [bytes, vec![0; more]].concat();
+            prop_assert!(read_bytes(&longer).is_err());
+        }
+
+        #[test]
+        fn no_bytes_harm_the_reader(bytes in prop::collection::vec(any::<u8>(), 0..9000)) {
+            prop_assert!(read_bytes(&bytes).is_err());
+            // Behind a header that is right.
+            let mut behind = written();
+            behind.truncate(4096);
+            behind.extend(bytes);
+            prop_assert!(read_bytes(&behind).is_err());
+        }
+    }
+}

@@ -52,6 +52,41 @@ pub struct Snapshot {
     machine: SavedMachine,
 }
 
+#[cfg(test)]
+impl Snapshot {
+    /// A snapshot of a machine that never was.
+    fn for_tests() -> Self {
+        let id = "0".repeat(64);
+        Self {
+            id: "a name".to_owned(),
+            parent: None,
+            created: Timestamp(7),
+            origin: Origin {
+                kernel_digest: "sha256:1".to_owned(),
+                agent_digest: "sha256:2".to_owned(),
+                command_line: b"quiet".to_vec(),
+                vcpus: 1,
+                ram_mib: 128,
+                window_mib: 64,
+            },
+            subject: Subject {
+                machine: serde_json::from_value(id.into()).unwrap(),
+                image: ImageLabel {
+                    reference: "app:1".to_owned(),
+                    id: "sha256:3".to_owned(),
+                },
+                command: vec!["sh".to_owned()],
+                cpus: "1".to_owned(),
+                memory: "64m".to_owned(),
+                has_terminal: false,
+                streams: DeclaredStreams::default().into(),
+            },
+            memory_checksum: 0,
+            machine: SavedMachine::for_tests(),
+        }
+    }
+}
+
 /// The snapshot before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parent {
@@ -571,4 +606,38 @@ impl Help for SnapshotError {
 fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
     let path = path.to_owned();
     move |source| SnapshotError::Io { step, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_part_that_differs_is_named() {
+        let origin = Snapshot::for_tests().origin;
+        assert_eq!(origin.difference(&origin.clone()), None);
+        let other = |change: fn(&mut Origin)| {
+            let mut other = origin.clone();
+            change(&mut other);
+            origin.difference(&other)
+        };
+        assert_eq!(
+            [
+                other(|origin| origin.kernel_digest.push('0')),
+                other(|origin| origin.agent_digest.push('0')),
+                other(|origin| origin.command_line.push(b'0')),
+                other(|origin| origin.vcpus += 1),
+                other(|origin| origin.ram_mib *= 2),
+                other(|origin| origin.window_mib = 0),
+            ],
+            [
+                Some("the guest image's kernel"),
+                Some("the guest image's agent"),
+                Some("the kernel's command line"),
+                Some("the number of vCPUs"),
+                Some("the memory's size"),
+                Some("the root's size"),
+            ]
+        );
+    }
 }
