@@ -205,7 +205,13 @@ impl<'a> Server<'a> {
                     }
                 }
                 Source::Stranger(index) => heard.push(index),
-                Source::Launch(id) => self.with_process(id, Process::hear_launch),
+                Source::Launch(id) => {
+                    self.with_process(id, Process::hear_launch);
+                    // Before its output: whoever has seen that may send it a signal, which is the machine's until it runs.
+                    if let Some(control) = &mut self.control {
+                        control.flush();
+                    }
+                }
                 Source::Stream(id, kind, side) => {
                     if let Some(process) = self.processes.get_mut(&id) {
                         process.advance(kind, side, *result);

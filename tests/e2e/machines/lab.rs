@@ -7,13 +7,33 @@ use std::time::Duration;
 use lab::Lab;
 use tests::{binary, cache, kernels, real_images, workload};
 
-/// How long all of it may take: a lab is some ten times slower than hardware, and one test runs after the other.
+/// How long each part may take: a lab is some ten times slower than hardware, and one test runs after the other.
 const LIMIT: Duration = Duration::from_secs(1140);
 /// Where the lab finds what it cannot make.
 const THINGS: &str = "/things";
 
+/// The tests of machines that begin, or go on, as copies of others: half of all.
+const COPIES: [&str; 2] = ["templates::", "snapshots::"];
+
 #[test]
-fn every_test_passes_on_a_complete_kvm_too() {
+fn every_test_of_copied_machines_passes_on_a_complete_kvm_too() {
+    pass_in_lab(&COPIES);
+}
+
+#[test]
+fn every_other_test_passes_on_a_complete_kvm_too() {
+    let skips: Vec<&str> = COPIES
+        .iter()
+        // `vmm bench` compares engines of this machine.
+        .chain(&["lab::", "bench::"])
+        .flat_map(|names| ["--skip", names])
+        .collect();
+    pass_in_lab(&skips);
+}
+
+/// Runs this program's tests of this choice in the lab.
+#[expect(clippy::panic, reason = "what the lab says is the test's failure")]
+fn pass_in_lab(choice: &[&str]) {
     let mut lab = Lab::new().unwrap_or_else(|error| panic!("no lab: {error}"));
     lab.limit = LIMIT;
     lab.memory_mib = 6 << 10;
@@ -46,16 +66,9 @@ fn every_test_passes_on_a_complete_kvm_too() {
     set(&mut lab, cache::MADE_ELSEWHERE, Path::new(THINGS));
 
     let (mut said, mut complaint) = (Vec::new(), Vec::new());
-    // Ignored elsewhere are those that need a complete KVM. `vmm bench` compares engines of this machine.
-    let command = [
-        "machines",
-        "--test-threads=1",
-        "--include-ignored",
-        "--skip",
-        "lab::",
-        "--skip",
-        "bench::",
-    ];
+    // Ignored elsewhere are those that need a complete KVM.
+    let options = ["machines", "--test-threads=1", "--include-ignored"];
+    let command = [&options, choice].concat();
     let ended = lab.run(&command, &mut said, &mut complaint);
 
     let said = String::from_utf8_lossy(&said);
