@@ -119,7 +119,7 @@ impl Attended<'_> {
 }
 
 /// Writes down how the machine ended. That this fails does not change how it ended.
-fn note(machine: OwnedMachine, outcome: &Outcome) {
+pub(super) fn note(machine: OwnedMachine, outcome: &Outcome) {
     if let Err(error) = machine.finish(outcome) {
         tracing::warn!(
             error = chain(&error),

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::attend::{Attended, print_timings, report_outcome};
+use super::attend::{Attended, note, print_timings, report_outcome};
 use super::run::{facts, has_keyboard, limits, open_image};
 use crate::agent_link::{ClientStreams, Job};
 use crate::cli::{ImportLimitArgs, RunArgs, RunImage};
@@ -16,11 +16,11 @@ use crate::guest::GuestDirectory;
 use crate::limits::{CpuQuota, MemoryLimit};
 use crate::machine::host::{Quirks, open_kvm};
 use crate::monitor::{MonitorError, Signals, client_streams};
-use crate::outcome::ExitCode;
+use crate::outcome::{ExitCode, Outcome};
 use crate::plan::{FIRST, MachineChoices, RunPlan};
 use crate::report::{Help, Report};
 use crate::snapshot::{Opened, Origin, SnapshotError, Streams};
-use crate::state::{MachineId, MachineName, NewMachine, Registry, StartReporter};
+use crate::state::{Ended, MachineId, MachineName, NewMachine, Registry, StartReporter};
 use crate::timings::Timings;
 use crate::vm_process::{FirstReport, Start, VmProcess};
 use crate::workload::environment::OwnEnvironment;
@@ -194,17 +194,24 @@ fn resume(
 
     let (frozen, claim) = opened.machine(generation.unwrap_or_default())?;
     let vm = VmProcess::spawn(&kvm, &plan.machine, &Start::Clone(Box::new(frozen)))?;
-    let reason = match vm.await_report(signals.as_fd(), PATIENCE)? {
-        FirstReport::Came | FirstReport::Interrupted => None,
-        FirstReport::Failed(reason) | FirstReport::Want(reason) => Some(reason),
-        FirstReport::HungUp => Some(format!("its process ended, with {}", vm.last_status())),
-        FirstReport::None => Some("its agent does not answer".to_owned()),
-    };
-    if let Some(reason) = reason {
-        vm.kill();
-        return Err(RestoreError::NotResumed(reason).into());
+    // Its workload stands still until the agent hears of its new host: until then, the snapshot is as good as before.
+    match await_ready(&vm, &signals)? {
+        Began::Ready => {}
+        Began::Failed(reason) => {
+            vm.kill();
+            return Err(RestoreError::NotResumed(reason).into());
+        }
+        Began::Interrupted(signal) => {
+            vm.kill();
+            let outcome = Outcome::Signalled {
+                signal,
+                out_of_memory: false,
+            };
+            note(machine, &outcome);
+            control.finish(&Ended::of(&outcome));
+            return report_outcome(&outcome);
+        }
     }
-    // Its workload stands still until the agent hears of its new host.
     if generation.is_none()
         && let Err(error) = claim.mark_resumed()
     {
@@ -227,6 +234,37 @@ fn resume(
     let outcome = attended.attend(&registry, reporter, timings, |_| {})?;
     timings.end_of("end");
     report_outcome(&outcome)
+}
+
+/// How a machine that is to go on began.
+enum Began {
+    Ready,
+    /// Why not.
+    Failed(String),
+    /// A signal that ends it came first.
+    Interrupted(u8),
+}
+
+/// Waits until the machine's agent has taken over what it was handed.
+fn await_ready(vm: &VmProcess, signals: &Signals) -> Result<Began, Report> {
+    loop {
+        let began = match vm.await_report(signals.as_fd(), PATIENCE)? {
+            FirstReport::Came => Began::Ready,
+            FirstReport::Interrupted => match signals.next_end() {
+                Some(signal) => Began::Interrupted(signal),
+                None => continue,
+            },
+            FirstReport::Failed(reason) | FirstReport::Want(reason) => Began::Failed(reason),
+            FirstReport::HungUp => {
+                Began::Failed(format!("its process ended, with {}", vm.last_status()))
+            }
+            FirstReport::None => Began::Failed("its agent does not answer".to_owned()),
+        };
+        return Ok(match (began, signals.next_end()) {
+            (Began::Ready, Some(signal)) => Began::Interrupted(signal),
+            (began, _) => began,
+        });
+    }
 }
 
 /// What the workload's streams are connected to: each one that it has needs somebody, or it would wait for ever.

@@ -2,6 +2,7 @@
 //!
 //! One thing at a time, each on a thread of its own, since it waits for the machine.
 
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ struct State {
     is_paused: bool,
     /// What the next increment stands on.
     last: Option<Parent>,
+    /// Where that is, and all that it stands on itself.
+    chain: Vec<PathBuf>,
 }
 
 impl Actions {
@@ -125,8 +128,8 @@ impl Actions {
             Target::File(path) => Some(path.clone()),
             Target::Open(_) => None,
         };
-        if let (Some(parent), Some(path)) = (&parent, &kept)
-            && parent.path == *path
+        if let (Some(_), Some(path)) = (&parent, &kept)
+            && state.chain.contains(path)
         {
             return Err("an increment cannot take the place of what it stands on".to_owned());
         }
@@ -150,6 +153,7 @@ impl Actions {
         let Facts {
             origin, subject, ..
         } = &self.facts;
+        let is_whole = parent.is_none();
         let written = writer.finish(origin.clone(), subject.clone(), parent);
         if stop && written.is_err() {
             // It stands since it was written down.
@@ -157,6 +161,10 @@ impl Actions {
         }
         let id = written.map_err(|error| chain(&error))?;
         if let Some(path) = kept {
+            if is_whole {
+                state.chain.clear();
+            }
+            state.chain.push(path.clone());
             state.last = Some(Parent { id, path });
         }
         Ok(())

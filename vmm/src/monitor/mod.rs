@@ -116,6 +116,12 @@ impl Signals {
     fn next(&self) -> Option<u8> {
         process::next_signal(&self.0).unwrap_or_default()
     }
+
+    /// Takes the next signal that ends a machine whose workload does not run: any but that of a window's size.
+    #[must_use]
+    pub fn next_end(&self) -> Option<u8> {
+        std::iter::from_fn(|| self.next()).find(|signal| i32::from(*signal) != libc::SIGWINCH)
+    }
 }
 
 impl AsFd for Signals {

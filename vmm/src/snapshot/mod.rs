@@ -16,8 +16,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use protocol::DeclaredStreams;
-use rustix::fs::{AtFlags, CWD, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use tempfile::TempPath;
 use thiserror::Error;
 
 pub use self::format::FormatError;
@@ -208,8 +210,9 @@ pub enum Target {
 #[derive(Debug)]
 pub struct Writer {
     target: Target,
-    /// Without a name until it is whole, so that a crash leaves nothing.
     file: File,
+    /// Removes the name that the file has until it is whole, where the file system knows no files without one.
+    temporary: Option<TempPath>,
     state: File,
 }
 
@@ -228,12 +231,14 @@ impl Writer {
                     }
                     _ => {}
                 }
-                let directory = path.parent().unwrap_or(Path::new("/"));
-                (tempfile::tempfile_in(directory), path)
+                (create_in(directory_of(path)), path)
             }
-            Target::Open(path) => (OpenOptions::new().read(true).write(true).open(path), path),
+            Target::Open(path) => {
+                let file = OpenOptions::new().read(true).write(true).open(path);
+                (file.map(|file| (file, None)), path)
+            }
         };
-        let file = file.map_err(failed("create", path))?;
+        let (file, temporary) = file.map_err(failed("create", path))?;
         // It has the workload's memory: nobody else's to see.
         file.set_permissions(Permissions::from_mode(0o600))
             .and_then(|()| file.set_len(Header::BYTES + ram_bytes))
@@ -242,6 +247,7 @@ impl Writer {
         Ok(Self {
             target,
             file,
+            temporary,
             state,
         })
     }
@@ -300,7 +306,7 @@ impl Writer {
         })?;
         if let Target::File(path) = &self.target {
             self.file.sync_all().map_err(failed("sync", path))?;
-            publish(&self.file, path, &id).map_err(failed("name", path))?;
+            publish(&self.file, self.temporary, path, &id).map_err(failed("name", path))?;
         }
         Ok(id)
     }
@@ -312,21 +318,51 @@ impl Writer {
     }
 }
 
-/// Gives a file without a name its name, in the place of a file that has it.
-fn publish(file: &File, path: &Path, id: &str) -> io::Result<()> {
+fn directory_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+/// Makes a file without a name, so that a crash leaves nothing; where that is not to be had (open(2), `O_TMPFILE`), one with a
+/// name that tells what it is.
+fn create_in(directory: &Path) -> io::Result<(File, Option<TempPath>)> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    match rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(file) => Ok((file.into(), None)),
+        Err(Errno::OPNOTSUPP | Errno::ISDIR) => create_named_in(directory),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn create_named_in(directory: &Path) -> io::Result<(File, Option<TempPath>)> {
+    let (file, name) = tempfile::Builder::new()
+        .prefix(".vmm-snapshot-")
+        .tempfile_in(directory)?
+        .into_parts();
+    Ok((file, Some(name)))
+}
+
+/// Gives a file that is whole its name, in the place of a file that has it.
+fn publish(file: &File, temporary: Option<TempPath>, path: &Path, id: &str) -> io::Result<()> {
+    match temporary {
+        Some(temporary) => temporary.persist(path).map_err(io::Error::from)?,
+        None => publish_unnamed(file, path, id)?,
+    }
+    File::open(directory_of(path))?.sync_all()
+}
+
+fn publish_unnamed(file: &File, path: &Path, id: &str) -> io::Result<()> {
     let own = format!("/proc/self/fd/{}", file.as_raw_fd());
     let link = |to: &Path| rustix::fs::linkat(CWD, &own, CWD, to, AtFlags::SYMLINK_FOLLOW);
     match link(path) {
-        Err(rustix::io::Errno::EXIST) => {
+        Err(Errno::EXIST) => {
             let mut beside = path.as_os_str().to_owned();
             beside.push(format!(".{id}"));
             let beside = PathBuf::from(beside);
             link(&beside)?;
-            fs::rename(&beside, path)?;
+            fs::rename(&beside, path)
         }
-        other => other?,
+        other => Ok(other?),
     }
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
 fn checksum(file: &File, machine: &SavedMachine) -> io::Result<u32> {
@@ -384,7 +420,12 @@ impl Opened {
             .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
             .open(path)
             .map_err(failed("open", path))?;
-        let is_ours = match file.try_lock() {
+        let locked = match is_writable {
+            true => file.try_lock(),
+            // Whoever only looks is in nobody's way who does the same.
+            false => file.try_lock_shared(),
+        };
+        let is_ours = match locked {
             Ok(()) => true,
             Err(fs::TryLockError::WouldBlock) => false,
             Err(fs::TryLockError::Error(error)) => return Err(failed("lock", path)(error)),
@@ -611,6 +652,23 @@ fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Snapshot
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_appears_whole_under_its_name_alone_whatever_the_file_system_can_do() {
+        for create in [create_in, create_named_in] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("file");
+            for content in ["first", "second"] {
+                let (file, temporary) = create(directory.path()).unwrap();
+                file.write_all_at(content.as_bytes(), 0).unwrap();
+                publish(&file, temporary, &path, content).unwrap();
+                assert_eq!(fs::read_to_string(&path).unwrap(), content);
+            }
+            drop(create(directory.path()).unwrap());
+            let names: Vec<_> = fs::read_dir(directory.path()).unwrap().flatten().collect();
+            assert_eq!(names.len(), 1, "{names:?}");
+        }
+    }
 
     #[test]
     fn the_part_that_differs_is_named() {

@@ -17,8 +17,10 @@ fn increments_are_small_and_resume_with_what_they_stand_on() {
     first.wait_for_stdout("2 two\n");
     home.snapshot(&["--incremental"], "first", "second")
         .succeeded();
-    home.snapshot(&["--incremental"], "first", "second")
-        .refused(&["take the place"]);
+    for stood_on in ["whole", "second"] {
+        home.snapshot(&["--incremental"], "first", stood_on)
+            .refused(&["take the place"]);
+    }
     first.write(b"three\n");
     first.wait_for_stdout("3 three\n");
     home.snapshot(&["--incremental", "--stop"], "first", "third")
