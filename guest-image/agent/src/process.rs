@@ -406,7 +406,7 @@ impl Process {
             }
             _ => return,
         }
-        if !self.plan.container.namespaces.has_pid() {
+        if !self.plan.container.namespaces.makes_pid() {
             // What it started would hold its output open, and outlive its container.
             self.cgroup.iter().for_each(Cgroup::kill);
         }

@@ -13,6 +13,7 @@ use std::ptr;
 use rustix::mm::MlockAllFlags;
 use rustix::process::{Pid, Signal};
 use rustix::thread::{CpuSet, UnshareFlags};
+use serde::{Deserialize, Serialize};
 
 /// Which side of a [`clone`] runs.
 #[derive(Debug)]
@@ -132,6 +133,99 @@ pub(crate) fn fault_in() {
 pub(crate) fn unshare_cgroup() -> rustix::io::Result<()> {
     // SAFETY: a cgroup namespace changes how cgroups are shown, and nothing that Rust relies on.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }
+}
+
+/// What [`set_scheduler`] sets: `struct sched_attr` without its size, `include/uapi/linux/sched/types.h`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct SchedulerAttributes {
+    pub(crate) policy: u32,
+    pub(crate) flags: u64,
+    pub(crate) nice: i32,
+    pub(crate) priority: u32,
+    pub(crate) runtime_ns: u64,
+    pub(crate) deadline_ns: u64,
+    pub(crate) period_ns: u64,
+}
+
+/// Sets how the calling process is scheduled.
+///
+/// # Errors
+///
+/// The kernel's, see sched_setattr(2).
+pub(crate) fn set_scheduler(attributes: &SchedulerAttributes) -> io::Result<()> {
+    #[repr(C)]
+    struct Layout {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    /// `SCHED_ATTR_SIZE_VER0`: the size of the above.
+    const SIZE_BYTES: u32 = 48;
+    let layout = Layout {
+        size: SIZE_BYTES,
+        policy: attributes.policy,
+        flags: attributes.flags,
+        nice: attributes.nice,
+        priority: attributes.priority,
+        runtime: attributes.runtime_ns,
+        deadline: attributes.deadline_ns,
+        period: attributes.period_ns,
+    };
+    // SAFETY: process 0 is the calling one; the kernel reads as many bytes as `size` says, which is the layout's own.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const layout, 0) };
+    nothing(result)
+}
+
+/// A class of ioprio_set(2).
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) enum IoPriorityClass {
+    RealTime,
+    BestEffort,
+    Idle,
+}
+
+/// Sets the input and output priority of the calling process's group.
+///
+/// # Errors
+///
+/// The kernel's, see ioprio_set(2).
+pub(crate) fn set_io_priority(class: IoPriorityClass, level: u8) -> io::Result<()> {
+    /// `IOPRIO_WHO_PGRP`, `include/uapi/linux/ioprio.h`.
+    const WHO_GROUP: c_int = 2;
+    const CLASS_SHIFT: c_int = 13;
+    let class = match class {
+        IoPriorityClass::RealTime => 1,
+        IoPriorityClass::BestEffort => 2,
+        IoPriorityClass::Idle => 3,
+    };
+    let priority = (class << CLASS_SHIFT) | c_int::from(level);
+    // SAFETY: takes numbers only; group 0 is the caller's.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_GROUP, 0, priority) };
+    nothing(result)
+}
+
+/// Sets the execution domain of the calling process.
+///
+/// # Errors
+///
+/// The kernel's, see personality(2).
+pub(crate) fn set_personality(persona: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: takes a number only, and the domains that there are change nothing that running code relies on.
+    nothing(unsafe { libc::personality(persona) }.into())
+}
+
+/// The result of a system call that returns nothing but whether it failed.
+fn nothing(result: libc::c_long) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Executes a program in place of this one. Returns only the reason why it did not.

@@ -3,13 +3,16 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use protocol::StartFailure;
-use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
-use super::plan::{ContainerPlan, ProcessPlan, Sysctl, Terminal};
+use super::personality::Personality;
+use super::plan::{ContainerPlan, ProcessPlan, Terminal};
+use super::scheduling::{IoPriority, Scheduler};
+use super::sysctl::Sysctl;
 use super::user::Identity;
-use super::{devices, loopback, mounts, program, rootfs};
+use super::{devices, loopback, mounts, program, rootfs, write_file};
 use crate::step::Step as _;
 use crate::sys;
 
@@ -30,7 +33,7 @@ pub(crate) fn build(container: &ContainerPlan) -> Result<(), StartFailure> {
     sys::reset_signals();
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().step(|| "making a session".to_owned())?;
-    if container.namespaces.cgroup {
+    if container.namespaces.makes_cgroup() {
         sys::unshare_cgroup().step(|| "making a cgroup namespace".to_owned())?;
     }
     // Of a network namespace of its own, or of the machine's.
@@ -46,7 +49,7 @@ pub(crate) fn build(container: &ContainerPlan) -> Result<(), StartFailure> {
         mount.mount()?;
     }
     make_devices(container)?;
-    container.sysctls.iter().try_for_each(set_sysctl)?;
+    container.sysctls.iter().try_for_each(Sysctl::set)?;
     container
         .readonly_paths
         .iter()
@@ -54,7 +57,8 @@ pub(crate) fn build(container: &ContainerPlan) -> Result<(), StartFailure> {
     container
         .masked_paths
         .iter()
-        .try_for_each(|path| mounts::mask(path))
+        .try_for_each(|path| mounts::mask(path))?;
+    container.personality.map_or(Ok(()), Personality::apply)
 }
 
 /// Becomes the program of a container that was built around the calling process. Returns only the reason why it did not.
@@ -90,15 +94,27 @@ fn prepare(
             .step(|| format!("setting the domain name to {name}"))?;
     }
     if let Some(score) = process.oom_score_adj {
-        write("/proc/self/oom_score_adj", &score.to_string())?;
+        write_file("/proc/self/oom_score_adj", &score.to_string())
+            .step(|| format!("setting the score for want of memory to {score}"))?;
     }
+    process
+        .scheduler
+        .as_ref()
+        .map_or(Ok(()), Scheduler::apply)?;
+    process
+        .io_priority
+        .as_ref()
+        .map_or(Ok(()), IoPriority::apply)?;
     let identity = process.user.resolve()?;
     connect_stdio(stdio, terminal.as_ref(), &identity)?;
     enter_working_directory(&process.working_directory)?;
     if process.root_is_read_only {
         mounts::make_root_read_only()?;
     }
-    process.limits.iter().try_for_each(|limit| limit.set())?;
+    process
+        .limits
+        .iter()
+        .try_for_each(|limit| limit.set(None))?;
     process.capabilities.bound()?;
     become_user(&identity)?;
     process.capabilities.apply()?;
@@ -161,20 +177,6 @@ pub(crate) fn winsize(size: protocol::WindowSize) -> Winsize {
         ws_xpixel: 0,
         ws_ypixel: 0,
     }
-}
-
-fn set_sysctl(sysctl: &Sysctl) -> Result<(), StartFailure> {
-    write(&format!("/proc/sys/{}", sysctl.path), &sysctl.value)
-}
-
-fn write(path: &str, value: &str) -> Result<(), StartFailure> {
-    let write = || {
-        let file = rustix::fs::openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-        rustix::io::write(file, value.as_bytes())
-    };
-    write()
-        .map(drop)
-        .step(|| format!("writing {value} to {path}"))
 }
 
 /// Puts the streams where the program looks for them, owned by the user, so that it may open them anew through `/dev/stdout`.

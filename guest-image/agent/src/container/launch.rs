@@ -89,7 +89,7 @@ pub(super) fn make_child(
     )
     .step(|| "making the launch channel".to_owned())?;
     let side = sys::clone(
-        container.namespaces.at_clone,
+        container.namespaces.at_clone(),
         Some(cgroup.directory().as_fd()),
     )
     .step(|| "making the process".to_owned())?;

@@ -11,13 +11,26 @@ mod devices;
 pub(crate) mod launch;
 mod loopback;
 mod mounts;
+mod namespaces;
+mod personality;
 mod plan;
 mod program;
+mod rlimits;
 mod rootfs;
+mod scheduling;
 mod staged;
+mod sysctl;
 mod user;
+
+use rustix::fs::{Mode, OFlags};
 
 pub(crate) use cgroup::{Cgroup, MOUNT_POINT as CGROUP_MOUNT_POINT};
 pub(crate) use child::winsize;
 pub(crate) use plan::Plan;
 pub(crate) use staged::{Namespaces, Released, Staged};
+
+/// Writes a value into a file of the kernel's, in one piece.
+fn write_file(path: &str, value: &str) -> rustix::io::Result<()> {
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(file, value.as_bytes()).map(drop)
+}

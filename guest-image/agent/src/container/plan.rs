@@ -1,18 +1,22 @@
 //! Everything about a container that can be decided before it exists.
 
-use std::ffi::{CString, c_int};
+use std::ffi::CString;
 
-use protocol::{Create, DeclaredStreams, FailureKind, RootSource, StartFailure, WindowSize};
-use rustix::process::{Resource, Rlimit};
+use protocol::{Create, DeclaredStreams, RootSource, StartFailure, WindowSize};
 use serde::{Deserialize, Serialize};
 
 use super::capabilities::Capabilities;
 use super::cgroup;
 use super::devices::DeviceNode;
 use super::mounts::Mount;
+use super::namespaces::NamespacesPlan;
+use super::personality::Personality;
+use super::rlimits::{self, ResourceLimit};
+use super::scheduling::{self, IoPriority, Scheduler};
+use super::sysctl::{self, Sysctl};
 use super::user::UserChoice;
 use crate::spec::{self, Config};
-use crate::step::{Step as _, failure, invalid, unsupported};
+use crate::step::{Step as _, invalid, unsupported};
 
 /// What will be done to make the container and its first process.
 #[derive(Debug)]
@@ -30,8 +34,9 @@ pub(crate) struct ContainerPlan {
     pub(crate) masked_paths: Vec<String>,
     pub(crate) readonly_paths: Vec<String>,
     pub(crate) sysctls: Vec<Sysctl>,
-    pub(crate) namespaces: Namespaces,
+    pub(crate) namespaces: NamespacesPlan,
     pub(crate) cgroup: cgroup::CgroupPlan,
+    pub(crate) personality: Option<Personality>,
 }
 
 /// What becomes of a container when its first process is known. It can be sent to who made the container.
@@ -51,45 +56,14 @@ pub(crate) struct ProcessPlan {
     pub(crate) limits: Vec<ResourceLimit>,
     pub(crate) no_new_privileges: bool,
     pub(crate) oom_score_adj: Option<i32>,
+    pub(crate) scheduler: Option<Scheduler>,
+    pub(crate) io_priority: Option<IoPriority>,
 }
 
 /// A terminal that the process gets.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub(crate) struct Terminal {
     pub(crate) size: Option<WindowSize>,
-}
-
-/// A resource limit: setrlimit(2).
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
-pub(crate) struct ResourceLimit {
-    /// Its place in [`RESOURCES`].
-    resource: usize,
-    soft: u64,
-    hard: u64,
-}
-
-/// A kernel parameter of the container.
-#[derive(Debug, PartialEq)]
-pub(crate) struct Sysctl {
-    /// Below `/proc/sys`.
-    pub(crate) path: String,
-    pub(crate) value: String,
-}
-
-/// The namespaces that are made for the container. It shares the others with the agent.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Namespaces {
-    /// `CLONE_NEW*` of those that are made with the process.
-    pub(crate) at_clone: c_int,
-    /// The cgroup namespace is made by the process itself, once it is in its cgroup.
-    pub(crate) cgroup: bool,
-}
-
-impl Namespaces {
-    /// Whether all that the container started ends with its first process.
-    pub(crate) fn has_pid(self) -> bool {
-        self.at_clone & libc::CLONE_NEWPID != 0
-    }
 }
 
 impl Plan {
@@ -115,7 +89,19 @@ impl Plan {
         } = config;
         let process = process.ok_or_else(|| invalid("process", "the config has no process"))?;
         let terminal = terminal(&process, create.streams)?;
+        if let Some(affinity) = &process.exec_cpu_affinity {
+            scheduling::check_exec_affinity(affinity)?;
+        }
         check_propagation(linux.rootfs_propagation.as_deref())?;
+        let namespaces = NamespacesPlan::new(&linux.namespaces, &linux)?;
+        for (field, name) in [("hostname", &hostname), ("domainname", &domainname)] {
+            if name.as_ref().is_some_and(|name| !name.is_empty()) && !namespaces.has_uts() {
+                return Err(invalid(
+                    field,
+                    "the container has no UTS namespace of its own",
+                ));
+            }
+        }
         let container = ContainerPlan {
             root: create.root,
             mounts: mounts.iter().map(Mount::new).collect::<Result<_, _>>()?,
@@ -126,17 +112,18 @@ impl Plan {
                 .collect::<Result<_, _>>()?,
             masked_paths: linux.masked_paths,
             readonly_paths: linux.readonly_paths,
-            sysctls: linux
-                .sysctl
-                .into_iter()
-                .map(sysctl)
-                .collect::<Result<_, _>>()?,
-            namespaces: namespaces(&linux.namespaces)?,
+            sysctls: sysctl::read(linux.sysctl, &namespaces)?,
+            namespaces,
             cgroup: cgroup::CgroupPlan::new(
                 create.process.container,
                 linux.cgroups_path.as_deref(),
                 linux.resources,
             )?,
+            personality: linux
+                .personality
+                .as_ref()
+                .map(Personality::new)
+                .transpose()?,
         };
         let process = ProcessPlan {
             hostname: hostname.filter(|name| !name.is_empty()),
@@ -157,13 +144,15 @@ impl Plan {
             environment: process.env,
             working_directory: working_directory(process.cwd)?,
             capabilities: Capabilities::new(&process.capabilities.unwrap_or_default())?,
-            limits: process
-                .rlimits
-                .iter()
-                .map(ResourceLimit::new)
-                .collect::<Result<_, _>>()?,
+            limits: rlimits::read(&process.rlimits)?,
             no_new_privileges: process.no_new_privileges,
             oom_score_adj: process.oom_score_adj,
+            scheduler: process.scheduler.as_ref().map(Scheduler::new).transpose()?,
+            io_priority: process
+                .io_priority
+                .as_ref()
+                .map(IoPriority::new)
+                .transpose()?,
         };
         Ok(Self { container, process })
     }
@@ -211,59 +200,6 @@ fn terminal(
     Ok(Some(Terminal { size }))
 }
 
-fn namespaces(wanted: &[spec::Namespace]) -> Result<Namespaces, StartFailure> {
-    let mut namespaces = Namespaces {
-        at_clone: 0,
-        cgroup: false,
-    };
-    for namespace in wanted {
-        let kind = namespace.kind.as_str();
-        if namespace.path.0 {
-            return Err(unsupported(
-                "linux.namespaces.path",
-                format!("joining a {kind} namespace is not supported"),
-            ));
-        }
-        match kind {
-            "pid" => namespaces.at_clone |= libc::CLONE_NEWPID,
-            "mount" => namespaces.at_clone |= libc::CLONE_NEWNS,
-            "uts" => namespaces.at_clone |= libc::CLONE_NEWUTS,
-            "ipc" => namespaces.at_clone |= libc::CLONE_NEWIPC,
-            "network" => namespaces.at_clone |= libc::CLONE_NEWNET,
-            "cgroup" => namespaces.cgroup = true,
-            other => {
-                return Err(unsupported(
-                    "linux.namespaces",
-                    format!("type {other} is not supported"),
-                ));
-            }
-        }
-    }
-    if namespaces.at_clone & libc::CLONE_NEWNS == 0 {
-        return Err(unsupported(
-            "linux.namespaces",
-            "a container without a mount namespace is not supported",
-        ));
-    }
-    Ok(namespaces)
-}
-
-fn sysctl((name, value): (String, String)) -> Result<Sysctl, StartFailure> {
-    // As sysctl(8): a name with a slash is already a path, with dots where the parts themselves have some.
-    let path = if name.contains('/') {
-        name.clone()
-    } else {
-        name.replace('.', "/")
-    };
-    if path.split('/').any(|part| part.is_empty() || part == "..") {
-        return Err(invalid(
-            "linux.sysctl",
-            format!("{name} is not a kernel parameter's name"),
-        ));
-    }
-    Ok(Sysctl { path, value })
-}
-
 fn arguments(arguments: Vec<String>) -> Result<Vec<CString>, StartFailure> {
     if arguments.is_empty() {
         return Err(invalid("process.args", "there is no program to run"));
@@ -285,68 +221,10 @@ fn working_directory(directory: String) -> Result<String, StartFailure> {
     ))
 }
 
-/// The names of resource limits.
-const RESOURCES: [(&str, Resource); 16] = [
-    ("RLIMIT_AS", Resource::As),
-    ("RLIMIT_CORE", Resource::Core),
-    ("RLIMIT_CPU", Resource::Cpu),
-    ("RLIMIT_DATA", Resource::Data),
-    ("RLIMIT_FSIZE", Resource::Fsize),
-    ("RLIMIT_LOCKS", Resource::Locks),
-    ("RLIMIT_MEMLOCK", Resource::Memlock),
-    ("RLIMIT_MSGQUEUE", Resource::Msgqueue),
-    ("RLIMIT_NICE", Resource::Nice),
-    ("RLIMIT_NOFILE", Resource::Nofile),
-    ("RLIMIT_NPROC", Resource::Nproc),
-    ("RLIMIT_RSS", Resource::Rss),
-    ("RLIMIT_RTPRIO", Resource::Rtprio),
-    ("RLIMIT_RTTIME", Resource::Rttime),
-    ("RLIMIT_SIGPENDING", Resource::Sigpending),
-    ("RLIMIT_STACK", Resource::Stack),
-];
-
-impl ResourceLimit {
-    fn new(limit: &spec::Rlimit) -> Result<Self, StartFailure> {
-        let resource = RESOURCES
-            .iter()
-            .position(|(name, _)| *name == limit.kind)
-            .ok_or_else(|| {
-                failure(
-                    FailureKind::Unsupported,
-                    "process.rlimits",
-                    format!("unknown type {}", limit.kind),
-                )
-            })?;
-        Ok(Self {
-            resource,
-            soft: limit.soft,
-            hard: limit.hard,
-        })
-    }
-
-    /// Limits the calling process.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's, see setrlimit(2).
-    pub(crate) fn set(self) -> Result<(), StartFailure> {
-        let Some((name, resource)) = RESOURCES.get(self.resource) else {
-            return Ok(());
-        };
-        // RLIM_INFINITY is the largest value on x86-64.
-        let value = |limit: u64| (limit != u64::MAX).then_some(limit);
-        let limit = Rlimit {
-            current: value(self.soft),
-            maximum: value(self.hard),
-        };
-        rustix::process::setrlimit(*resource, limit).step(|| format!("setting {name}"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use protocol::{ContainerId, Filesystem, Process, ProcessId, Upper};
+    use protocol::{ContainerId, FailureKind, Filesystem, Process, ProcessId, Upper};
     use serde_json::{Value, json};
 
     use super::*;
@@ -376,7 +254,7 @@ mod tests {
             "ociVersion": "1.2.0",
             "process": { "args": ["sh"], "cwd": "/" },
             "mounts": [{ "destination": "/proc", "type": "proc" }],
-            "linux": { "namespaces": [{ "type": "mount" }] }
+            "linux": { "namespaces": [{ "type": "mount" }, { "type": "uts" }] }
         });
         let (parent, name) = pointer.rsplit_once('/').unwrap_or_default();
         if let Some(Value::Object(parent)) = config.pointer_mut(parent) {
@@ -412,6 +290,37 @@ mod tests {
                 FailureKind::Unsupported,
                 "linux.rootfsPropagation".to_owned()
             )
+        );
+    }
+
+    #[test]
+    fn a_namespace_that_is_there_twice_is_refused() {
+        let refused = refusal(
+            "/linux/namespaces",
+            json!([{ "type": "mount" }, { "type": "mount" }]),
+        );
+
+        assert_eq!(
+            refused,
+            (FailureKind::Failed, "linux.namespaces".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_host_name_needs_a_namespace_of_its_own() {
+        let mut config = with("/hostname", json!("box"));
+        config["linux"]["namespaces"] = json!([{ "type": "mount" }]);
+
+        assert_eq!(plan(&config).unwrap_err().step, "hostname");
+    }
+
+    #[test]
+    fn a_resource_limit_that_is_there_twice_is_refused() {
+        let limit = json!({ "type": "RLIMIT_CORE", "soft": 0, "hard": 0 });
+
+        assert_eq!(
+            refusal("/process/rlimits", json!([limit, limit])).1,
+            "process.rlimits"
         );
     }
 

@@ -1,6 +1,7 @@
 //! Containers made by the agent on this machine, seen from inside.
 
 mod harness;
+mod process;
 mod staged;
 
 use std::io::{Read as _, Write as _};
@@ -8,9 +9,7 @@ use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
-use harness::{
-    Agent, CONTAINERS, Failure, Run, Workload, can_make_containers, cgroup_goes, cgroup_name,
-};
+use harness::{Agent, CONTAINERS, Failure, Run, Workload, cgroup_goes, cgroup_name};
 use protocol::{
     DeclaredStreams, Exit, ExitStatus, FailureKind, Report, Request, Role, StreamKind, WindowSize,
 };
@@ -36,7 +35,7 @@ fn says(script: &str) -> Result<String, Failure> {
 
 macro_rules! needs_containers {
     () => {
-        if !can_make_containers() {
+        if !crate::harness::can_make_containers() {
             return Ok(());
         }
     };

@@ -3,7 +3,7 @@
 use protocol::{Create, DeclaredStreams, ExitStatus, FailureKind};
 use serde_json::json;
 
-use crate::harness::{Agent, CONTAINERS, Failure, Run, Workload, can_make_containers, cgroup_goes};
+use crate::harness::{Agent, CONTAINERS, Failure, Run, Workload, cgroup_goes};
 use crate::needs_containers;
 
 type Test = Result<(), Failure>;
@@ -138,7 +138,7 @@ fn what_is_too_long_to_be_told_runs_in_a_container_of_its_own() -> Test {
 fn a_container_that_cannot_be_built_is_refused_to_who_wants_it() -> Test {
     needs_containers!();
     let workload =
-        Workload::script("true").with("/linux/sysctl", json!({ "kernel.not-there": "1" }));
+        Workload::script("true").with("/linux/sysctl", json!({ "net.not-there": "1" }));
     let agent = agent_for(&workload)?;
 
     let failure = agent.run(&workload)?.failure()?;
@@ -147,7 +147,7 @@ fn a_container_that_cannot_be_built_is_refused_to_who_wants_it() -> Test {
         (failure.kind, failure.step.as_str()),
         (
             FailureKind::Failed,
-            "writing 1 to /proc/sys/kernel/not-there"
+            "setting the kernel parameter net/not-there to 1"
         )
     );
     Ok(())
