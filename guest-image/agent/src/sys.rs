@@ -219,6 +219,82 @@ pub(crate) fn set_personality(persona: libc::c_ulong) -> io::Result<()> {
     nothing(unsafe { libc::personality(persona) }.into())
 }
 
+/// What mount_setattr(2) changes of a mount: `struct mount_attr` without propagation, `include/uapi/linux/mount.h`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct MountAttributes {
+    pub(crate) set: u64,
+    pub(crate) clear: u64,
+}
+
+impl MountAttributes {
+    pub(crate) const RDONLY: u64 = 0x01;
+    pub(crate) const NOSUID: u64 = 0x02;
+    pub(crate) const NODEV: u64 = 0x04;
+    pub(crate) const NOEXEC: u64 = 0x08;
+    /// The mask of the kinds of access time.
+    pub(crate) const ATIME: u64 = 0x70;
+    pub(crate) const RELATIME: u64 = 0x00;
+    pub(crate) const NOATIME: u64 = 0x10;
+    pub(crate) const STRICTATIME: u64 = 0x20;
+    pub(crate) const NODIRATIME: u64 = 0x80;
+    pub(crate) const NOSYMFOLLOW: u64 = 0x0020_0000;
+
+    /// Adds a change over those that are there.
+    pub(crate) fn change(&mut self, set: u64, clear: u64) {
+        self.set = (self.set & !clear) | set;
+        self.clear = (self.clear & !set) | clear;
+    }
+}
+
+/// Changes a mount: the one of a path below a directory, or with an empty path the one of the directory itself.
+///
+/// # Errors
+///
+/// The kernel's, see mount_setattr(2).
+pub(crate) fn set_mount_attributes(
+    directory: BorrowedFd<'_>,
+    path: &CStr,
+    recursive: bool,
+    attributes: MountAttributes,
+    id_map: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    /// `MOUNT_ATTR_IDMAP`.
+    const ID_MAP: u64 = 0x0010_0000;
+    #[repr(C)]
+    struct Layout {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        user_namespace: u64,
+    }
+    let layout = Layout {
+        set: attributes.set | id_map.map_or(0, |_| ID_MAP),
+        clear: attributes.clear,
+        propagation: 0,
+        user_namespace: id_map.map_or(0, |fd| u64::from(fd.as_raw_fd().cast_unsigned())),
+    };
+    let mut flags = if path.is_empty() {
+        libc::AT_EMPTY_PATH
+    } else {
+        0
+    };
+    if recursive {
+        flags |= libc::AT_RECURSIVE;
+    }
+    // SAFETY: the path is a C string, the structure the kernel's first version of it, of the size that is named; both outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            directory.as_raw_fd(),
+            path.as_ptr(),
+            flags,
+            &raw const layout,
+            size_of::<Layout>(),
+        )
+    };
+    nothing(result)
+}
+
 /// The result of a system call that returns nothing but whether it failed.
 fn nothing(result: libc::c_long) -> io::Result<()> {
     if result < 0 {

@@ -12,7 +12,7 @@ use super::plan::{ContainerPlan, ProcessPlan, Terminal};
 use super::scheduling::{IoPriority, Scheduler};
 use super::sysctl::Sysctl;
 use super::user::Identity;
-use super::{devices, loopback, mounts, program, rootfs, write_file};
+use super::{devices, loopback, mounts, paths, program, rootfs, write_file};
 use crate::step::Step as _;
 use crate::sys;
 
@@ -53,11 +53,14 @@ pub(crate) fn build(container: &ContainerPlan) -> Result<(), StartFailure> {
     container
         .readonly_paths
         .iter()
-        .try_for_each(|path| mounts::make_read_only(path))?;
+        .try_for_each(|path| paths::make_read_only(path))?;
     container
         .masked_paths
         .iter()
-        .try_for_each(|path| mounts::mask(path))?;
+        .try_for_each(|path| paths::mask(path))?;
+    container
+        .root_propagation
+        .map_or(Ok(()), mounts::propagate_root)?;
     container.personality.map_or(Ok(()), Personality::apply)
 }
 
@@ -109,7 +112,7 @@ fn prepare(
     connect_stdio(stdio, terminal.as_ref(), &identity)?;
     enter_working_directory(&process.working_directory)?;
     if process.root_is_read_only {
-        mounts::make_root_read_only()?;
+        paths::make_root_read_only()?;
     }
     process
         .limits

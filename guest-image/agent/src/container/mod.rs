@@ -7,11 +7,14 @@
 mod capabilities;
 mod cgroup;
 mod child;
+mod copy_up;
 mod devices;
 pub(crate) mod launch;
 mod loopback;
+mod mount_options;
 mod mounts;
 mod namespaces;
+mod paths;
 mod personality;
 mod plan;
 mod program;

@@ -1,16 +1,19 @@
-//! The mounts of a container: runtime-spec `config.md`, "Mounts", and `config-linux.md`, "Masked Paths", "Readonly Paths".
+//! The mounts of a container: runtime-spec `config.md`, "Mounts", and `config-linux.md`, "Rootfs Mount Propagation".
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use protocol::StartFailure;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatVfsMountFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 
+use super::copy_up;
+use super::mount_options::{self, MountOptions, Propagation};
 use crate::spec;
 use crate::step::{Step as _, invalid, unsupported};
+use crate::sys::{self, MountAttributes};
 
 /// Permissions of a mount point that had to be made.
 const MOUNT_POINT_MODE: u32 = 0o755;
@@ -20,20 +23,19 @@ const MOUNT_POINT_MODE: u32 = 0o755;
 pub(crate) struct Mount {
     pub(crate) destination: String,
     kind: Kind,
-    flags: MountFlags,
-    propagation: Option<MountPropagationFlags>,
+    options: MountOptions,
 }
 
 #[derive(Debug, PartialEq)]
 enum Kind {
-    /// A new instance of a filesystem.
+    /// A new instance of a filesystem, or with the option `remount` the one that is there.
     Filesystem {
         kind: String,
         source: String,
         data: Option<CString>,
     },
     /// A part of the agent's own tree.
-    Bind { source: String, recursive: bool },
+    Bind { source: String },
 }
 
 /// A mount whose source was opened while the agent's tree was still in reach.
@@ -49,46 +51,47 @@ impl Mount {
     ///
     /// # Errors
     ///
-    /// If an option is not supported or the destination is not absolute.
+    /// If an option does not go with the type, or a bind mount has no source in the machine.
     pub(crate) fn new(mount: &spec::Mount) -> Result<Self, StartFailure> {
-        let destination = mount.destination.clone();
-        if !destination.starts_with('/') {
-            return Err(invalid(
-                "mounts.destination",
-                format!("{destination:?} is not an absolute path"),
-            ));
-        }
-        let mut options = Options::default();
-        for option in &mount.options {
-            options.add(option, &destination)?;
-        }
+        // A relative path is one below the root: runtime-spec `config.md`, "Mounts".
+        let destination = match mount.destination.strip_prefix('/') {
+            Some(_) => mount.destination.clone(),
+            None => format!("/{}", mount.destination),
+        };
+        let options = MountOptions::new(&mount.options);
         let kind = mount.kind.as_deref().unwrap_or("none");
+        let option_error = |option: &str, message: &str| {
+            Err(unsupported(
+                "mounts.options",
+                format!("option {option} of {destination}: {message}"),
+            ))
+        };
+        if options.copy_up && kind != "tmpfs" {
+            return option_error("tmpcopyup", "only a tmpfs takes a copy");
+        }
+        if options.id_map.is_some() {
+            return option_error("idmap", "mapped ids are not supported");
+        }
         let source = mount.source.clone();
-        let kind = if options.bind || kind == "bind" {
+        let kind = if !options.remount && (options.bind || kind == "bind") {
             let source = source
                 .ok_or_else(|| invalid("mounts.source", format!("{destination} has no source")))?;
             if !source.starts_with('/') {
                 return Err(invalid(
                     "mounts.source",
-                    format!("{source:?} is not an absolute path"),
+                    format!("{source:?} is not an absolute path, and the machine has no bundle"),
                 ));
             }
-            Kind::Bind {
-                source,
-                recursive: options.recursive,
-            }
+            Kind::Bind { source }
         } else {
             // There is one cgroup hierarchy, whatever version the config was written for.
             let kind = if kind == "cgroup" { "cgroup2" } else { kind }.to_owned();
-            let data = if options.data.is_empty() {
-                None
-            } else {
-                Some(options.data.join(","))
+            let data = match options.data.as_slice() {
+                [] => None,
+                data => Some(CString::new(data.join(",")))
+                    .transpose()
+                    .step(|| format!("reading the options of {destination}"))?,
             };
-            let data = data
-                .map(CString::new)
-                .transpose()
-                .step(|| format!("reading the options of {destination}"))?;
             Kind::Filesystem {
                 source: source.unwrap_or_else(|| kind.clone()),
                 kind,
@@ -98,8 +101,7 @@ impl Mount {
         Ok(Self {
             destination,
             kind,
-            flags: options.flags,
-            propagation: options.propagation,
+            options,
         })
     }
 
@@ -116,9 +118,35 @@ impl Mount {
     pub(crate) fn ready(&self) -> Result<ReadyMount<'_>, StartFailure> {
         let bind = match &self.kind {
             Kind::Filesystem { .. } => None,
-            Kind::Bind { source, recursive } => Some(open_tree(source, *recursive)?),
+            Kind::Bind { source } => Some(open_tree(source, self.options.recursive_bind)?),
         };
         Ok(ReadyMount { mount: self, bind })
+    }
+
+    /// The options of a tmpfs that says nothing of its permissions: it takes those of the directory that it hides, if there is one,
+    /// as runc and crun have it.
+    fn inherited_mode(&self) -> Result<Option<CString>, std::ffi::NulError> {
+        let Kind::Filesystem { kind, .. } = &self.kind else {
+            return Ok(None);
+        };
+        let data = &self.options.data;
+        if kind != "tmpfs" || data.iter().any(|option| option.starts_with("mode=")) {
+            return Ok(None);
+        }
+        let Ok(stat) = rustix::fs::stat(&self.destination) else {
+            return Ok(None);
+        };
+        let mode = format!("mode={:o}", stat.st_mode & 0o7777);
+        CString::new([data.as_slice(), &[mode]].concat().join(",")).map(Some)
+    }
+
+    /// A bind mount takes its flags only from a second call: mount(2), `MS_REMOUNT | MS_BIND`.
+    fn restrict_bind(&self) -> rustix::io::Result<()> {
+        let flags = self.options.flags.0;
+        if flags.is_empty() {
+            return Ok(());
+        }
+        rustix::mount::mount_remount(&self.destination, MountFlags::BIND | flags, c"")
     }
 }
 
@@ -145,20 +173,46 @@ impl ReadyMount<'_> {
         let Mount {
             destination,
             kind,
-            flags,
-            propagation,
+            options,
         } = self.mount;
         let step = || format!("mounting {destination}");
         match (kind, self.bind) {
+            (Kind::Filesystem { data, .. }, _) if options.remount => {
+                let data = data.as_deref().unwrap_or_default();
+                let mut flags = options.flags.0;
+                flags.set(MountFlags::BIND, options.bind);
+                rustix::mount::mount_remount(destination, flags, data).step(step)?;
+            }
             (Kind::Filesystem { kind, source, data }, _) => {
-                let mount =
-                    || rustix::mount::mount(source, destination, kind, *flags, data.as_deref());
+                let hidden = match options.copy_up {
+                    true => copy_up::open(destination).ok(),
+                    false => None,
+                };
+                let mut flags = options.flags.0;
+                // It must take the copy first.
+                flags.set(
+                    MountFlags::RDONLY,
+                    flags.contains(MountFlags::RDONLY) && hidden.is_none(),
+                );
+                let inherited = self.mount.inherited_mode().step(step)?;
+                let data = inherited.as_ref().or(data.as_ref()).map(CString::as_c_str);
+                let mount = || rustix::mount::mount(source, destination, kind, flags, data);
                 match mount() {
                     Err(Errno::NOENT) => {
                         make_directories(destination).step(step)?;
                         mount().step(step)?;
                     }
                     result => result.step(step)?,
+                }
+                if let Some(hidden) = hidden {
+                    let step = || format!("copying {destination} into its mount");
+                    let mounted = copy_up::open(destination).step(step)?;
+                    copy_up::copy(&hidden, &mounted).step(step)?;
+                    drop(mounted);
+                    if flags != options.flags.0 {
+                        rustix::mount::mount_remount(destination, options.flags.0, c"")
+                            .step(step)?;
+                    }
                 }
             }
             (Kind::Bind { .. }, Some((tree, is_directory))) => {
@@ -175,90 +229,44 @@ impl ReadyMount<'_> {
             }
             (Kind::Bind { .. }, None) => (),
         }
-        if let Some(propagation) = propagation {
-            rustix::mount::mount_change(destination, *propagation).step(step)?;
+        if options.recursive != MountAttributes::default() {
+            let step = || format!("changing {destination} and all below it");
+            let path = CString::new(destination.as_str()).step(step)?;
+            sys::set_mount_attributes(CWD, &path, true, options.recursive, None).step(step)?;
+        }
+        for propagation in &options.propagation {
+            rustix::mount::mount_change(destination, *propagation)
+                .step(|| format!("changing the propagation of {destination}"))?;
         }
         Ok(())
     }
 }
 
-impl Mount {
-    /// A bind mount takes its flags only from a second call: mount(2), `MS_REMOUNT | MS_BIND`.
-    fn restrict_bind(&self) -> rustix::io::Result<()> {
-        if self.flags.is_empty() {
-            return Ok(());
-        }
-        rustix::mount::mount_remount(&self.destination, MountFlags::BIND | self.flags, c"")
+/// Reads `linux.rootfsPropagation`.
+///
+/// # Errors
+///
+/// If it is none.
+pub(crate) fn root_propagation(
+    propagation: Option<&str>,
+) -> Result<Option<Propagation>, StartFailure> {
+    match propagation {
+        // All mounts of the machine are private, so a container's are from the beginning.
+        None | Some("" | "private" | "rprivate") => Ok(None),
+        Some(name) => mount_options::propagation(name)
+            .map(Some)
+            .ok_or_else(|| unsupported("linux.rootfsPropagation", format!("{name} is unknown"))),
     }
 }
 
-/// Makes the container's root read-only.
+/// Changes how mounts of the container's root propagate.
 ///
 /// # Errors
 ///
 /// The kernel's, see mount(2).
-pub(crate) fn make_root_read_only() -> Result<(), StartFailure> {
-    rustix::mount::mount_remount("/", MountFlags::BIND | MountFlags::RDONLY, c"")
-        .step(|| "making the root read-only".to_owned())
-}
-
-/// Hides a path, if it is there: a file behind `/dev/null`, a directory behind an empty read-only one.
-///
-/// # Errors
-///
-/// The kernel's, see mount(2).
-pub(crate) fn mask(path: &str) -> Result<(), StartFailure> {
-    match rustix::mount::mount_bind("/dev/null", path) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(Errno::NOTDIR) => rustix::mount::mount(
-            "tmpfs",
-            path,
-            "tmpfs",
-            MountFlags::RDONLY,
-            c"size=0,nr_inodes=1,mode=755",
-        )
-        .step(|| format!("masking {path}")),
-        Err(error) => Err(error).step(|| format!("masking {path}")),
-    }
-}
-
-/// Makes a path read-only, if it is there.
-///
-/// # Errors
-///
-/// The kernel's, see mount(2).
-pub(crate) fn make_read_only(path: &str) -> Result<(), StartFailure> {
-    let step = || format!("making {path} read-only");
-    match rustix::mount::mount_bind_recursive(path, path) {
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-        result => result.step(step)?,
-    }
-    let flags = MountFlags::BIND | MountFlags::RDONLY | present_flags(path).step(step)?;
-    rustix::mount::mount_remount(path, flags, c"").step(step)
-}
-
-/// The flags that a remount, which sets all of them anew, must not take away from a mount.
-fn present_flags(path: &str) -> rustix::io::Result<MountFlags> {
-    let all = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    // Nothing below /proc could make use of their absence, and asking costs a system call.
-    if path.starts_with("/proc/") {
-        return Ok(all);
-    }
-    let present = rustix::fs::statvfs(path)?.f_flag;
-    let mut flags = MountFlags::empty();
-    flags.set(
-        MountFlags::NOSUID,
-        present.contains(StatVfsMountFlags::NOSUID),
-    );
-    flags.set(
-        MountFlags::NODEV,
-        present.contains(StatVfsMountFlags::NODEV),
-    );
-    flags.set(
-        MountFlags::NOEXEC,
-        present.contains(StatVfsMountFlags::NOEXEC),
-    );
-    Ok(flags)
+pub(crate) fn propagate_root(propagation: Propagation) -> Result<(), StartFailure> {
+    rustix::mount::mount_change("/", propagation)
+        .step(|| "changing the propagation of the root".to_owned())
 }
 
 /// Makes a directory and those above it. One that is there already is fine.
@@ -297,106 +305,5 @@ pub(crate) fn make_file(path: &str) -> rustix::io::Result<()> {
     match rustix::fs::open(path, flags, Mode::from_raw_mode(0o644)) {
         Ok(_) | Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(error),
-    }
-}
-
-/// What the options of a mount come to.
-#[derive(Debug)]
-struct Options {
-    flags: MountFlags,
-    propagation: Option<MountPropagationFlags>,
-    bind: bool,
-    recursive: bool,
-    data: Vec<String>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            flags: MountFlags::empty(),
-            propagation: None,
-            bind: false,
-            recursive: false,
-            data: Vec::new(),
-        }
-    }
-}
-
-impl Options {
-    /// Takes one option: runtime-spec `config.md`, "Linux mount options".
-    fn add(&mut self, option: &str, destination: &str) -> Result<(), StartFailure> {
-        let set = |flag| (flag, true);
-        let clear = |flag| (flag, false);
-        let (flag, value) = match option {
-            "defaults" | "async" | "rw" | "suid" | "dev" | "exec" | "atime" | "diratime"
-            | "norelatime" | "nostrictatime" | "symfollow" | "nomand" | "loud" => match option {
-                "async" => clear(MountFlags::SYNCHRONOUS),
-                "rw" => clear(MountFlags::RDONLY),
-                "suid" => clear(MountFlags::NOSUID),
-                "dev" => clear(MountFlags::NODEV),
-                "exec" => clear(MountFlags::NOEXEC),
-                "atime" => clear(MountFlags::NOATIME),
-                "diratime" => clear(MountFlags::NODIRATIME),
-                "norelatime" => clear(MountFlags::RELATIME),
-                "nostrictatime" => clear(MountFlags::STRICTATIME),
-                "symfollow" => clear(MountFlags::NOSYMFOLLOW),
-                _ => return Ok(()),
-            },
-            "ro" => set(MountFlags::RDONLY),
-            "nosuid" => set(MountFlags::NOSUID),
-            "nodev" => set(MountFlags::NODEV),
-            "noexec" => set(MountFlags::NOEXEC),
-            "sync" => set(MountFlags::SYNCHRONOUS),
-            "dirsync" => set(MountFlags::DIRSYNC),
-            "noatime" => set(MountFlags::NOATIME),
-            "nodiratime" => set(MountFlags::NODIRATIME),
-            "relatime" => set(MountFlags::RELATIME),
-            "strictatime" => set(MountFlags::STRICTATIME),
-            "lazytime" => set(MountFlags::LAZYTIME),
-            "nosymfollow" => set(MountFlags::NOSYMFOLLOW),
-            "silent" => set(MountFlags::SILENT),
-            "bind" | "rbind" => {
-                self.bind = true;
-                self.recursive |= option == "rbind";
-                return Ok(());
-            }
-            "private" => return self.propagate(MountPropagationFlags::PRIVATE, false),
-            "rprivate" => return self.propagate(MountPropagationFlags::PRIVATE, true),
-            "slave" => return self.propagate(MountPropagationFlags::DOWNSTREAM, false),
-            "rslave" => return self.propagate(MountPropagationFlags::DOWNSTREAM, true),
-            "shared" => return self.propagate(MountPropagationFlags::SHARED, false),
-            "rshared" => return self.propagate(MountPropagationFlags::SHARED, true),
-            "unbindable" => return self.propagate(MountPropagationFlags::UNBINDABLE, false),
-            "runbindable" => return self.propagate(MountPropagationFlags::UNBINDABLE, true),
-            "mand" | "remount" | "iversion" | "noiversion" | "tmpcopyup" | "idmap" | "ridmap"
-            | "rro" | "rrw" | "rnosuid" | "rsuid" | "rnodev" | "rdev" | "rnoexec" | "rexec"
-            | "rnodiratime" | "rdiratime" | "rrelatime" | "rnorelatime" | "rnoatime" | "ratime"
-            | "rstrictatime" | "rnostrictatime" | "rnosymfollow" | "rsymfollow" => {
-                return Err(unsupported(
-                    "mounts.options",
-                    format!("option {option} of {destination} is not supported"),
-                ));
-            }
-            data => {
-                self.data.push(data.to_owned());
-                return Ok(());
-            }
-        };
-        self.flags.set(flag, value);
-        Ok(())
-    }
-
-    fn propagate(
-        &mut self,
-        flag: MountPropagationFlags,
-        recursive: bool,
-    ) -> Result<(), StartFailure> {
-        let recursive = if recursive {
-            MountPropagationFlags::REC
-        } else {
-            MountPropagationFlags::empty()
-        };
-        self.propagation = Some(flag | recursive);
-        Ok(())
     }
 }

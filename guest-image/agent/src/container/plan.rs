@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::capabilities::Capabilities;
 use super::cgroup;
 use super::devices::DeviceNode;
-use super::mounts::Mount;
+use super::mount_options::Propagation;
+use super::mounts::{self, Mount};
 use super::namespaces::NamespacesPlan;
 use super::personality::Personality;
 use super::rlimits::{self, ResourceLimit};
@@ -29,6 +30,7 @@ pub(crate) struct Plan {
 #[derive(Debug, PartialEq)]
 pub(crate) struct ContainerPlan {
     pub(crate) root: RootSource,
+    pub(crate) root_propagation: Option<Propagation>,
     pub(crate) mounts: Vec<Mount>,
     pub(crate) devices: Vec<DeviceNode>,
     pub(crate) masked_paths: Vec<String>,
@@ -92,7 +94,6 @@ impl Plan {
         if let Some(affinity) = &process.exec_cpu_affinity {
             scheduling::check_exec_affinity(affinity)?;
         }
-        check_propagation(linux.rootfs_propagation.as_deref())?;
         let namespaces = NamespacesPlan::new(&linux.namespaces, &linux)?;
         for (field, name) in [("hostname", &hostname), ("domainname", &domainname)] {
             if name.as_ref().is_some_and(|name| !name.is_empty()) && !namespaces.has_uts() {
@@ -104,6 +105,7 @@ impl Plan {
         }
         let container = ContainerPlan {
             root: create.root,
+            root_propagation: mounts::root_propagation(linux.rootfs_propagation.as_deref())?,
             mounts: mounts.iter().map(Mount::new).collect::<Result<_, _>>()?,
             devices: linux
                 .devices
@@ -167,17 +169,6 @@ fn check_version(version: &str) -> Result<(), StartFailure> {
         "ociVersion",
         format!("version {version} of the runtime-spec is not supported, 1.x is"),
     ))
-}
-
-/// All mounts of the machine are private, so private and slave ask for what is there.
-fn check_propagation(propagation: Option<&str>) -> Result<(), StartFailure> {
-    match propagation {
-        None | Some("" | "private" | "rprivate" | "slave" | "rslave") => Ok(()),
-        Some(other) => Err(unsupported(
-            "linux.rootfsPropagation",
-            format!("{other} is not supported"),
-        )),
-    }
 }
 
 fn terminal(
@@ -281,8 +272,8 @@ mod tests {
     }
 
     #[test]
-    fn shared_propagation_is_refused() {
-        let refused = refusal("/linux/rootfsPropagation", json!("shared"));
+    fn an_unknown_propagation_is_refused() {
+        let refused = refusal("/linux/rootfsPropagation", json!("sideways"));
 
         assert_eq!(
             refused,
@@ -348,8 +339,8 @@ mod tests {
     }
 
     #[test]
-    fn an_option_that_would_change_the_mount_silently_is_refused() {
-        let mounts = json!([{ "destination": "/x", "type": "tmpfs", "options": ["tmpcopyup"] }]);
+    fn an_option_that_does_not_go_with_the_mount_is_refused() {
+        let mounts = json!([{ "destination": "/x", "type": "proc", "options": ["tmpcopyup"] }]);
 
         assert_eq!(
             refusal("/mounts", mounts),

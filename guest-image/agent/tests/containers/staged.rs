@@ -137,8 +137,7 @@ fn what_is_too_long_to_be_told_runs_in_a_container_of_its_own() -> Test {
 #[test]
 fn a_container_that_cannot_be_built_is_refused_to_who_wants_it() -> Test {
     needs_containers!();
-    let workload =
-        Workload::script("true").with("/linux/sysctl", json!({ "net.not-there": "1" }));
+    let workload = Workload::script("true").with("/linux/sysctl", json!({ "net.not-there": "1" }));
     let agent = agent_for(&workload)?;
 
     let failure = agent.run(&workload)?.failure()?;
