@@ -236,10 +236,10 @@ pub(crate) struct Resources {
     pub(crate) cpu: Cpu,
     pub(crate) pids: Pids,
     pub(crate) unified: BTreeMap<String, String>,
-    devices: Given,
+    pub(crate) devices: Vec<DeviceRule>,
     #[serde(rename = "blockIO")]
-    block_io: Given,
-    hugepage_limits: Given,
+    pub(crate) block_io: BlockIo,
+    pub(crate) hugepage_limits: Vec<HugepageLimit>,
     network: Given,
     rdma: Given,
 }
@@ -251,13 +251,13 @@ pub(crate) struct Memory {
     pub(crate) limit: Option<i64>,
     pub(crate) reservation: Option<i64>,
     pub(crate) swap: Option<i64>,
-    kernel: Given,
+    pub(crate) kernel: Option<i64>,
     #[serde(rename = "kernelTCP")]
-    kernel_tcp: Given,
+    pub(crate) kernel_tcp: Option<i64>,
     swappiness: Given,
     #[serde(rename = "disableOOMKiller")]
     disable_oom_killer: Given,
-    check_before_update: Given,
+    // `useHierarchy` is what version 2 of cgroups always does, and `checkBeforeUpdate` is about limits that change.
 }
 
 /// `linux.resources.cpu`, times in microseconds.
@@ -273,6 +273,58 @@ pub(crate) struct Cpu {
     pub(crate) idle: Option<i64>,
     realtime_runtime: Given,
     realtime_period: Given,
+}
+
+/// `linux.resources.blockIO`, rates in bytes or operations a second.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct BlockIo {
+    pub(crate) weight: Option<u16>,
+    pub(crate) leaf_weight: Option<u16>,
+    pub(crate) weight_device: Vec<WeightDevice>,
+    pub(crate) throttle_read_bps_device: Vec<ThrottleDevice>,
+    pub(crate) throttle_write_bps_device: Vec<ThrottleDevice>,
+    #[serde(rename = "throttleReadIOPSDevice")]
+    pub(crate) throttle_read_iops_device: Vec<ThrottleDevice>,
+    #[serde(rename = "throttleWriteIOPSDevice")]
+    pub(crate) throttle_write_iops_device: Vec<ThrottleDevice>,
+}
+
+/// An element of `linux.resources.blockIO.weightDevice`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct WeightDevice {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+    pub(crate) weight: Option<u16>,
+    pub(crate) leaf_weight: Option<u16>,
+}
+
+/// An element of `linux.resources.blockIO.throttle…Device`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ThrottleDevice {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+    pub(crate) rate: u64,
+}
+
+/// An element of `linux.resources.hugepageLimits`, in bytes.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct HugepageLimit {
+    pub(crate) page_size: String,
+    pub(crate) limit: u64,
+}
+
+/// An element of `linux.resources.devices`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct DeviceRule {
+    pub(crate) allow: bool,
+    #[serde(rename = "type")]
+    pub(crate) kind: Option<String>,
+    pub(crate) major: Option<i64>,
+    pub(crate) minor: Option<i64>,
+    pub(crate) access: Option<String>,
 }
 
 /// `linux.resources.pids`; no limit if it is 0 or less.
@@ -343,16 +395,8 @@ impl Linux {
             ("linux.seccomp", self.seccomp),
             ("linux.mountLabel", self.mount_label),
             ("linux.netDevices", self.net_devices),
-            ("linux.resources.devices", resources.devices),
-            ("linux.resources.blockIO", resources.block_io),
-            ("linux.resources.hugepageLimits", resources.hugepage_limits),
             ("linux.resources.network", resources.network),
             ("linux.resources.rdma", resources.rdma),
-            ("linux.resources.memory.kernel", resources.memory.kernel),
-            (
-                "linux.resources.memory.kernelTCP",
-                resources.memory.kernel_tcp,
-            ),
             (
                 "linux.resources.memory.swappiness",
                 resources.memory.swappiness,
@@ -360,10 +404,6 @@ impl Linux {
             (
                 "linux.resources.memory.disableOOMKiller",
                 resources.memory.disable_oom_killer,
-            ),
-            (
-                "linux.resources.memory.checkBeforeUpdate",
-                resources.memory.check_before_update,
             ),
             (
                 "linux.resources.cpu.realtimeRuntime",

@@ -295,6 +295,74 @@ pub(crate) fn set_mount_attributes(
     nothing(result)
 }
 
+/// Loads an eBPF program that decides about devices, and attaches it to a cgroup, which keeps it.
+///
+/// # Errors
+///
+/// The kernel's, see bpf(2).
+pub(crate) fn attach_device_program(program: &[u64], cgroup: BorrowedFd<'_>) -> io::Result<()> {
+    // include/uapi/linux/bpf.h
+    const PROG_LOAD: c_int = 5;
+    const PROG_ATTACH: c_int = 8;
+    const TYPE_CGROUP_DEVICE: u32 = 15;
+    const ATTACH_CGROUP_DEVICE: u32 = 6;
+    /// `BPF_F_ALLOW_MULTI`: those of outer cgroups stay in force, and inner ones may have their own.
+    const ALLOW_MULTI: u32 = 2;
+    /// The part of `union bpf_attr` that is for `BPF_PROG_LOAD`.
+    #[repr(C)]
+    struct Load {
+        kind: u32,
+        instruction_count: u32,
+        instructions: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buffer: u64,
+        kernel_version: u32,
+        flags: u32,
+    }
+    /// The part that is for `BPF_PROG_ATTACH`.
+    #[repr(C)]
+    struct Attach {
+        target: u32,
+        program: u32,
+        kind: u32,
+        flags: u32,
+    }
+    let address = |pointer: *const u8| pointer.expose_provenance();
+    let number = |address: usize| u64::try_from(address).map_err(io::Error::other);
+    let load = Load {
+        kind: TYPE_CGROUP_DEVICE,
+        instruction_count: u32::try_from(program.len()).map_err(io::Error::other)?,
+        instructions: number(address(program.as_ptr().cast()))?,
+        license: number(address(c"".as_ptr().cast()))?,
+        log_level: 0,
+        log_size: 0,
+        log_buffer: 0,
+        kernel_version: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads the structure, of the size that is named, and as many instructions as it says; all outlive the call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>()) };
+    let loaded = owned(RawFd::try_from(fd).map_err(io::Error::other)?)?;
+    let attach = Attach {
+        target: cgroup.as_raw_fd().cast_unsigned(),
+        program: loaded.as_raw_fd().cast_unsigned(),
+        kind: ATTACH_CGROUP_DEVICE,
+        flags: ALLOW_MULTI,
+    };
+    // SAFETY: the kernel reads the structure, of the size that is named, which outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            PROG_ATTACH,
+            &raw const attach,
+            size_of::<Attach>(),
+        )
+    };
+    nothing(result)
+}
+
 /// The result of a system call that returns nothing but whether it failed.
 fn nothing(result: libc::c_long) -> io::Result<()> {
     if result < 0 {

@@ -1,13 +1,13 @@
 //! Device nodes and links of `/dev`: runtime-spec `config-linux.md`, "Devices", "Default Devices" and
 //! `runtime-linux.md`, "Dev symbolic links".
 
-use protocol::StartFailure;
+use protocol::{FailureKind, StartFailure};
 use rustix::fs::{CWD, FileType, Gid, Mode, Uid, makedev, mknodat, symlink};
 use rustix::io::Errno;
 
 use super::mounts::make_directories;
 use crate::spec;
-use crate::step::{Step as _, invalid, unsupported};
+use crate::step::{Step as _, failure, invalid, unsupported};
 
 /// Path, major and minor number: `Documentation/admin-guide/devices.txt`.
 const DEFAULT_NODES: [(&str, u32, u32); 6] = [
@@ -83,11 +83,11 @@ impl DeviceNode {
         })
     }
 
-    /// Makes the node. A node of the same path gives way: a default may be asked for with other permissions.
+    /// Makes the node. One that is there already, such as a default, takes the permissions and the owner.
     ///
     /// # Errors
     ///
-    /// The kernel's, see mknod(2).
+    /// The kernel's, see mknod(2), or if another file is in the way.
     pub(crate) fn make(&self) -> Result<(), StartFailure> {
         let step = || format!("making device {}", self.path);
         let Self {
@@ -110,8 +110,20 @@ impl DeviceNode {
         };
         match make() {
             Err(Errno::EXIST) => {
-                rustix::fs::unlink(path).step(step)?;
-                make().step(step)?;
+                let stat = rustix::fs::lstat(path).step(step)?;
+                let is_device = *kind != FileType::Fifo;
+                if FileType::from_raw_mode(stat.st_mode) != *kind
+                    || (is_device && stat.st_rdev != makedev(*major, *minor))
+                {
+                    return Err(failure(
+                        FailureKind::Failed,
+                        step(),
+                        "there is another file of that name",
+                    ));
+                }
+                rustix::fs::chmod(path, Mode::from_raw_mode(*mode)).step(step)?;
+                rustix::fs::chown(path, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))
+                    .step(step)?;
             }
             Err(Errno::NOENT) => {
                 make_directories(path.rsplit_once('/').map_or("/", |(above, _)| above))

@@ -88,11 +88,8 @@ pub(super) fn make_child(
         None,
     )
     .step(|| "making the launch channel".to_owned())?;
-    let side = sys::clone(
-        container.namespaces.at_clone(),
-        Some(cgroup.directory().as_fd()),
-    )
-    .step(|| "making the process".to_owned())?;
+    let side = sys::clone(container.namespaces.at_clone(), cgroup.directory())
+        .step(|| "making the process".to_owned())?;
     match side {
         Side::Parent(pid) => Ok((pid, LaunchChannel(ours))),
         Side::Child => {

@@ -119,7 +119,7 @@ impl Plan {
             cgroup: cgroup::CgroupPlan::new(
                 create.process.container,
                 linux.cgroups_path.as_deref(),
-                linux.resources,
+                &linux.resources,
             )?,
             personality: linux
                 .personality

@@ -3,6 +3,7 @@
 mod harness;
 mod mounts;
 mod process;
+mod resources;
 mod staged;
 
 use std::io::{Read as _, Write as _};

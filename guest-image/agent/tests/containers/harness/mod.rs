@@ -248,6 +248,19 @@ impl Drop for Agent {
     }
 }
 
+/// Where a container's cgroup is, if it is there.
+pub(crate) fn cgroup_path(container: u32) -> Option<PathBuf> {
+    HIERARCHIES
+        .iter()
+        .map(|hierarchy| Path::new(hierarchy).join(cgroup_name(container)))
+        .find(|path| path.join("cgroup.procs").exists())
+}
+
+/// Whether a container has a cgroup.
+pub(crate) fn cgroup_remains(container: u32) -> bool {
+    cgroup_path(container).is_some()
+}
+
 /// Waits until the agent has removed a container's cgroup, and says whether it did.
 pub(crate) fn cgroup_goes(container: u32) -> bool {
     let exists = |hierarchy: &&str| Path::new(hierarchy).join(cgroup_name(container)).exists();

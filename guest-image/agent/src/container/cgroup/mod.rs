@@ -1,0 +1,319 @@
+//! The container's cgroup, version 2: `Documentation/admin-guide/cgroup-v2.rst` and runtime-spec `config-linux.md`,
+//! "Control groups".
+
+mod device_rules;
+mod resources;
+
+use std::collections::BTreeSet;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use protocol::{ContainerId, StartFailure};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use self::device_rules::DeviceProgram;
+use self::resources::Setting;
+use crate::spec::Resources;
+use crate::step::{Step as _, invalid};
+
+/// Where the agent mounts the hierarchy.
+pub(crate) const MOUNT_POINT: &str = "/sys/fs/cgroup";
+
+/// How long processes may take to stop: one inside the kernel stops when it comes out.
+const FREEZE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What to make and what to write into it.
+#[derive(Debug, PartialEq)]
+pub(crate) struct CgroupPlan {
+    /// Below [`MOUNT_POINT`], one element a level.
+    path: Vec<String>,
+    /// File and content, in order.
+    settings: Vec<Setting>,
+    /// Which devices may be used; any without it.
+    devices: Option<DeviceProgram>,
+    /// Whether the memory is limited, so that a kill for want of memory is to be expected.
+    limits_memory: bool,
+}
+
+/// A cgroup that exists.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    path: String,
+    /// Those that did not exist before, from the top to the cgroup itself.
+    made: Vec<String>,
+    /// There once it is made whole.
+    directory: Option<OwnedFd>,
+    limits_memory: bool,
+}
+
+impl CgroupPlan {
+    /// Turns resources into the contents of files.
+    ///
+    /// # Errors
+    ///
+    /// If the path or a file's name could leave the cgroup, or values contradict each other.
+    pub(crate) fn new(
+        container: ContainerId,
+        path: Option<&str>,
+        resources: &Resources,
+    ) -> Result<Self, StartFailure> {
+        let default = format!("container-{}", container.0);
+        let path: Vec<String> = path
+            .unwrap_or(&default)
+            .split('/')
+            .filter(|part| !part.is_empty())
+            .map(str::to_owned)
+            .collect();
+        if path.is_empty() || path.iter().any(|part| part == "." || part == "..") {
+            return Err(invalid(
+                "linux.cgroupsPath",
+                "the path does not name a cgroup below the root",
+            ));
+        }
+        let settings = resources::settings(resources)?;
+        let limits_memory = settings
+            .iter()
+            .any(|(file, _)| file == "memory.max" || file == "memory.high");
+        Ok(Self {
+            path,
+            settings,
+            devices: DeviceProgram::new(&resources.devices)?,
+            limits_memory,
+        })
+    }
+
+    /// The controllers that own the files, as `cgroup.subtree_control` wants them: `+cpu +memory`.
+    ///
+    /// Only these are enabled: each controller adds a dozen files to every cgroup, which costs at every start.
+    fn controllers(&self) -> String {
+        let owner = |file: &str| file.split_once('.').map(|(owner, _)| format!("+{owner}"));
+        let owners: BTreeSet<String> = self
+            .settings
+            .iter()
+            .filter_map(|(file, _)| owner(file))
+            .filter(|owner| owner != "+cgroup")
+            .collect();
+        owners.into_iter().collect::<Vec<_>>().join(" ")
+    }
+
+    /// Makes the cgroup.
+    ///
+    /// # Errors
+    ///
+    /// If a directory cannot be made, there are processes in it already, or a file does not take its value. Nothing of it remains.
+    pub(crate) fn make(&self) -> Result<Cgroup, StartFailure> {
+        let mut cgroup = Cgroup {
+            path: MOUNT_POINT.to_owned(),
+            made: Vec::new(),
+            directory: None,
+            limits_memory: self.limits_memory,
+        };
+        match self.make_into(&mut cgroup) {
+            Ok(()) => Ok(cgroup),
+            Err(failure) => {
+                cgroup.remove();
+                Err(failure)
+            }
+        }
+    }
+
+    fn make_into(&self, cgroup: &mut Cgroup) -> Result<(), StartFailure> {
+        let controllers = self.controllers();
+        let mut is_new = true;
+        for level in &self.path {
+            let above = &cgroup.path;
+            if !controllers.is_empty() {
+                let file = format!("{above}/cgroup.subtree_control");
+                write_file(CWD, &file, &controllers)
+                    .step(|| format!("enabling {controllers} in {above}"))?;
+            }
+            let path = format!("{above}/{level}");
+            is_new = match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)) {
+                Ok(()) => true,
+                Err(Errno::EXIST) => false,
+                Err(error) => return Err(error).step(|| format!("making cgroup {path}")),
+            };
+            if is_new {
+                cgroup.made.push(path.clone());
+            }
+            cgroup.path = path;
+        }
+        let path = &cgroup.path;
+        let directory = rustix::fs::open(
+            path,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .step(|| format!("opening cgroup {path}"))?;
+        // Whatever ends the one container would end the other.
+        if !is_new && !is_empty(&directory).step(|| format!("looking into cgroup {path}"))? {
+            return Err(invalid(
+                "linux.cgroupsPath",
+                format!("there are processes in {path} already"),
+            ));
+        }
+        for (file, value) in &self.settings {
+            write_file(&directory, file, value).step(|| format!("setting {file} to {value}"))?;
+        }
+        if let Some(program) = &self.devices {
+            program.attach(&directory)?;
+        }
+        cgroup.directory = Some(directory);
+        Ok(())
+    }
+}
+
+/// Whether there is no process in a cgroup.
+fn is_empty(directory: &OwnedFd) -> rustix::io::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, "cgroup.procs", flags, Mode::empty())?;
+    Ok(rustix::io::read(&file, &mut [0])? == 0)
+}
+
+impl Cgroup {
+    /// The cgroup's directory, for a process that is to be made in it.
+    pub(crate) fn directory(&self) -> Option<BorrowedFd<'_>> {
+        self.directory.as_ref().map(AsFd::as_fd)
+    }
+
+    fn open(&self, file: &str) -> rustix::io::Result<OwnedFd> {
+        let directory = self.directory.as_ref().ok_or(Errno::BADF)?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(directory, file, flags, Mode::empty())
+    }
+
+    fn write(&self, file: &str, value: &str) -> rustix::io::Result<()> {
+        write_file(self.directory.as_ref().ok_or(Errno::BADF)?, file, value)
+    }
+
+    /// Whether the kernel killed something in the cgroup because its memory limit was reached.
+    pub(crate) fn was_oom_killed(&self) -> bool {
+        /// More than the file's half dozen short lines.
+        const MAX_BYTES: u64 = 4096;
+        if !self.limits_memory {
+            return false;
+        }
+        let open = || self.open("memory.events");
+        let mut events = String::new();
+        let read = open().map_err(io::Error::from).and_then(|fd| {
+            std::fs::File::from(fd)
+                .take(MAX_BYTES)
+                .read_to_string(&mut events)
+        });
+        read.is_ok()
+            && events
+                .lines()
+                .filter_map(|line| line.strip_prefix("oom_kill "))
+                .any(|count| count != "0")
+    }
+
+    /// Kills every process in the cgroup.
+    pub(crate) fn kill(&self) {
+        // One that is empty already, or a kernel without the file, leaves nothing to do that could be reported better.
+        let _ = self.write("cgroup.kill", "1");
+    }
+
+    /// Stops every process in the cgroup, or lets them go on, and waits until they do. Returns whether they do.
+    pub(crate) fn freeze(&self, is_frozen: bool) -> bool {
+        let value = if is_frozen { "1" } else { "0" };
+        if self.write("cgroup.freeze", value).is_err() {
+            return false;
+        }
+        // What is to go on does so without being waited for.
+        !is_frozen || self.await_frozen().unwrap_or(false)
+    }
+
+    /// The file tells of a change by an exceptional condition (poll(2), `POLLPRI`).
+    fn await_frozen(&self) -> rustix::io::Result<bool> {
+        let file = self.open("cgroup.events")?;
+        let deadline = Instant::now() + FREEZE_PATIENCE;
+        loop {
+            let mut text = [0; 256];
+            let count = rustix::io::pread(&file, &mut text, 0)?;
+            let text = text.get(..count).unwrap_or_default();
+            if text
+                .split(|byte| *byte == b'\n')
+                .any(|line| line == b"frozen 1")
+            {
+                return Ok(true);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            let left = Timespec::try_from(left).unwrap_or_default();
+            let mut change = [PollFd::new(&file, PollFlags::PRI)];
+            match rustix::event::poll(&mut change, Some(&left)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Removes the cgroup, whose processes have ended, with those that a container made in it and those that were made on the way
+    /// to it and that nobody else uses.
+    pub(crate) fn remove(self) {
+        // Left behind, an empty cgroup holds some kernel memory until the machine ends, and nothing else.
+        if let Some((own, above)) = self.made.split_last() {
+            if rustix::fs::rmdir(own) == Err(Errno::BUSY) {
+                remove_below(own);
+                let _ = rustix::fs::rmdir(own);
+            }
+            for path in above.iter().rev() {
+                let _ = rustix::fs::rmdir(path);
+            }
+        }
+    }
+}
+
+/// Removes the cgroups in a cgroup, the innermost first. However deep a container has made them, none has a longer path than this.
+fn remove_below(cgroup: &str) {
+    let mut paths = vec![cgroup.to_owned()];
+    let mut next = 0;
+    while let Some(path) = paths.get(next).cloned() {
+        next += 1;
+        let Ok(entries) = std::fs::read_dir(&path) else {
+            continue;
+        };
+        let directories = entries
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        paths.extend(directories.filter_map(|entry| entry.path().to_str().map(str::to_owned)));
+    }
+    for path in paths.iter().skip(1).rev() {
+        let _ = rustix::fs::rmdir(path);
+    }
+}
+
+fn write_file(directory: impl AsFd, file: &str, value: &str) -> rustix::io::Result<()> {
+    let file = rustix::fs::openat(
+        directory,
+        file,
+        OFlags::WRONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    rustix::io::write(file, value.as_bytes()).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_controllers_in_use_are_enabled() {
+        let resources =
+            serde_json::from_str(r#"{"memory":{"limit":1},"pids":{"limit":5}}"#).unwrap();
+
+        let plan = CgroupPlan::new(ContainerId(1), None, &resources).unwrap();
+
+        assert_eq!(plan.controllers(), "+memory +pids");
+    }
+
+    #[test]
+    fn a_path_cannot_leave_the_hierarchy() {
+        assert!(CgroupPlan::new(ContainerId(1), Some("/a/../b"), &Resources::default()).is_err());
+    }
+}
