@@ -11,7 +11,8 @@ use protocol::{Exit, ExitStatus, FailureKind, Report, StartFailure, StreamKind, 
 use rustix::event::PollFlags;
 use rustix::process::{Pid, Signal, WaitStatus};
 
-use crate::container::launch::{self, LaunchChannel, LaunchNews, Launched};
+use crate::container::channel::{LaunchChannel, LaunchNews};
+use crate::container::launch::{self, Launched};
 use crate::container::{self, Cgroup, Namespaces, Plan, Released, Staged};
 use crate::fork_point::ForkPoint;
 use crate::pump::{Input, Interests, Output};
@@ -20,6 +21,9 @@ use crate::sys::{self, OneProcessor};
 
 /// How many signals wait for a process that is not its program yet: as many as there are signals, more are dropped.
 const MAX_PENDING: usize = 64;
+
+/// How a process ended that nobody saw end.
+const KILLED: ExitStatus = ExitStatus::Signal(9);
 
 /// A process that the host asked for.
 #[derive(Debug)]
@@ -47,6 +51,8 @@ enum State {
     /// Exists, and builds its container. It may already have ended.
     Launching {
         pid: Pid,
+        /// Whether that is a maker's, whose end is none of the process.
+        is_maker: bool,
         channel: LaunchChannel,
         ended: Option<ExitStatus>,
         _processor: Option<OneProcessor>,
@@ -225,8 +231,11 @@ impl Process {
                 launch::launch(&self.plan, cgroup)?
             }
         };
+        let needs_maker = self.plan.container.namespaces.needs_maker();
         self.state = State::Launching {
             pid: launched.pid,
+            // One that waited is made.
+            is_maker: needs_maker && launched.processor.is_none(),
             channel: launched.channel,
             ended: None,
             _processor: launched.processor,
@@ -293,25 +302,57 @@ impl Process {
         loop {
             let State::Launching {
                 pid,
+                is_maker,
                 channel,
                 ended,
                 ..
-            } = &self.state
+            } = &mut self.state
             else {
                 return None;
             };
-            let (pid, ended) = (*pid, *ended);
             match channel.receive()? {
+                LaunchNews::Made(process) => {
+                    (*pid, *is_maker) = (process, false);
+                    // Its end may have been noticed before its beginning.
+                    let is_there = rustix::process::test_kill_process(process).is_ok();
+                    *ended = (!is_there).then_some(KILLED);
+                }
+                LaunchNews::Waits => {
+                    let granted = match self.plan.container.namespaces.has_user() {
+                        true => self.plan.process.grant(*pid),
+                        false => Ok(()),
+                    };
+                    channel.go_on();
+                    if let Err(failure) = granted {
+                        return Some(self.give_up(failure));
+                    }
+                }
                 LaunchNews::Terminal(terminal) => self.use_terminal(terminal),
-                LaunchNews::Running => {
+                LaunchNews::HungUp if *is_maker => {
+                    return Some(self.give_up(failure(
+                        FailureKind::Failed,
+                        "making the process",
+                        "it was killed before it was there",
+                    )));
+                }
+                LaunchNews::HungUp => {
+                    let (pid, ended) = (*pid, *ended);
                     self.state =
                         ended.map_or(State::Running { pid }, |status| State::Ended { status });
                     self.send_pending();
                     return Some(Report::Started(self.id));
                 }
                 LaunchNews::Failed(failure) => return Some(self.fail(failure)),
+                // Only one that is made ahead says so, to whom it is made for.
+                LaunchNews::Built => (),
             }
         }
+    }
+
+    /// Ends the process before it began, whatever it is doing.
+    fn give_up(&mut self, failure: StartFailure) -> Report {
+        self.cgroup.iter().for_each(Cgroup::kill);
+        self.fail(failure)
     }
 
     /// Joins the terminal's controlling side with the connections.
@@ -451,9 +492,9 @@ impl Process {
         };
         match self.state {
             State::Running { pid } => kill(pid, signal),
-            State::Launching {
-                pid, ended: None, ..
-            } if signal == Signal::KILL => kill(pid, signal),
+            State::Launching { ended: None, .. } if signal == Signal::KILL => {
+                self.cgroup.iter().for_each(Cgroup::kill);
+            }
             State::Created { .. } if signal == Signal::KILL => self.pending = vec![signal],
             State::Created { .. } | State::Launching { ended: None, .. }
                 if self.pending.len() < MAX_PENDING =>

@@ -165,9 +165,9 @@ pub(crate) struct Mount {
     #[serde(default)]
     pub(crate) options: Vec<String>,
     #[serde(default)]
-    uid_mappings: Given,
+    pub(crate) uid_mappings: Vec<IdMapping>,
     #[serde(default)]
-    gid_mappings: Given,
+    pub(crate) gid_mappings: Vec<IdMapping>,
 }
 
 /// `linux`.
@@ -182,9 +182,9 @@ pub(crate) struct Linux {
     pub(crate) rootfs_propagation: Option<String>,
     pub(crate) masked_paths: Vec<String>,
     pub(crate) readonly_paths: Vec<String>,
-    uid_mappings: Given,
-    gid_mappings: Given,
-    time_offsets: Given,
+    pub(crate) uid_mappings: Vec<IdMapping>,
+    pub(crate) gid_mappings: Vec<IdMapping>,
+    pub(crate) time_offsets: BTreeMap<String, TimeOffset>,
     intel_rdt: Given,
     memory_policy: Given,
     seccomp: Given,
@@ -206,8 +206,26 @@ pub(crate) struct Personality {
 pub(crate) struct Namespace {
     #[serde(rename = "type")]
     pub(crate) kind: String,
+    pub(crate) path: Option<String>,
+}
+
+/// An element of `uidMappings` or `gidMappings`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+pub(crate) struct IdMapping {
+    #[serde(rename = "containerID")]
+    pub(crate) container_id: u32,
+    #[serde(rename = "hostID")]
+    pub(crate) host_id: u32,
+    pub(crate) size: u32,
+}
+
+/// An element of `linux.timeOffsets`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct TimeOffset {
     #[serde(default)]
-    pub(crate) path: Given,
+    pub(crate) secs: i64,
+    #[serde(default)]
+    pub(crate) nanosecs: u32,
 }
 
 /// An element of `linux.devices`.
@@ -357,7 +375,6 @@ impl Config {
         let process = self.process.as_ref();
         first_given(&of_config)
             .or_else(|| process.and_then(Process::unsupported_field))
-            .or_else(|| self.mounts.iter().find_map(Mount::unsupported_field))
             .or_else(|| self.linux.unsupported_field())
     }
 }
@@ -373,23 +390,10 @@ impl Process {
     }
 }
 
-impl Mount {
-    fn unsupported_field(&self) -> Option<String> {
-        first_given(&[
-            ("mounts.uidMappings", self.uid_mappings),
-            ("mounts.gidMappings", self.gid_mappings),
-        ])
-        .map(|field| format!("{field} (of {})", self.destination))
-    }
-}
-
 impl Linux {
     fn unsupported_field(&self) -> Option<String> {
         let resources = &self.resources;
         first_given(&[
-            ("linux.uidMappings", self.uid_mappings),
-            ("linux.gidMappings", self.gid_mappings),
-            ("linux.timeOffsets", self.time_offsets),
             ("linux.intelRdt", self.intel_rdt),
             ("linux.memoryPolicy", self.memory_policy),
             ("linux.seccomp", self.seccomp),
@@ -514,16 +518,6 @@ mod tests {
         let json = r#"{"ociVersion":"1.2.0","hooks":{"poststop":[{"path":"/bin/true"}]}}"#;
 
         assert_eq!(refused(json).as_deref(), Some("hooks"));
-    }
-
-    #[test]
-    fn id_mapped_mounts_are_refused_with_their_destination() {
-        let json = r#"{"ociVersion":"1.2.0","mounts":[{"destination":"/data","uidMappings":[{"containerID":0}]}]}"#;
-
-        assert_eq!(
-            refused(json).as_deref(),
-            Some("mounts.uidMappings (of /data)")
-        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use rustix::fs::{Gid, Uid};
 use rustix::mm::MlockAllFlags;
 use rustix::process::{Pid, Signal};
 use rustix::thread::{CpuSet, UnshareFlags};
@@ -24,12 +25,25 @@ pub(crate) enum Side {
     Child,
 }
 
+/// Whose child a process of [`clone`] is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Parent {
+    /// The caller's.
+    Caller,
+    /// That of the caller's own parent, who then learns of its end.
+    CallersParent,
+}
+
 /// Makes a process that is a copy of this one, in new namespaces and in a cgroup of its own.
 ///
 /// # Errors
 ///
 /// The kernel's, see clone3(2).
-pub(crate) fn clone(namespaces: c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Side> {
+pub(crate) fn clone(
+    namespaces: c_int,
+    cgroup: Option<BorrowedFd<'_>>,
+    parent: Parent,
+) -> io::Result<Side> {
     /// `include/uapi/linux/sched.h`; the library's constant has too few bits for it.
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     let into_cgroup = if cgroup.is_some() {
@@ -37,12 +51,17 @@ pub(crate) fn clone(namespaces: c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Re
     } else {
         0
     };
+    // With another parent the signal is that of the caller.
+    let (parent, exit_signal) = match parent {
+        Parent::Caller => (0, libc::SIGCHLD),
+        Parent::CallersParent => (libc::CLONE_PARENT, 0),
+    };
     let arguments = libc::clone_args {
-        flags: u64::from(namespaces.cast_unsigned()) | into_cgroup,
+        flags: u64::from((namespaces | parent).cast_unsigned()) | into_cgroup,
         pidfd: 0,
         child_tid: 0,
         parent_tid: 0,
-        exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
+        exit_signal: u64::from(exit_signal.cast_unsigned()),
         stack: 0,
         stack_size: 0,
         tls: 0,
@@ -135,6 +154,27 @@ pub(crate) fn unshare_cgroup() -> rustix::io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }
 }
 
+/// Gives the processes that the caller will make a new time namespace.
+///
+/// # Errors
+///
+/// The kernel's, see unshare(2).
+pub(crate) fn unshare_time() -> rustix::io::Result<()> {
+    // SAFETY: a time namespace changes the clocks of processes that are made later, and nothing that Rust relies on.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWTIME) }
+}
+
+/// Makes the caller user 0 and group 0 of its user namespace, in no other group.
+///
+/// # Errors
+///
+/// The kernel's, if these ids are not mapped.
+pub(crate) fn become_root() -> rustix::io::Result<()> {
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
+}
+
 /// What [`set_scheduler`] sets: `struct sched_attr` without its size, `include/uapi/linux/sched/types.h`.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct SchedulerAttributes {
@@ -147,12 +187,15 @@ pub(crate) struct SchedulerAttributes {
     pub(crate) period_ns: u64,
 }
 
-/// Sets how the calling process is scheduled.
+/// Sets how a process, or the calling one, is scheduled.
 ///
 /// # Errors
 ///
 /// The kernel's, see sched_setattr(2).
-pub(crate) fn set_scheduler(attributes: &SchedulerAttributes) -> io::Result<()> {
+pub(crate) fn set_scheduler(
+    process: Option<Pid>,
+    attributes: &SchedulerAttributes,
+) -> io::Result<()> {
     #[repr(C)]
     struct Layout {
         size: u32,
@@ -176,8 +219,9 @@ pub(crate) fn set_scheduler(attributes: &SchedulerAttributes) -> io::Result<()> 
         deadline: attributes.deadline_ns,
         period: attributes.period_ns,
     };
+    let process = Pid::as_raw(process);
     // SAFETY: process 0 is the calling one; the kernel reads as many bytes as `size` says, which is the layout's own.
-    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const layout, 0) };
+    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, process, &raw const layout, 0) };
     nothing(result)
 }
 
@@ -189,12 +233,16 @@ pub(crate) enum IoPriorityClass {
     Idle,
 }
 
-/// Sets the input and output priority of the calling process's group.
+/// Sets the input and output priority of a process's group, or of the calling one's.
 ///
 /// # Errors
 ///
 /// The kernel's, see ioprio_set(2).
-pub(crate) fn set_io_priority(class: IoPriorityClass, level: u8) -> io::Result<()> {
+pub(crate) fn set_io_priority(
+    group: Option<Pid>,
+    class: IoPriorityClass,
+    level: u8,
+) -> io::Result<()> {
     /// `IOPRIO_WHO_PGRP`, `include/uapi/linux/ioprio.h`.
     const WHO_GROUP: c_int = 2;
     const CLASS_SHIFT: c_int = 13;
@@ -204,8 +252,9 @@ pub(crate) fn set_io_priority(class: IoPriorityClass, level: u8) -> io::Result<(
         IoPriorityClass::Idle => 3,
     };
     let priority = (class << CLASS_SHIFT) | c_int::from(level);
+    let group = Pid::as_raw(group);
     // SAFETY: takes numbers only; group 0 is the caller's.
-    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_GROUP, 0, priority) };
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_GROUP, group, priority) };
     nothing(result)
 }
 
@@ -501,6 +550,12 @@ fn owned(fd: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just made this descriptor for us, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Ends a process that was only made to make another one.
+pub(crate) fn exit_maker() -> ! {
+    // SAFETY: ends the process, with no code of ours after it.
+    unsafe { libc::_exit(0) }
 }
 
 /// Ends a child that did not become its program, without running anything that its copy of the agent would run at exit.

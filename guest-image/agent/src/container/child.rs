@@ -1,20 +1,25 @@
 //! The process between its making and its program: builds the container around itself, then becomes what runs in it, one step a line.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use protocol::StartFailure;
 use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
+use super::channel::AgentChannel;
+use super::devices::ReadyDevice;
+use super::mounts::ReadyMount;
+use super::outside::Outside;
 use super::personality::Personality;
 use super::plan::{ContainerPlan, ProcessPlan, Terminal};
-use super::scheduling::{IoPriority, Scheduler};
 use super::sysctl::Sysctl;
 use super::user::Identity;
-use super::{devices, loopback, mounts, paths, program, rootfs, write_file};
+use super::{devices, loopback, mounts, paths, program, rootfs};
 use crate::step::Step as _;
-use crate::sys;
+use crate::sys::{self, Parent, Side};
 
 /// The process's ends of its standard streams.
 #[derive(Debug, Default)]
@@ -24,32 +29,41 @@ pub(crate) struct ChildStdio {
     pub(crate) stderr: Option<OwnedFd>,
 }
 
-/// Builds the container around the calling process, the first of its namespaces. The agent's tree is out of reach afterwards.
+/// Builds the container around the calling process, the first of its namespaces. The agent's tree is out of reach afterwards. Where the
+/// namespaces need it the caller is a maker: this then returns in the process that it makes, and ends in the maker itself.
 ///
 /// # Errors
 ///
 /// If a step fails; it is named.
-pub(crate) fn build(container: &ContainerPlan) -> Result<(), StartFailure> {
-    sys::reset_signals();
-    rustix::process::umask(Mode::empty());
-    rustix::process::setsid().step(|| "making a session".to_owned())?;
-    if container.namespaces.makes_cgroup() {
-        sys::unshare_cgroup().step(|| "making a cgroup namespace".to_owned())?;
+pub(super) fn build(
+    container: &ContainerPlan,
+    outside: &Outside,
+    agent: &AgentChannel,
+) -> Result<(), StartFailure> {
+    let first_half = if container.namespaces.needs_maker() {
+        make_process(container, outside, agent)?
+    } else {
+        begin_process(container)?;
+        outside.namespaces.join()?;
+        if container.namespaces.makes_network() || container.namespaces.shares_network() {
+            loopback::set_up()?;
+        }
+        FirstHalf::build(container, outside)?
+    };
+    if container.waits_for_agent() {
+        agent.wait()?;
     }
-    // Of a network namespace of its own, or of the machine's.
-    loopback::set_up()?;
-    rootfs::mount(&container.root)?;
-    let ready_mounts = container
-        .mounts
-        .iter()
-        .map(mounts::Mount::ready)
-        .collect::<Result<Vec<_>, _>>()?;
     rootfs::enter()?;
-    for mount in ready_mounts {
+    for mount in first_half.mounts {
         mount.mount()?;
     }
-    make_devices(container)?;
-    container.sysctls.iter().try_for_each(Sysctl::set)?;
+    rootfs::leave_machine()?;
+    make_devices(container, &first_half.devices)?;
+    container
+        .sysctls
+        .iter()
+        .filter(|sysctl| !(container.namespaces.has_user() && sysctl.is_of_machine()))
+        .try_for_each(Sysctl::set)?;
     container
         .readonly_paths
         .iter()
@@ -64,15 +78,93 @@ pub(crate) fn build(container: &ContainerPlan) -> Result<(), StartFailure> {
     container.personality.map_or(Ok(()), Personality::apply)
 }
 
+/// What of a container is built with the rights of the machine's root, and in reach of its tree.
+#[derive(Debug)]
+struct FirstHalf<'plan> {
+    mounts: Vec<ReadyMount<'plan>>,
+    /// The devices of one that may not make them itself.
+    devices: Vec<ReadyDevice<'plan>>,
+}
+
+impl<'plan> FirstHalf<'plan> {
+    /// Mounts the root, and opens what comes from elsewhere.
+    fn build(container: &'plan ContainerPlan, outside: &Outside) -> Result<Self, StartFailure> {
+        rootfs::mount(&container.root, outside.namespaces.user())?;
+        let mounts = container
+            .mounts
+            .iter()
+            .enumerate()
+            .map(|(index, mount)| mount.ready(&container.namespaces, outside.users_of_mount(index)))
+            .collect::<Result<_, _>>()?;
+        let devices = if container.namespaces.has_user() {
+            devices::make_ahead(&container.devices, container.namespaces.mappings())?
+        } else {
+            Vec::new()
+        };
+        Ok(Self { mounts, devices })
+    }
+}
+
+/// Lives a maker's life: does the first half, enters the namespaces that come before a process, and makes that. Returns in it.
+fn make_process<'plan>(
+    container: &'plan ContainerPlan,
+    outside: &Outside,
+    agent: &AgentChannel,
+) -> Result<FirstHalf<'plan>, StartFailure> {
+    sys::reset_signals();
+    rustix::process::umask(Mode::empty());
+    let namespaces = &container.namespaces;
+    let first_half = FirstHalf::build(container, outside)?;
+    namespaces.make_time()?;
+    outside.namespaces.join()?;
+    if namespaces.shares_network() {
+        loopback::set_up()?;
+    }
+    if namespaces.has_user() {
+        container
+            .sysctls
+            .iter()
+            .filter(|sysctl| sysctl.is_of_machine())
+            .try_for_each(Sysctl::set)?;
+    }
+    outside.namespaces.join_user()?;
+    let step = || "making the process".to_owned();
+    let (maker_ends, of_maker) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).step(step)?;
+    let made = sys::clone(namespaces.at_clone(), None, Parent::CallersParent).step(step)?;
+    if let Side::Parent(pid) = made {
+        agent.made(pid)?;
+        sys::exit_maker();
+    }
+    // The agent is to hear of the process before it hears from it.
+    drop(of_maker);
+    rustix::io::read(&maker_ends, &mut [0]).step(step)?;
+    begin_process(container)?;
+    rootfs::unlock()?;
+    if namespaces.makes_network() {
+        loopback::set_up()?;
+    }
+    Ok(first_half)
+}
+
+/// Gives the process what every first process of a container has.
+fn begin_process(container: &ContainerPlan) -> Result<(), StartFailure> {
+    sys::reset_signals();
+    rustix::process::umask(Mode::empty());
+    rustix::process::setsid().step(|| "making a session".to_owned())?;
+    if container.namespaces.makes_cgroup() {
+        sys::unshare_cgroup().step(|| "making a cgroup namespace".to_owned())?;
+    }
+    Ok(())
+}
+
 /// Becomes the program of a container that was built around the calling process. Returns only the reason why it did not.
-///
-/// `send_terminal` hands the terminal's controlling side to the agent.
-pub(crate) fn become_program(
+pub(super) fn become_program(
+    container: &ContainerPlan,
     process: &ProcessPlan,
     stdio: ChildStdio,
-    send_terminal: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>,
+    agent: &AgentChannel,
 ) -> StartFailure {
-    match prepare(process, stdio, send_terminal) {
+    match prepare(container, process, stdio, agent) {
         Ok(environment) => program::execute(&process.arguments, &environment),
         Err(failure) => failure,
     }
@@ -80,13 +172,14 @@ pub(crate) fn become_program(
 
 /// Does all but the exec, and says with which environment to do that.
 fn prepare(
+    container: &ContainerPlan,
     process: &ProcessPlan,
     stdio: ChildStdio,
-    send_terminal: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>,
+    agent: &AgentChannel,
 ) -> Result<Vec<String>, StartFailure> {
     let terminal = process
         .terminal
-        .map(|terminal| open_terminal(terminal, send_terminal))
+        .map(|terminal| open_terminal(terminal, agent))
         .transpose()?;
     if let Some(name) = &process.hostname {
         rustix::system::sethostname(name.as_bytes())
@@ -96,28 +189,20 @@ fn prepare(
         rustix::system::setdomainname(name.as_bytes())
             .step(|| format!("setting the domain name to {name}"))?;
     }
-    if let Some(score) = process.oom_score_adj {
-        write_file("/proc/self/oom_score_adj", &score.to_string())
-            .step(|| format!("setting the score for want of memory to {score}"))?;
-    }
-    process
-        .scheduler
-        .as_ref()
-        .map_or(Ok(()), Scheduler::apply)?;
-    process
-        .io_priority
-        .as_ref()
-        .map_or(Ok(()), IoPriority::apply)?;
     let identity = process.user.resolve()?;
     connect_stdio(stdio, terminal.as_ref(), &identity)?;
     enter_working_directory(&process.working_directory)?;
     if process.root_is_read_only {
         paths::make_root_read_only()?;
     }
-    process
-        .limits
-        .iter()
-        .try_for_each(|limit| limit.set(None))?;
+    // In a user namespace the agent has given them.
+    if !container.namespaces.has_user() {
+        process.give_scheduling(None)?;
+        process
+            .limits
+            .iter()
+            .try_for_each(|limit| limit.set(None))?;
+    }
     process.capabilities.bound()?;
     become_user(&identity)?;
     process.capabilities.apply()?;
@@ -132,16 +217,29 @@ fn prepare(
 /// As docker's, and most systems'.
 const DEFAULT_UMASK: u32 = 0o022;
 
-fn make_devices(container: &ContainerPlan) -> Result<(), StartFailure> {
+fn make_devices(
+    container: &ContainerPlan,
+    made_ahead: &[ReadyDevice<'_>],
+) -> Result<(), StartFailure> {
     // Who binds a /dev of their own brings its nodes.
     let own = container
         .mounts
         .iter()
         .rfind(|mount| mount.destination.trim_end_matches('/') == "/dev");
-    if !own.is_some_and(mounts::Mount::is_bind) {
-        if own.is_none() {
-            mounts::make_directories("/dev").step(|| "making /dev".to_owned())?;
-        }
+    let brings_nodes = own.is_some_and(mounts::Mount::is_bind);
+    if own.is_none() {
+        mounts::make_directories("/dev").step(|| "making /dev".to_owned())?;
+    }
+    if !brings_nodes {
+        devices::make_links()?;
+    }
+    if container.namespaces.has_user() {
+        return made_ahead
+            .iter()
+            .filter(|device| !(brings_nodes && device.is_default()))
+            .try_for_each(ReadyDevice::place);
+    }
+    if !brings_nodes {
         devices::make_defaults()?;
     }
     container
@@ -151,10 +249,7 @@ fn make_devices(container: &ContainerPlan) -> Result<(), StartFailure> {
 }
 
 /// Opens a terminal of the container's own devpts, sends its controlling side away and gives the process's side.
-fn open_terminal(
-    terminal: Terminal,
-    send_terminal: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>,
-) -> Result<OwnedFd, StartFailure> {
+fn open_terminal(terminal: Terminal, agent: &AgentChannel) -> Result<OwnedFd, StartFailure> {
     let step = || "making a terminal".to_owned();
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let controller = rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty()).step(step)?;
@@ -168,7 +263,7 @@ fn open_terminal(
     mounts::make_file("/dev/console").step(step)?;
     rustix::mount::mount_bind(name, "/dev/console").step(step)?;
     rustix::process::ioctl_tiocsctty(&side).step(step)?;
-    send_terminal(controller.as_fd()).step(step)?;
+    agent.send_terminal(controller.as_fd()).step(step)?;
     Ok(side)
 }
 
@@ -208,7 +303,11 @@ fn connect_stdio(
         .flatten();
     if identity.uid != 0 {
         for stream in owned {
-            rustix::fs::fchown(stream, Some(Uid::from_raw(identity.uid)), None).step(step)?;
+            match rustix::fs::fchown(stream, Some(Uid::from_raw(identity.uid)), None) {
+                // In a user namespace that was joined it belongs to nobody whom the container knows.
+                Err(Errno::PERM | Errno::INVAL) => (),
+                result => result.step(step)?,
+            }
         }
     }
     let fallback = terminal.or(null.as_ref());
@@ -231,7 +330,7 @@ fn enter_working_directory(path: &str) -> Result<(), StartFailure> {
         return Ok(());
     }
     match rustix::process::chdir(path) {
-        Err(rustix::io::Errno::NOENT) => {
+        Err(Errno::NOENT) => {
             mounts::make_directories(path).step(step)?;
             rustix::process::chdir(path).step(step)
         }

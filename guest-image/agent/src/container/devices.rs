@@ -1,11 +1,15 @@
 //! Device nodes and links of `/dev`: runtime-spec `config-linux.md`, "Devices", "Default Devices" and
 //! `runtime-linux.md`, "Dev symbolic links".
 
+use std::os::fd::OwnedFd;
+
 use protocol::{FailureKind, StartFailure};
 use rustix::fs::{CWD, FileType, Gid, Mode, Uid, makedev, mknodat, symlink};
 use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
-use super::mounts::make_directories;
+use super::id_mappings::IdMappings;
+use super::mounts::{make_directories, make_file};
 use crate::spec;
 use crate::step::{Step as _, failure, invalid, unsupported};
 
@@ -140,11 +144,124 @@ impl DeviceNode {
     }
 }
 
-/// Makes the nodes and links that every container has. The umask must be 0.
+/// A node that was made outside of the container, by one who may.
+#[derive(Debug)]
+pub(super) struct ReadyDevice<'plan> {
+    path: &'plan str,
+    is_default: bool,
+    /// What is made in place, or the detached mount of the node.
+    node: Result<OwnedFd, &'plan DeviceNode>,
+}
+
+/// Where nodes are made ahead: in the root's upper file system, beside the root.
+const AHEAD: &str = "/mnt/devices";
+
+/// Makes the nodes that every container has and those of the config, to be bound where they belong: no user namespace lets its root
+/// make devices. The umask must be 0.
 ///
 /// # Errors
 ///
-/// The kernel's, see mknod(2) and symlink(2).
+/// The kernel's, see mknod(2).
+pub(super) fn make_ahead<'plan>(
+    devices: &'plan [DeviceNode],
+    mappings: Option<&IdMappings>,
+) -> Result<Vec<ReadyDevice<'plan>>, StartFailure> {
+    rustix::fs::mkdir(AHEAD, Mode::from_raw_mode(0o755)).step(|| format!("making {AHEAD}"))?;
+    let defaults = DEFAULT_NODES
+        .iter()
+        .filter(|(path, ..)| !devices.iter().any(|device| device.path == *path))
+        .enumerate()
+        .map(|(number, &(path, major, minor))| {
+            let owner = mappings.map_or((0, 0), |mappings| mappings.outside(0, 0));
+            let character = FileType::CharacterDevice;
+            let node = make_detached(number, path, character, (major, minor), 0o666, owner)?;
+            Ok(ReadyDevice {
+                path,
+                is_default: true,
+                node: Ok(node),
+            })
+        });
+    let configured = devices.iter().enumerate().map(|(index, device)| {
+        let number = DEFAULT_NODES.len() + index;
+        let owner = mappings.map_or((device.uid, device.gid), |mappings| {
+            mappings.outside(device.uid, device.gid)
+        });
+        let numbers = (device.major, device.minor);
+        let node = match device.kind {
+            // These anybody may make.
+            FileType::Fifo => Err(device),
+            kind => Ok(make_detached(
+                number,
+                &device.path,
+                kind,
+                numbers,
+                device.mode,
+                owner,
+            )?),
+        };
+        Ok(ReadyDevice {
+            path: &device.path,
+            is_default: false,
+            node,
+        })
+    });
+    defaults.chain(configured).collect()
+}
+
+fn make_detached(
+    number: usize,
+    name: &str,
+    kind: FileType,
+    (major, minor): (u32, u32),
+    mode: u32,
+    (uid, gid): (u32, u32),
+) -> Result<OwnedFd, StartFailure> {
+    let step = || format!("making device {name}");
+    // A name of its own, which stays: what has none cannot be mounted.
+    let path = format!("{AHEAD}/{number}");
+    mknodat(
+        CWD,
+        &path,
+        kind,
+        Mode::from_raw_mode(mode),
+        makedev(major, minor),
+    )
+    .step(step)?;
+    rustix::fs::chown(&path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).step(step)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let node = rustix::mount::open_tree(CWD, &path, flags).step(step)?;
+    Ok(node)
+}
+
+impl ReadyDevice<'_> {
+    /// Whether the config does not name it.
+    pub(super) fn is_default(&self) -> bool {
+        self.is_default
+    }
+
+    /// Puts it in its place.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, see move_mount(2).
+    pub(super) fn place(&self) -> Result<(), StartFailure> {
+        let step = || format!("placing device {}", self.path);
+        match &self.node {
+            Err(device) => device.make(),
+            Ok(node) => {
+                make_file(self.path).step(step)?;
+                let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+                rustix::mount::move_mount(node, "", CWD, self.path, flags).step(step)
+            }
+        }
+    }
+}
+
+/// Makes the nodes that every container has. The umask must be 0.
+///
+/// # Errors
+///
+/// The kernel's, see mknod(2).
 pub(crate) fn make_defaults() -> Result<(), StartFailure> {
     let mode = Mode::from_raw_mode(0o666);
     for (path, major, minor) in DEFAULT_NODES {
@@ -157,6 +274,15 @@ pub(crate) fn make_defaults() -> Result<(), StartFailure> {
         ))
         .step(|| format!("making device {path}"))?;
     }
+    Ok(())
+}
+
+/// Makes the links that every container has.
+///
+/// # Errors
+///
+/// The kernel's, see symlink(2).
+pub(crate) fn make_links() -> Result<(), StartFailure> {
     for (target, path) in DEFAULT_LINKS {
         unless_there(symlink(target, path)).step(|| format!("making link {path}"))?;
     }

@@ -6,14 +6,17 @@
 
 mod capabilities;
 mod cgroup;
+pub(crate) mod channel;
 mod child;
 mod copy_up;
 mod devices;
+mod id_mappings;
 pub(crate) mod launch;
 mod loopback;
 mod mount_options;
 mod mounts;
 mod namespaces;
+mod outside;
 mod paths;
 mod personality;
 mod plan;

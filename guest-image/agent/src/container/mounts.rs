@@ -1,7 +1,7 @@
 //! The mounts of a container: runtime-spec `config.md`, "Mounts", and `config-linux.md`, "Rootfs Mount Propagation".
 
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use protocol::StartFailure;
@@ -9,8 +9,10 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 
-use super::copy_up;
-use super::mount_options::{self, MountOptions, Propagation};
+use super::id_mappings::IdMappings;
+use super::mount_options::{self, IdMap, MountOptions, Propagation};
+use super::namespaces::NamespacesPlan;
+use super::{copy_up, paths};
 use crate::spec;
 use crate::step::{Step as _, invalid, unsupported};
 use crate::sys::{self, MountAttributes};
@@ -24,6 +26,8 @@ pub(crate) struct Mount {
     pub(crate) destination: String,
     kind: Kind,
     options: MountOptions,
+    /// Which ids the mount shows; the container's where this is none and ids are to be mapped.
+    mappings: Option<IdMappings>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -52,28 +56,43 @@ impl Mount {
     /// # Errors
     ///
     /// If an option does not go with the type, or a bind mount has no source in the machine.
-    pub(crate) fn new(mount: &spec::Mount) -> Result<Self, StartFailure> {
+    pub(crate) fn new(
+        mount: &spec::Mount,
+        namespaces: &NamespacesPlan,
+    ) -> Result<Self, StartFailure> {
         // A relative path is one below the root: runtime-spec `config.md`, "Mounts".
         let destination = match mount.destination.strip_prefix('/') {
             Some(_) => mount.destination.clone(),
             None => format!("/{}", mount.destination),
         };
-        let options = MountOptions::new(&mount.options);
+        let mut options = MountOptions::new(&mount.options);
         let kind = mount.kind.as_deref().unwrap_or("none");
         let option_error = |option: &str, message: &str| {
-            Err(unsupported(
-                "mounts.options",
-                format!("option {option} of {destination}: {message}"),
-            ))
+            let message = format!("option {option} of {destination}: {message}");
+            Err(unsupported("mounts.options", message))
         };
         if options.copy_up && kind != "tmpfs" {
             return option_error("tmpcopyup", "only a tmpfs takes a copy");
         }
+        let field = format!("mounts[{destination}]");
+        let mappings = IdMappings::new(&field, &mount.uid_mappings, &mount.gid_mappings)?;
+        if mappings.is_some() && options.id_map.is_none() {
+            options.id_map = Some(IdMap::This);
+        }
+        let is_bind = !options.remount && (options.bind || kind == "bind");
         if options.id_map.is_some() {
-            return option_error("idmap", "mapped ids are not supported");
+            if !is_bind {
+                return option_error("idmap", "only a bind mount can have other ids");
+            }
+            if mappings.is_none() && !namespaces.has_user() {
+                return option_error(
+                    "idmap",
+                    "there are neither mappings nor a user namespace to take them from",
+                );
+            }
         }
         let source = mount.source.clone();
-        let kind = if !options.remount && (options.bind || kind == "bind") {
+        let kind = if is_bind {
             let source = source
                 .ok_or_else(|| invalid("mounts.source", format!("{destination} has no source")))?;
             if !source.starts_with('/') {
@@ -102,7 +121,20 @@ impl Mount {
             destination,
             kind,
             options,
+            mappings,
         })
+    }
+
+    /// Makes the user namespace of the mount's own mappings, if it has some.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses a mapping.
+    pub(crate) fn open_mappings(&self) -> Result<Option<OwnedFd>, StartFailure> {
+        self.mappings
+            .as_ref()
+            .map(IdMappings::namespace)
+            .transpose()
     }
 
     /// Whether the mount shows a part of the agent's tree.
@@ -110,16 +142,32 @@ impl Mount {
         matches!(self.kind, Kind::Bind { .. })
     }
 
-    /// Opens what lies outside of the container.
+    /// Opens what lies outside of the container. `users` is the user namespace whose ids the mount shows if it maps them.
     ///
     /// # Errors
     ///
-    /// If a bind mount's source cannot be opened.
-    pub(crate) fn ready(&self) -> Result<ReadyMount<'_>, StartFailure> {
+    /// If a bind mount's source cannot be opened, or its file system knows no other ids.
+    pub(crate) fn ready(
+        &self,
+        namespaces: &NamespacesPlan,
+        users: Option<BorrowedFd<'_>>,
+    ) -> Result<ReadyMount<'_>, StartFailure> {
         let bind = match &self.kind {
+            // Only the owner of a network may mount its sysfs: the machine's is what the container then sees, as with crun.
+            Kind::Filesystem { kind, .. }
+                if kind == "sysfs" && namespaces.has_user() && namespaces.shares_network() =>
+            {
+                Some(open_tree("/sys", true)?)
+            }
             Kind::Filesystem { .. } => None,
             Kind::Bind { source } => Some(open_tree(source, self.options.recursive_bind)?),
         };
+        if let (Some(id_map), Some((tree, _)), Some(users)) = (self.options.id_map, &bind, users) {
+            let recursive = id_map == IdMap::Recursive;
+            let unchanged = MountAttributes::default();
+            sys::set_mount_attributes(tree.as_fd(), c"", recursive, unchanged, Some(users))
+                .step(|| format!("mapping the ids of {}", self.destination))?;
+        }
         Ok(ReadyMount { mount: self, bind })
     }
 
@@ -146,7 +194,13 @@ impl Mount {
         if flags.is_empty() {
             return Ok(());
         }
-        rustix::mount::mount_remount(&self.destination, MountFlags::BIND | flags, c"")
+        let remount =
+            |flags| rustix::mount::mount_remount(&self.destination, MountFlags::BIND | flags, c"");
+        match remount(flags) {
+            // Flags that another user namespace has set are locked: they stay.
+            Err(Errno::PERM) => remount(flags | paths::present_flags(&self.destination)?),
+            result => result,
+        }
     }
 }
 
@@ -174,6 +228,7 @@ impl ReadyMount<'_> {
             destination,
             kind,
             options,
+            ..
         } = self.mount;
         let step = || format!("mounting {destination}");
         match (kind, self.bind) {
@@ -183,7 +238,7 @@ impl ReadyMount<'_> {
                 flags.set(MountFlags::BIND, options.bind);
                 rustix::mount::mount_remount(destination, flags, data).step(step)?;
             }
-            (Kind::Filesystem { kind, source, data }, _) => {
+            (Kind::Filesystem { kind, source, data }, None) => {
                 let hidden = match options.copy_up {
                     true => copy_up::open(destination).ok(),
                     false => None,
@@ -215,7 +270,7 @@ impl ReadyMount<'_> {
                     }
                 }
             }
-            (Kind::Bind { .. }, Some((tree, is_directory))) => {
+            (_, Some((tree, is_directory))) => {
                 if is_directory {
                     make_directories(destination)
                 } else {

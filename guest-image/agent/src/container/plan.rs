@@ -3,6 +3,7 @@
 use std::ffi::CString;
 
 use protocol::{Create, DeclaredStreams, RootSource, StartFailure, WindowSize};
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::capabilities::Capabilities;
@@ -16,6 +17,7 @@ use super::rlimits::{self, ResourceLimit};
 use super::scheduling::{self, IoPriority, Scheduler};
 use super::sysctl::{self, Sysctl};
 use super::user::UserChoice;
+use super::write_file;
 use crate::spec::{self, Config};
 use crate::step::{Step as _, invalid, unsupported};
 
@@ -68,6 +70,50 @@ pub(crate) struct Terminal {
     pub(crate) size: Option<WindowSize>,
 }
 
+impl ContainerPlan {
+    /// Whether the process waits for the agent on its way: what is to happen then only the agent can do.
+    pub(crate) fn waits_for_agent(&self) -> bool {
+        self.namespaces.needs_maker()
+    }
+}
+
+impl ProcessPlan {
+    /// Gives a process that is in a user namespace what only the machine's root may give.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(crate) fn grant(&self, process: Pid) -> Result<(), StartFailure> {
+        self.give_scheduling(Some(process))?;
+        self.limits
+            .iter()
+            .try_for_each(|limit| limit.set(Some(process)))
+    }
+
+    /// Sets priorities and scores of a process, the calling one if none is named.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(crate) fn give_scheduling(&self, process: Option<Pid>) -> Result<(), StartFailure> {
+        if let Some(score) = self.oom_score_adj {
+            let path = match process {
+                None => "/proc/self/oom_score_adj".to_owned(),
+                Some(pid) => format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero()),
+            };
+            write_file(&path, &score.to_string())
+                .step(|| format!("setting the score for want of memory to {score}"))?;
+        }
+        if let Some(scheduler) = &self.scheduler {
+            scheduler.apply(process)?;
+        }
+        if let Some(priority) = &self.io_priority {
+            priority.apply(process)?;
+        }
+        Ok(())
+    }
+}
+
 impl Plan {
     /// Decides how to make the container.
     ///
@@ -106,7 +152,10 @@ impl Plan {
         let container = ContainerPlan {
             root: create.root,
             root_propagation: mounts::root_propagation(linux.rootfs_propagation.as_deref())?,
-            mounts: mounts.iter().map(Mount::new).collect::<Result<_, _>>()?,
+            mounts: mounts
+                .iter()
+                .map(|mount| Mount::new(mount, &namespaces))
+                .collect::<Result<_, _>>()?,
             devices: linux
                 .devices
                 .iter()
@@ -312,19 +361,6 @@ mod tests {
         assert_eq!(
             refusal("/process/rlimits", json!([limit, limit])).1,
             "process.rlimits"
-        );
-    }
-
-    #[test]
-    fn joining_a_namespace_is_refused() {
-        let refused = refusal(
-            "/linux/namespaces",
-            json!([{ "type": "network", "path": "/proc/1/ns/net" }]),
-        );
-
-        assert_eq!(
-            refused,
-            (FailureKind::Unsupported, "linux.namespaces.path".to_owned())
         );
     }
 

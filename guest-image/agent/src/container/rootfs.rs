@@ -2,12 +2,15 @@
 //! (`Documentation/filesystems/overlayfs.rst`).
 
 use std::ffi::CString;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use protocol::{Filesystem, RootSource, StartFailure, Upper};
-use rustix::fs::{Gid, Mode, Uid};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::fs::{CWD, Gid, Mode, Uid};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::step::{Step as _, invalid};
+use crate::sys::{self, MountAttributes};
 
 /// Where the upper layer's filesystem is mounted in the child's mount namespace, an empty directory of the agent's image.
 /// Nobody else sees it, so one name does for all containers.
@@ -18,12 +21,16 @@ const ROOT: &str = "/mnt/root";
 /// Permissions of the root directory when the image says nothing else.
 const ROOT_MODE: u32 = 0o755;
 
-/// Mounts the root in the child's mount namespace and goes there, without making it the root yet.
+/// Mounts the root in the child's mount namespace and goes there, without making it the root yet. With a user namespace, the image's
+/// ids are those of its users.
 ///
 /// # Errors
 ///
 /// If something cannot be mounted.
-pub(crate) fn mount(source: &RootSource) -> Result<(), StartFailure> {
+pub(crate) fn mount(
+    source: &RootSource,
+    users: Option<BorrowedFd<'_>>,
+) -> Result<(), StartFailure> {
     let Upper::Tmpfs { size_bytes } = source.upper;
     // nr_inodes=0 leaves the size as the only limit.
     let data = format!("mode=755,nr_inodes=0,size={size_bytes}");
@@ -40,7 +47,11 @@ pub(crate) fn mount(source: &RootSource) -> Result<(), StartFailure> {
         rustix::fs::mkdir(directory, Mode::from_raw_mode(ROOT_MODE))
             .step(|| format!("making {directory}"))?;
     }
-    let lower = mount_image(source)?;
+    let mut lower = mount_image(source)?;
+    if let Some(users) = users {
+        map_ids(lower, users)?;
+        lower = IMAGE;
+    }
     take_over_root_directory(lower)?;
     let data = format!("lowerdir={lower},upperdir=/mnt/upper,workdir=/mnt/work");
     let data = CString::new(data).step(|| "naming the layers".to_owned())?;
@@ -83,6 +94,32 @@ fn mount_image(source: &RootSource) -> Result<&str, StartFailure> {
     Ok(IMAGE)
 }
 
+/// Mounts a directory once more at the image's place, with other ids.
+fn map_ids(directory: &str, users: BorrowedFd<'_>) -> Result<(), StartFailure> {
+    let step = || "mapping the image's ids".to_owned();
+    match rustix::fs::mkdir(IMAGE, Mode::from_raw_mode(ROOT_MODE)) {
+        Ok(()) | Err(Errno::EXIST) => (),
+        Err(error) => return Err(error).step(step),
+    }
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(CWD, directory, flags).step(step)?;
+    let unchanged = MountAttributes::default();
+    sys::set_mount_attributes(tree.as_fd(), c"", false, unchanged, Some(users)).step(step)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(&tree, "", CWD, IMAGE, flags).step(step)
+}
+
+/// Makes the root, which another user namespace has locked in place, one that can be entered.
+///
+/// # Errors
+///
+/// The kernel's, see mount(2).
+pub(crate) fn unlock() -> Result<(), StartFailure> {
+    let step = || "taking over the root".to_owned();
+    rustix::mount::mount_bind(ROOT, ROOT).step(step)?;
+    rustix::process::chdir(ROOT).step(step)
+}
+
 /// Gives the upper layer's root directory, which is the one that shows, the image's permissions and owner.
 fn take_over_root_directory(lower: &str) -> Result<(), StartFailure> {
     let step = || "taking over the image's root directory".to_owned();
@@ -97,15 +134,26 @@ fn take_over_root_directory(lower: &str) -> Result<(), StartFailure> {
     Ok(())
 }
 
-/// Makes the current directory the root, and lets go of the agent's tree.
+/// Makes the current directory the root. The agent's tree stays mounted on top of it, in reach of nobody.
 ///
 /// # Errors
 ///
 /// The kernel's, see pivot_root(2).
 pub(crate) fn enter() -> Result<(), StartFailure> {
     let step = || "entering the root".to_owned();
-    // pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one, and is taken off at once.
+    // pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one. A path from the root begins below it.
     rustix::process::pivot_root(".", ".").step(step)?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH).step(step)?;
     rustix::process::chdir("/").step(step)
+}
+
+/// Takes the agent's tree off. A user namespace may mount what its mount namespace shows already, proc(5) and sysfs(5), so this
+/// comes after the container's mounts.
+///
+/// # Errors
+///
+/// The kernel's, see umount(2).
+pub(crate) fn leave_machine() -> Result<(), StartFailure> {
+    // umount(2) takes what is mounted last at a path.
+    rustix::mount::unmount("/", UnmountFlags::DETACH)
+        .step(|| "leaving the machine's tree".to_owned())
 }

@@ -2,6 +2,7 @@
 //! `ioPriority` and `execCPUAffinity`.
 
 use protocol::StartFailure;
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::spec;
@@ -80,13 +81,13 @@ impl Scheduler {
         }))
     }
 
-    /// Schedules the calling process so.
+    /// Schedules a process so, the calling one if none is named.
     ///
     /// # Errors
     ///
     /// The kernel's, see sched_setattr(2).
-    pub(crate) fn apply(&self) -> Result<(), StartFailure> {
-        sys::set_scheduler(&self.0).step(|| "setting the scheduler".to_owned())
+    pub(crate) fn apply(&self, process: Option<Pid>) -> Result<(), StartFailure> {
+        sys::set_scheduler(process, &self.0).step(|| "setting the scheduler".to_owned())
     }
 }
 
@@ -120,13 +121,13 @@ impl IoPriority {
         Ok(Self { class, level })
     }
 
-    /// Gives the calling process's group this priority, and so all that it starts.
+    /// Gives the group of a process this priority, of the calling one if none is named, and so all that it starts.
     ///
     /// # Errors
     ///
     /// The kernel's, see ioprio_set(2).
-    pub(crate) fn apply(&self) -> Result<(), StartFailure> {
-        sys::set_io_priority(self.class, self.level)
+    pub(crate) fn apply(&self, process: Option<Pid>) -> Result<(), StartFailure> {
+        sys::set_io_priority(process, self.class, self.level)
             .step(|| "setting the input and output priority".to_owned())
     }
 }

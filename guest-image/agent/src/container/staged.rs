@@ -17,15 +17,14 @@ use rustix::net::{
 use rustix::process::{Pid, Signal, WaitOptions};
 
 use super::cgroup::Cgroup;
+use super::channel::{AgentChannel, LaunchChannel, LaunchNews};
 use super::child::{self, ChildStdio};
-use super::launch::{self, LaunchChannel, Launched, MAX_MESSAGE_BYTES};
+use super::launch::{self, Launched};
+use super::outside::Outside;
 use super::plan::{ContainerPlan, ProcessPlan};
 use super::user;
 use crate::step::{Step as _, failure};
 use crate::sys::{self, OneProcessor};
-
-/// What a child says when its container is built. No failure is as short.
-const BUILT: &[u8] = &[0];
 
 /// Standard streams of a process.
 const STREAMS: usize = 3;
@@ -80,15 +79,22 @@ impl Staged {
     pub(crate) fn new(container: ContainerPlan) -> Result<Self, StartFailure> {
         let processor = OneProcessor::stay();
         let cgroup = container.cgroup.make()?;
-        let made = launch::make_child(&container, &cgroup, |channel| live(&container, channel));
-        let (pid, channel) = match made {
+        let made = launch::make_child(&container, &cgroup, |agent, outside| {
+            live(&container, outside, agent)
+        });
+        let (maker, channel) = match made {
             Ok(made) => made,
             Err(failure) => {
                 cgroup.remove();
                 return Err(failure);
             }
         };
-        match await_built(&channel).and_then(|()| Namespaces::of(pid)) {
+        let mut pid = maker;
+        let built = await_built(&channel, &mut pid);
+        if pid != maker {
+            end(maker);
+        }
+        match built.and_then(|()| Namespaces::of(pid)) {
             Ok(namespaces) => Ok(Self {
                 container,
                 cgroup,
@@ -119,7 +125,12 @@ impl Staged {
         self,
         process: &ProcessPlan,
     ) -> Result<Result<Released, Self>, StartFailure> {
-        let (stdio, child_stdio) = match launch::pipes(process) {
+        let granted = match self.container.namespaces.has_user() {
+            true => process.grant(self.pid),
+            false => Ok(()),
+        };
+        let pipes = granted.and_then(|()| launch::pipes(&self.container, process));
+        let (stdio, child_stdio) = match pipes {
             Ok(pipes) => pipes,
             Err(failure) => {
                 self.discard();
@@ -178,45 +189,45 @@ fn end(pid: Pid) {
     while let Err(Errno::INTR) = rustix::process::waitpid(Some(pid), WaitOptions::empty()) {}
 }
 
-/// Waits until the child says that its container is built.
-fn await_built(channel: &LaunchChannel) -> Result<(), StartFailure> {
-    let mut space = [MaybeUninit::uninit(); MAX_MESSAGE_BYTES];
-    let ((message, _), _) = rustix::net::recv(channel, &mut space, RecvFlags::empty())
-        .step(|| "waiting for the container".to_owned())?;
-    if message == BUILT {
-        return Ok(());
+/// Waits until the child says that its container is built. A maker gives way to the process that it names.
+fn await_built(channel: &LaunchChannel, pid: &mut Pid) -> Result<(), StartFailure> {
+    loop {
+        match channel.wait() {
+            LaunchNews::Made(process) => *pid = process,
+            LaunchNews::Waits => channel.go_on(),
+            LaunchNews::Built => return Ok(()),
+            LaunchNews::Failed(failure) => return Err(failure),
+            LaunchNews::Terminal(_) | LaunchNews::HungUp => {
+                return Err(failure(
+                    FailureKind::Failed,
+                    "building the container",
+                    "its process ended",
+                ));
+            }
+        }
     }
-    Err(postcard::from_bytes(message).unwrap_or_else(|_| {
-        failure(
-            FailureKind::Failed,
-            "building the container",
-            "its process ended",
-        )
-    }))
 }
 
 /// The child's life. Returns only the reason why it did not become a program.
-fn live(container: &ContainerPlan, channel: &OwnedFd) -> StartFailure {
-    let told = child::build(container).and_then(|()| {
+fn live(container: &ContainerPlan, outside: &Outside, agent: &AgentChannel) -> StartFailure {
+    let told = child::build(container, outside, agent).and_then(|()| {
         user::look_ahead();
         sys::fault_in();
         let step = || "waiting for what to run".to_owned();
-        rustix::net::send(channel, BUILT, SendFlags::NOSIGNAL).step(step)?;
-        await_process(channel).step(step)
+        agent.built().step(step)?;
+        await_process(agent).step(step)
     });
     match told {
         Ok((process, stdio)) => {
             sys::use_every_processor();
-            child::become_program(&process, stdio, |terminal| {
-                launch::send_terminal(channel, terminal)
-            })
+            child::become_program(container, &process, stdio, agent)
         }
         Err(failure) => failure,
     }
 }
 
 /// Waits for the message of [`Staged::send`].
-fn await_process(channel: &OwnedFd) -> rustix::io::Result<(ProcessPlan, ChildStdio)> {
+fn await_process(channel: &AgentChannel) -> rustix::io::Result<(ProcessPlan, ChildStdio)> {
     let (_, length) = rustix::net::recv(channel, &mut [0; 0], RecvFlags::PEEK | RecvFlags::TRUNC)?;
     let mut message = vec![0; length];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(STREAMS))];

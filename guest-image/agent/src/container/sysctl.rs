@@ -14,6 +14,8 @@ pub(crate) struct Sysctl {
     /// Below `/proc/sys`.
     path: String,
     value: String,
+    /// Whether it belongs to the machine, whose network is the container's.
+    is_of_machine: bool,
 }
 
 /// Parameters that an IPC namespace has its own of: ipc_namespaces(7).
@@ -60,7 +62,11 @@ pub(crate) fn read(
                 Some("the whole machine")
             };
             match lacks {
-                None => Ok(Sysctl { path, value }),
+                None => Ok(Sysctl {
+                    is_of_machine: path.starts_with("net/") && namespaces.shares_network(),
+                    path,
+                    value,
+                }),
                 Some(owner) => Err(unsupported(
                     "linux.sysctl",
                     format!("{name} belongs to {owner}"),
@@ -94,13 +100,18 @@ fn path(name: &str) -> Result<String, StartFailure> {
 }
 
 impl Sysctl {
+    /// Whether only the machine's root may set it.
+    pub(crate) fn is_of_machine(&self) -> bool {
+        self.is_of_machine
+    }
+
     /// Sets it in the caller's namespaces.
     ///
     /// # Errors
     ///
     /// If there is no such parameter, or it does not take the value.
     pub(crate) fn set(&self) -> Result<(), StartFailure> {
-        let Self { path, value } = self;
+        let Self { path, value, .. } = self;
         write_file(&format!("/proc/sys/{path}"), value)
             .step(|| format!("setting the kernel parameter {path} to {value}"))
     }

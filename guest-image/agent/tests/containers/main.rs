@@ -2,6 +2,7 @@
 
 mod harness;
 mod mounts;
+mod namespaces;
 mod process;
 mod resources;
 mod staged;
@@ -821,23 +822,6 @@ fn a_seccomp_profile_is_refused_by_name() -> Test {
     assert_eq!(
         (failure.kind, failure.step.as_str()),
         (FailureKind::Unsupported, "linux.seccomp")
-    );
-    Ok(())
-}
-
-#[test]
-fn a_user_namespace_is_refused_by_name() -> Test {
-    needs_containers!();
-    let workload = Workload::new(&["true"]).with(
-        "/linux/namespaces",
-        json!([{ "type": "mount" }, { "type": "user" }]),
-    );
-
-    let failure = run(&workload)?.failure()?;
-
-    assert_eq!(
-        (failure.kind, failure.step.as_str()),
-        (FailureKind::Unsupported, "linux.namespaces")
     );
     Ok(())
 }

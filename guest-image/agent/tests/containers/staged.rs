@@ -151,3 +151,27 @@ fn a_container_that_cannot_be_built_is_refused_to_who_wants_it() -> Test {
     );
     Ok(())
 }
+
+#[test]
+fn a_container_with_its_own_users_waits_like_any_other() -> Test {
+    needs_containers!();
+    let range = json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]);
+    let workload = Workload::script("id -u; cut -d' ' -f19 /proc/self/stat; ulimit -n; exit 3")
+        .with("/linux/uidMappings", range.clone())
+        .with("/linux/gidMappings", range)
+        .with(
+            "/linux/namespaces",
+            json!([{ "type": "user" }, { "type": "pid" }, { "type": "mount" }, { "type": "uts" }, { "type": "ipc" },
+                { "type": "network" }]),
+        )
+        .with("/process/scheduler", json!({ "policy": "SCHED_OTHER", "nice": -3 }))
+        .with("/process/rlimits", json!([{ "type": "RLIMIT_NOFILE", "soft": 77, "hard": 88 }]));
+    let agent = agent_for(&workload)?;
+    let waiting = first_process();
+    assert!(waiting.is_some(), "it is there before anybody asks for it");
+
+    let run = agent.run(&workload)?;
+
+    assert_eq!(run, Run::exited(3, "0\n-3\n77\n", ""));
+    Ok(())
+}

@@ -106,6 +106,13 @@ impl Agent {
         self.directory.path().join("image")
     }
 
+    /// The agent's own process, a child of the one that was started.
+    pub(crate) fn init(&self) -> Result<String, Failure> {
+        let id = self.process.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
+        Ok(children.trim().to_owned())
+    }
+
     pub(crate) fn connect(&self, role: Role) -> Result<UnixStream, Failure> {
         let mut stream = UnixStream::connect(self.directory.path().join("agent"))?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -172,6 +179,21 @@ impl Agent {
                 version: protocol::VERSION,
             } => Ok(control),
             other => Err(format!("not a welcome: {other:?}").into()),
+        }
+    }
+
+    /// Starts a process without streams that is not to start, and keeps the connection, so that the agent lives on.
+    pub(crate) fn fails_to_start(
+        &self,
+        workload: &Workload,
+    ) -> Result<(Control, protocol::StartFailure), Failure> {
+        let mut control = self.control()?;
+        let create = workload.create(&self.image(), DeclaredStreams::default());
+        control.send(&Request::Create(Box::new(create)))?;
+        control.send(&Request::Start(workload.process()))?;
+        match control.report()? {
+            Report::NotStarted { failure, .. } => Ok((control, failure)),
+            other => Err(format!("it started: {other:?}").into()),
         }
     }
 
