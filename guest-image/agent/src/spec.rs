@@ -187,7 +187,8 @@ pub(crate) struct Linux {
     pub(crate) time_offsets: BTreeMap<String, TimeOffset>,
     intel_rdt: Given,
     memory_policy: Given,
-    seccomp: Given,
+    /// Only whether there is one: what it comes to travels beside the config.
+    pub(crate) seccomp: Given,
     mount_label: Given,
     pub(crate) personality: Option<Personality>,
     net_devices: Given,
@@ -396,7 +397,6 @@ impl Linux {
         first_given(&[
             ("linux.intelRdt", self.intel_rdt),
             ("linux.memoryPolicy", self.memory_policy),
-            ("linux.seccomp", self.seccomp),
             ("linux.mountLabel", self.mount_label),
             ("linux.netDevices", self.net_devices),
             ("linux.resources.network", resources.network),
@@ -503,14 +503,6 @@ mod tests {
 
     fn refused(json: &str) -> Option<String> {
         Config::parse(json.as_bytes()).unwrap().unsupported_field()
-    }
-
-    #[test]
-    fn seccomp_is_refused_by_name() {
-        let json =
-            r#"{"ociVersion":"1.2.0","linux":{"seccomp":{"defaultAction":"SCMP_ACT_ALLOW"}}}"#;
-
-        assert_eq!(refused(json).as_deref(), Some("linux.seccomp"));
     }
 
     #[test]

@@ -344,6 +344,34 @@ pub(crate) fn set_mount_attributes(
     nothing(result)
 }
 
+/// Has the kernel ask a filter about each system call of the caller and what it makes.
+///
+/// # Errors
+///
+/// The kernel's, see seccomp(2).
+pub(crate) fn install_filter(instructions: &[u64], flags: u32) -> io::Result<()> {
+    /// `SECCOMP_SET_MODE_FILTER`, `include/uapi/linux/seccomp.h`.
+    const SET_MODE_FILTER: c_int = 1;
+    let program = libc::sock_fprog {
+        len: u16::try_from(instructions.len()).map_err(io::Error::other)?,
+        filter: instructions.as_ptr().cast::<libc::sock_filter>().cast_mut(),
+    };
+    // SAFETY: the kernel reads the program's header and as many instructions as it says, eight bytes each, as they are; all outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
+    };
+    match result {
+        // With TSYNC, the thread that could not be taken along; there is no other thread.
+        1.. => Err(io::ErrorKind::WouldBlock.into()),
+        result => nothing(result),
+    }
+}
+
 /// Loads an eBPF program that decides about devices, and attaches it to a cgroup, which keeps it.
 ///
 /// # Errors

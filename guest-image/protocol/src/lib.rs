@@ -48,12 +48,12 @@ pub use frame::{
 };
 pub use message::{
     ContainerId, Create, DeclaredStreams, Exit, ExitStatus, FailureKind, Filesystem, Handover,
-    Hello, MAGIC, Process, ProcessId, Report, Request, Role, RootSource, SEED_BYTES, StartFailure,
-    StreamKind, Upper, WindowSize,
+    Hello, MAGIC, Process, ProcessId, Report, Request, Role, RootSource, SEED_BYTES, Seccomp,
+    StartFailure, StreamKind, Upper, WindowSize,
 };
 
 /// Version of the conversation. The two sides talk only if it is the same.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// The vsock port on which the agent listens.
 pub const AGENT_PORT: u32 = 1024;

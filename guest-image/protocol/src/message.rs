@@ -153,6 +153,17 @@ pub struct Create {
     pub user: Option<String>,
     /// The streams that the host connects. One that is not declared is `/dev/null`.
     pub streams: DeclaredStreams,
+    /// What `linux.seccomp` of the config comes to. The config itself has none: the agent compiles nothing.
+    pub seccomp: Option<Seccomp>,
+}
+
+/// A filter of system calls: seccomp(2).
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Seccomp {
+    /// The program: `struct sock_filter` after `struct sock_filter`, eight bytes each, as x86-64 has them in memory.
+    pub filter: Vec<u8>,
+    /// `SECCOMP_FILTER_FLAG_*`.
+    pub flags: u32,
 }
 
 /// The read-only lower filesystem, and what is written on top of it.

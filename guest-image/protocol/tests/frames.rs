@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use protocol::{
     ContainerId, Create, DeclaredStreams, Exit, ExitStatus, FailureKind, Filesystem, FrameBuffer,
     FrameError, Hello, MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES, Process, ProcessId,
-    Report, Request, Role, RootSource, StartFailure, StreamKind, Upper, WindowSize, encode,
+    Report, Request, Role, RootSource, Seccomp, StartFailure, StreamKind, Upper, WindowSize,
+    encode,
 };
 
 fn process() -> impl Strategy<Value = Process> {
@@ -53,9 +54,10 @@ fn create() -> impl Strategy<Value = Create> {
         any::<u64>(),
         any::<Option<String>>(),
         streams,
+        prop::option::of((prop::collection::vec(any::<u8>(), 0..4096), any::<u32>())),
     )
         .prop_map(
-            |(process, config, source, filesystem, size_bytes, user, streams)| Create {
+            |(process, config, source, filesystem, size_bytes, user, streams, seccomp)| Create {
                 process,
                 config,
                 root: RootSource {
@@ -65,6 +67,7 @@ fn create() -> impl Strategy<Value = Create> {
                 },
                 user,
                 streams,
+                seccomp: seccomp.map(|(filter, flags)| Seccomp { filter, flags }),
             },
         )
 }
@@ -254,7 +257,7 @@ fn the_encoding_of_the_first_fields_is_fixed() {
     )
     .unwrap();
 
-    assert_eq!(hello, [6, 0, 0, 0, 0xF6, 0xDA, 0xB5, 0x03, 2, 0]);
+    assert_eq!(hello, [6, 0, 0, 0, 0xF6, 0xDA, 0xB5, 0x03, 3, 0]);
     assert_eq!(welcome, [2, 0, 0, 0, 0, 1]);
 }
 

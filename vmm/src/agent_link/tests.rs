@@ -131,6 +131,7 @@ fn create(streams: DeclaredStreams) -> Create {
         },
         user: None,
         streams,
+        seccomp: None,
     }
 }
 

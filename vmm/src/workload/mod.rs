@@ -195,6 +195,7 @@ impl Workload {
             root,
             user: None,
             streams: DeclaredStreams::default(),
+            seccomp: None,
         })
     }
 
@@ -216,6 +217,7 @@ impl Workload {
             root,
             user: Some(self.user),
             streams,
+            seccomp: None,
         })
     }
 }

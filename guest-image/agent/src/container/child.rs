@@ -15,6 +15,7 @@ use super::mounts::ReadyMount;
 use super::outside::Outside;
 use super::personality::Personality;
 use super::plan::{ContainerPlan, ProcessPlan, Terminal};
+use super::seccomp::Filter;
 use super::sysctl::Sysctl;
 use super::user::Identity;
 use super::{devices, loopback, mounts, paths, program, rootfs};
@@ -203,14 +204,21 @@ fn prepare(
             .iter()
             .try_for_each(|limit| limit.set(None))?;
     }
+    rustix::process::umask(Mode::from_raw_mode(process.umask.unwrap_or(DEFAULT_UMASK)));
+    sys::close_on_exec_from(3).step(|| "closing the agent's descriptors".to_owned())?;
     process.capabilities.bound()?;
+    // A filter that is not to be a new privilege needs one, which is about to go.
+    let (filter_now, filter_last) = match process.no_new_privileges {
+        false => (process.seccomp.as_ref(), None),
+        true => (None, process.seccomp.as_ref()),
+    };
+    filter_now.map_or(Ok(()), Filter::install)?;
     become_user(&identity)?;
     process.capabilities.apply()?;
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).step(|| "setting no_new_privs".to_owned())?;
     }
-    rustix::process::umask(Mode::from_raw_mode(process.umask.unwrap_or(DEFAULT_UMASK)));
-    sys::close_on_exec_from(3).step(|| "closing the agent's descriptors".to_owned())?;
+    filter_last.map_or(Ok(()), Filter::install)?;
     Ok(environment(process, &identity.home))
 }
 

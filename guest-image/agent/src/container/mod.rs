@@ -24,6 +24,7 @@ mod program;
 mod rlimits;
 mod rootfs;
 mod scheduling;
+mod seccomp;
 mod staged;
 mod sysctl;
 mod user;

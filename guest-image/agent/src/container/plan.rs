@@ -15,6 +15,7 @@ use super::namespaces::NamespacesPlan;
 use super::personality::Personality;
 use super::rlimits::{self, ResourceLimit};
 use super::scheduling::{self, IoPriority, Scheduler};
+use super::seccomp::Filter;
 use super::sysctl::{self, Sysctl};
 use super::user::UserChoice;
 use super::write_file;
@@ -62,6 +63,7 @@ pub(crate) struct ProcessPlan {
     pub(crate) oom_score_adj: Option<i32>,
     pub(crate) scheduler: Option<Scheduler>,
     pub(crate) io_priority: Option<IoPriority>,
+    pub(crate) seccomp: Option<Filter>,
 }
 
 /// A terminal that the process gets.
@@ -124,6 +126,12 @@ impl Plan {
         let config = Config::parse(&create.config).step(|| "reading config.json".to_owned())?;
         if let Some(field) = config.unsupported_field() {
             return Err(unsupported(field, "this field is not supported"));
+        }
+        if config.linux.seccomp.0 {
+            return Err(unsupported(
+                "linux.seccomp",
+                "the host compiles the profile, and has not",
+            ));
         }
         check_version(&config.oci_version)?;
         let Config {
@@ -204,6 +212,7 @@ impl Plan {
                 .as_ref()
                 .map(IoPriority::new)
                 .transpose()?,
+            seccomp: create.seccomp.map(Filter::new).transpose()?,
         };
         Ok(Self { container, process })
     }
@@ -285,6 +294,7 @@ mod tests {
             },
             user: None,
             streams: DeclaredStreams::default(),
+            seccomp: None,
         })
     }
 

@@ -5,6 +5,7 @@ mod mounts;
 mod namespaces;
 mod process;
 mod resources;
+mod seccomp;
 mod staged;
 
 use std::io::{Read as _, Write as _};
@@ -806,23 +807,6 @@ fn a_file_of_no_known_format_is_not_executable() -> Test {
     let failure = run_in(&Workload::new(&["/not-executable"]), prepare)?.failure()?;
 
     assert_eq!(failure.kind, FailureKind::NotExecutable);
-    Ok(())
-}
-
-#[test]
-fn a_seccomp_profile_is_refused_by_name() -> Test {
-    needs_containers!();
-    let workload = Workload::new(&["true"]).with(
-        "/linux/seccomp",
-        json!({ "defaultAction": "SCMP_ACT_ALLOW" }),
-    );
-
-    let failure = run(&workload)?.failure()?;
-
-    assert_eq!(
-        (failure.kind, failure.step.as_str()),
-        (FailureKind::Unsupported, "linux.seccomp")
-    );
     Ok(())
 }
 

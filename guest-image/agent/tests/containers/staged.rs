@@ -17,6 +17,7 @@ fn container_of(workload: &Workload, image: &std::path::Path) -> Create {
     config["root"] = json!({ "path": "rootfs" });
     create.config = config.to_string().into_bytes();
     create.user = None;
+    create.seccomp = None;
     create
 }
 

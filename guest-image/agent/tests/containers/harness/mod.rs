@@ -389,6 +389,7 @@ pub(crate) struct Workload {
     pub(crate) stdin: Vec<u8>,
     pub(crate) terminal: bool,
     pub(crate) container: u32,
+    pub(crate) seccomp: Option<protocol::Seccomp>,
 }
 
 impl Workload {
@@ -431,6 +432,7 @@ impl Workload {
             stdin: Vec::new(),
             terminal: false,
             container,
+            seccomp: None,
         }
     }
 
@@ -483,6 +485,7 @@ impl Workload {
             },
             user: self.user.clone(),
             streams,
+            seccomp: self.seccomp.clone(),
         }
     }
 }
