@@ -114,6 +114,11 @@ fn serve_without_machine(socket: &Path, create: Option<&Path>) -> Result<(), Box
     serve(listener.into(), children, staged, None)
 }
 
+/// Says on the console what went wrong and ends nothing.
+fn warn(failure: &protocol::StartFailure) {
+    report(Err(format!("warning: {failure}").into()));
+}
+
 /// Says on the console what went wrong.
 #[expect(
     clippy::print_stderr,

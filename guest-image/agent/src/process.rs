@@ -12,6 +12,7 @@ use rustix::event::PollFlags;
 use rustix::process::{Pid, Signal, WaitStatus};
 
 use crate::container::channel::{LaunchChannel, LaunchNews};
+use crate::container::hooks::{Files, Moment, Runner};
 use crate::container::launch::{self, Launched};
 use crate::container::{self, Cgroup, Namespaces, Plan, Released, Staged};
 use crate::fork_point::ForkPoint;
@@ -40,6 +41,10 @@ pub(crate) struct Process {
     stdin: Option<Input>,
     stdout: Option<Output>,
     stderr: Option<Output>,
+    /// Its container's files, while hooks may need them.
+    files: Option<Files>,
+    /// Hooks that run.
+    runner: Option<Runner>,
     /// Where it waits to be duplicated, once somebody has asked.
     fork_point: Option<ForkPoint>,
 }
@@ -61,6 +66,13 @@ enum State {
     Running { pid: Pid },
     /// Was reaped; output may be under way.
     Ended { status: ExitStatus },
+    /// Did not start, and is not reported yet: its `poststop` hooks come first, and its child's end before them.
+    Failing {
+        child: Option<Pid>,
+        failure: StartFailure,
+    },
+    /// Is gone with its container; its `poststop` hooks run.
+    Gone { report: Report },
     /// All was said. A child that did not become the program may still be on its way out.
     Reported { child: Option<Pid> },
 }
@@ -98,6 +110,8 @@ impl Process {
             stdin: None,
             stdout: None,
             stderr: None,
+            files: None,
+            runner: None,
             fork_point: None,
         }
     }
@@ -201,11 +215,11 @@ impl Process {
             return None;
         };
         if self.pending.contains(&Signal::KILL) {
-            return Some(self.fail(failure(
+            return self.fail(failure(
                 FailureKind::Failed,
                 "starting the process",
                 "it was killed before it started",
-            )));
+            ));
         }
         let (declared, there) = (self.plan.process.streams, &self.connections);
         let waits_for =
@@ -218,7 +232,7 @@ impl Process {
         }
         match self.launch(staged) {
             Ok(()) => None,
-            Err(failure) => Some(self.fail(failure)),
+            Err(failure) => self.fail(failure),
         }
     }
 
@@ -318,39 +332,122 @@ impl Process {
                     *ended = (!is_there).then_some(KILLED);
                 }
                 LaunchNews::Waits => {
-                    let granted = match self.plan.container.namespaces.has_user() {
-                        true => self.plan.process.grant(*pid),
-                        false => Ok(()),
-                    };
-                    channel.go_on();
-                    if let Err(failure) = granted {
-                        return Some(self.give_up(failure));
+                    let pid = *pid;
+                    if let Err(failure) = self.do_agents_part(pid) {
+                        return self.give_up(failure);
                     }
                 }
                 LaunchNews::Terminal(terminal) => self.use_terminal(terminal),
-                LaunchNews::HungUp if *is_maker => {
-                    return Some(self.give_up(failure(
+                LaunchNews::HungUp if *is_maker || self.runner.is_some() => {
+                    return self.give_up(failure(
                         FailureKind::Failed,
-                        "making the process",
-                        "it was killed before it was there",
-                    )));
+                        "making the container",
+                        "its process was killed",
+                    ));
                 }
                 LaunchNews::HungUp => {
                     let (pid, ended) = (*pid, *ended);
                     self.state =
                         ended.map_or(State::Running { pid }, |status| State::Ended { status });
-                    self.send_pending();
-                    return Some(Report::Started(self.id));
+                    return self.begin_hooks_of_start(pid);
                 }
-                LaunchNews::Failed(failure) => return Some(self.fail(failure)),
-                // Only one that is made ahead says so, to whom it is made for.
-                LaunchNews::Built => (),
+                LaunchNews::Failed(failure) => return self.fail(failure),
+                // Only one that is made ahead says so, to whom it is made for; and a runner of hooks.
+                LaunchNews::Built | LaunchNews::Done => (),
             }
         }
     }
 
-    /// Ends the process before it began, whatever it is doing.
-    fn give_up(&mut self, failure: StartFailure) -> Report {
+    /// Does what a process waits for that builds its container, and lets it go on once that is done.
+    fn do_agents_part(&mut self, pid: Pid) -> Result<(), StartFailure> {
+        let container = &self.plan.container;
+        if container.namespaces.has_user() {
+            self.plan.process.grant(pid)?;
+        }
+        if container.hooks.needs_runner() {
+            let files = self.files.insert(Files::of(pid)?);
+            self.runner = Runner::start(&container.hooks, Moment::Create, files, Some(pid))?;
+        }
+        if self.runner.is_none() {
+            self.let_go_on();
+        }
+        Ok(())
+    }
+
+    fn let_go_on(&self) {
+        if let State::Launching { channel, .. } = &self.state {
+            channel.go_on();
+        }
+    }
+
+    /// Reports the start, unless hooks come before that.
+    fn begin_hooks_of_start(&mut self, pid: Pid) -> Option<Report> {
+        let started = match &self.files {
+            None => Ok(None),
+            Some(files) => {
+                let hooks = &self.plan.container.hooks;
+                Runner::start(hooks, Moment::Poststart, files, Some(pid))
+            }
+        };
+        match started {
+            Ok(None) => Some(self.started()),
+            Ok(runner) => {
+                self.runner = runner;
+                None
+            }
+            Err(failure) => self.give_up(failure),
+        }
+    }
+
+    fn started(&mut self) -> Report {
+        self.send_pending();
+        Report::Started(self.id)
+    }
+
+    /// The channel on which news of hooks come.
+    pub(crate) fn hook_channel(&self) -> Option<&LaunchChannel> {
+        self.runner.as_ref().map(|runner| &runner.channel)
+    }
+
+    /// Takes the news of hooks. Reports what comes after them.
+    pub(crate) fn hear_hooks(&mut self) -> Option<Report> {
+        let news = self.runner.as_ref()?.channel.receive()?;
+        let moment = self.runner.take()?.moment;
+        let result = match news {
+            LaunchNews::Done => Ok(()),
+            LaunchNews::Failed(failure) => Err(failure),
+            _ => Err(failure(
+                FailureKind::Failed,
+                "running hooks",
+                "who ran them was killed",
+            )),
+        };
+        match (moment, result) {
+            (Moment::Create, Ok(())) => {
+                self.let_go_on();
+                None
+            }
+            (Moment::Poststart, Ok(())) => Some(self.started()),
+            (Moment::Create | Moment::Poststart, Err(failure)) => self.give_up(failure),
+            (Moment::Poststop, result) => {
+                // runtime.md, "Lifecycle": all goes on as if it had succeeded.
+                if let Err(failure) = result {
+                    crate::warn(&failure);
+                }
+                let gone = State::Reported { child: None };
+                match std::mem::replace(&mut self.state, gone) {
+                    State::Gone { report } => Some(report),
+                    _ => None,
+                }
+            }
+        }
+    }
+
+    /// Ends the process before anybody was told that it runs, whatever it is doing.
+    fn give_up(&mut self, failure: StartFailure) -> Option<Report> {
+        if let Some(runner) = self.runner.take() {
+            runner.kill();
+        }
         self.cgroup.iter().for_each(Cgroup::kill);
         self.fail(failure)
     }
@@ -411,19 +508,30 @@ impl Process {
         }
     }
 
-    /// Ends the process before it began. Its child, if there is one, has said so and exits by itself.
-    fn fail(&mut self, failure: StartFailure) -> Report {
+    /// Ends the process before it began. Its child, if there is one, has said so and exits by itself. Reports that, unless hooks
+    /// come first.
+    fn fail(&mut self, failure: StartFailure) -> Option<Report> {
         let child = match self.state {
             State::Launching {
                 pid, ended: None, ..
-            } => Some(pid),
+            }
+            | State::Running { pid } => Some(pid),
             _ => None,
         };
-        self.state = State::Reported { child };
         self.stdin = None;
         self.stdout = None;
         self.stderr = None;
         self.connections = Connections::default();
+        // Only what was created is deleted.
+        if self.files.is_some() {
+            self.state = State::Failing { child, failure };
+            return None;
+        }
+        self.state = State::Reported { child };
+        Some(self.not_started(failure))
+    }
+
+    fn not_started(&self, failure: StartFailure) -> Report {
         Report::NotStarted {
             process: self.id,
             failure: failure.bounded(),
@@ -441,7 +549,7 @@ impl Process {
                     status: exit_status(wait_status),
                 };
             }
-            State::Reported { child } if *child == Some(pid) => {
+            State::Reported { child } | State::Failing { child, .. } if *child == Some(pid) => {
                 *child = None;
                 return;
             }
@@ -453,22 +561,61 @@ impl Process {
         }
     }
 
-    /// Reports the exit, once all output was sent.
-    pub(crate) fn report_exit(&mut self) -> Option<Report> {
-        let State::Ended { status } = self.state else {
-            return None;
-        };
-        let is_sent = |output: &Option<Output>| output.as_ref().is_none_or(Output::is_done);
-        if !is_sent(&self.stdout) || !is_sent(&self.stderr) {
+    /// Reports the end, once all output was sent, and all hooks have run.
+    pub(crate) fn report_end(&mut self) -> Option<Report> {
+        if self.runner.is_some() {
             return None;
         }
-        self.state = State::Reported { child: None };
+        let report = match &self.state {
+            State::Ended { status } => {
+                let is_sent = |output: &Option<Output>| output.as_ref().is_none_or(Output::is_done);
+                if !is_sent(&self.stdout) || !is_sent(&self.stderr) {
+                    return None;
+                }
+                let oom_killed = self.cgroup.as_ref().is_some_and(Cgroup::was_oom_killed);
+                let exit = Exit {
+                    status: *status,
+                    oom_killed,
+                };
+                Report::Exited {
+                    process: self.id,
+                    exit,
+                }
+            }
+            State::Failing {
+                child: None,
+                failure,
+            } => self.not_started(failure.clone()),
+            _ => return None,
+        };
         self.stdin = None;
-        let oom_killed = self.cgroup.as_ref().is_some_and(Cgroup::was_oom_killed);
-        Some(Report::Exited {
-            process: self.id,
-            exit: Exit { status, oom_killed },
-        })
+        self.delete(report)
+    }
+
+    /// Gives back the report, unless the container is to go first, and hooks are to run after that.
+    fn delete(&mut self, report: Report) -> Option<Report> {
+        self.state = State::Reported { child: None };
+        let files = self.files.take();
+        let hooks = &self.plan.container.hooks;
+        let (Some(files), false) = (files, hooks.poststop.is_empty()) else {
+            return Some(report);
+        };
+        self.namespaces = None;
+        if let Some(cgroup) = self.cgroup.take() {
+            cgroup.remove();
+        }
+        match Runner::start(hooks, Moment::Poststop, &files, None) {
+            Ok(Some(runner)) => {
+                self.runner = Some(runner);
+                self.state = State::Gone { report };
+                None
+            }
+            Ok(None) => Some(report),
+            Err(failure) => {
+                crate::warn(&failure);
+                Some(report)
+            }
+        }
     }
 
     /// Whether it was reported and has left.
@@ -491,9 +638,16 @@ impl Process {
             return;
         };
         match self.state {
-            State::Running { pid } => kill(pid, signal),
+            State::Running { pid } => {
+                kill(pid, signal);
+                // A hook that hangs is not to keep what was killed.
+                if signal == Signal::KILL {
+                    self.runner.iter().for_each(Runner::kill);
+                }
+            }
             State::Launching { ended: None, .. } if signal == Signal::KILL => {
                 self.cgroup.iter().for_each(Cgroup::kill);
+                self.runner.iter().for_each(Runner::kill);
             }
             State::Created { .. } if signal == Signal::KILL => self.pending = vec![signal],
             State::Created { .. } | State::Launching { ended: None, .. }

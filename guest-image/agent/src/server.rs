@@ -94,6 +94,7 @@ enum Source {
     Control,
     Stranger(usize),
     Launch(protocol::Process),
+    Hooks(protocol::Process),
     Stream(protocol::Process, StreamKind, usize),
 }
 
@@ -171,6 +172,10 @@ impl<'a> Server<'a> {
                 sources.push(Source::Launch(*id));
                 fds.push(PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN));
             }
+            if let Some(channel) = process.hook_channel() {
+                sources.push(Source::Hooks(*id));
+                fds.push(PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN));
+            }
             for (kind, interests) in process.interests() {
                 for (side, (fd, interest)) in interests.into_iter().enumerate() {
                     let Some(fd) = fd else { continue };
@@ -212,6 +217,7 @@ impl<'a> Server<'a> {
                         control.flush();
                     }
                 }
+                Source::Hooks(id) => self.with_process(id, Process::hear_hooks),
                 Source::Stream(id, kind, side) => {
                     if let Some(process) = self.processes.get_mut(&id) {
                         process.advance(kind, side, *result);
@@ -493,7 +499,7 @@ impl<'a> Server<'a> {
             let mut staged = self.staged.take();
             self.with_process(id, |process| process.launch_if_ready(&mut staged));
             self.staged = staged;
-            self.with_process(id, Process::report_exit);
+            self.with_process(id, Process::report_end);
         }
     }
 

@@ -24,8 +24,10 @@ pub(crate) struct Config {
     pub(crate) mounts: Vec<Mount>,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) linux: Linux,
-    #[serde(default)]
-    hooks: Given,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) hooks: Hooks,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) annotations: BTreeMap<String, String>,
     #[serde(default)]
     solaris: Given,
     #[serde(default)]
@@ -168,6 +170,29 @@ pub(crate) struct Mount {
     pub(crate) uid_mappings: Vec<IdMapping>,
     #[serde(default)]
     pub(crate) gid_mappings: Vec<IdMapping>,
+}
+
+/// `hooks`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Hooks {
+    pub(crate) prestart: Vec<Hook>,
+    pub(crate) create_runtime: Vec<Hook>,
+    pub(crate) create_container: Vec<Hook>,
+    pub(crate) start_container: Vec<Hook>,
+    pub(crate) poststart: Vec<Hook>,
+    pub(crate) poststop: Vec<Hook>,
+}
+
+/// An element of a list of `hooks`; the timeout is in seconds.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Hook {
+    pub(crate) path: String,
+    #[serde(default)]
+    pub(crate) args: Vec<String>,
+    #[serde(default)]
+    pub(crate) env: Vec<String>,
+    pub(crate) timeout: Option<i64>,
 }
 
 /// `linux`.
@@ -366,7 +391,6 @@ impl Config {
     /// Names the first field that asks for something the agent does not do.
     pub(crate) fn unsupported_field(&self) -> Option<String> {
         let of_config = [
-            ("hooks", self.hooks),
             ("solaris", self.solaris),
             ("windows", self.windows),
             ("vm", self.vm),
@@ -503,13 +527,6 @@ mod tests {
 
     fn refused(json: &str) -> Option<String> {
         Config::parse(json.as_bytes()).unwrap().unsupported_field()
-    }
-
-    #[test]
-    fn hooks_are_refused_by_name() {
-        let json = r#"{"ociVersion":"1.2.0","hooks":{"poststop":[{"path":"/bin/true"}]}}"#;
-
-        assert_eq!(refused(json).as_deref(), Some("hooks"));
     }
 
     #[test]

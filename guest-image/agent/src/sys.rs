@@ -580,6 +580,12 @@ fn owned(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Ends a child with a code, without running anything that its copy of the agent would run at exit.
+pub(crate) fn exit_with(code: u8) -> ! {
+    // SAFETY: ends the process, with no code of ours after it.
+    unsafe { libc::_exit(code.into()) }
+}
+
 /// Ends a process that was only made to make another one.
 pub(crate) fn exit_maker() -> ! {
     // SAFETY: ends the process, with no code of ours after it.

@@ -39,6 +39,7 @@ enum Message {
     Built,
     Terminal,
     Failed(StartFailure),
+    Done,
 }
 
 /// What the agent says to one that waits.
@@ -57,8 +58,10 @@ pub(crate) enum LaunchNews {
     Terminal(OwnedFd),
     /// The program runs, or the process was killed on the way to it.
     HungUp,
-    /// The process ends without having become the program.
+    /// The process ends without having become the program; or a hook failed.
     Failed(StartFailure),
+    /// All hooks have run.
+    Done,
 }
 
 /// The agent's end.
@@ -140,6 +143,7 @@ impl LaunchChannel {
             (Ok(Message::Waits), _) => LaunchNews::Waits,
             (Ok(Message::Built), _) => LaunchNews::Built,
             (Ok(Message::Failed(failure)), _) => LaunchNews::Failed(failure),
+            (Ok(Message::Done), _) => LaunchNews::Done,
             (Ok(Message::Terminal), None) | (Err(_), _) => nonsense(),
         })
     }
@@ -199,6 +203,12 @@ impl AgentChannel {
         }
         let body = [IoSlice::new(&message)];
         rustix::net::sendmsg(&self.0, &body, &mut control, SendFlags::NOSIGNAL).map(drop)
+    }
+
+    /// Says that all hooks have run.
+    pub(super) fn done(&self) {
+        // As with a failure, nobody is left to tell.
+        let _ = self.send(&Message::Done);
     }
 
     /// Says why the process ends without having become its program.

@@ -51,15 +51,23 @@ pub(super) fn build(
         }
         FirstHalf::build(container, outside)?
     };
-    if container.waits_for_agent() {
+    if container.hooks.come_before_entry() {
+        // They expect all mounts and devices to be there, and that the root is not entered yet.
+        let machines_tree = rootfs::look_inside()?;
+        first_half.mount_all(container)?;
         agent.wait()?;
+        container.hooks.create_container()?;
+        machines_tree.come_back()?;
+        rootfs::enter()?;
+        rootfs::leave_machine()?;
+    } else {
+        if container.waits_for_agent() {
+            agent.wait()?;
+        }
+        rootfs::enter()?;
+        first_half.mount_all(container)?;
+        rootfs::leave_machine()?;
     }
-    rootfs::enter()?;
-    for mount in first_half.mounts {
-        mount.mount()?;
-    }
-    rootfs::leave_machine()?;
-    make_devices(container, &first_half.devices)?;
     container
         .sysctls
         .iter()
@@ -103,6 +111,14 @@ impl<'plan> FirstHalf<'plan> {
             Vec::new()
         };
         Ok(Self { mounts, devices })
+    }
+
+    /// Mounts what is to be in the root, and makes its devices. The root is the caller's.
+    fn mount_all(self, container: &ContainerPlan) -> Result<(), StartFailure> {
+        for mount in self.mounts {
+            mount.mount()?;
+        }
+        make_devices(container, &self.devices)
     }
 }
 
@@ -218,6 +234,7 @@ fn prepare(
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).step(|| "setting no_new_privs".to_owned())?;
     }
+    container.hooks.start_container()?;
     filter_last.map_or(Ok(()), Filter::install)?;
     Ok(environment(process, &identity.home))
 }

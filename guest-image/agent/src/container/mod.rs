@@ -10,6 +10,7 @@ pub(crate) mod channel;
 mod child;
 mod copy_up;
 mod devices;
+pub(crate) mod hooks;
 mod id_mappings;
 pub(crate) mod launch;
 mod loopback;

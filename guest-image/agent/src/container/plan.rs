@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::capabilities::Capabilities;
 use super::cgroup;
 use super::devices::DeviceNode;
+use super::hooks::Hooks;
 use super::mount_options::Propagation;
 use super::mounts::{self, Mount};
 use super::namespaces::NamespacesPlan;
@@ -42,6 +43,7 @@ pub(crate) struct ContainerPlan {
     pub(crate) namespaces: NamespacesPlan,
     pub(crate) cgroup: cgroup::CgroupPlan,
     pub(crate) personality: Option<Personality>,
+    pub(crate) hooks: Hooks,
 }
 
 /// What becomes of a container when its first process is known. It can be sent to who made the container.
@@ -75,7 +77,7 @@ pub(crate) struct Terminal {
 impl ContainerPlan {
     /// Whether the process waits for the agent on its way: what is to happen then only the agent can do.
     pub(crate) fn waits_for_agent(&self) -> bool {
-        self.namespaces.needs_maker()
+        self.namespaces.needs_maker() || self.hooks.needs_runner() || self.hooks.come_before_entry()
     }
 }
 
@@ -141,6 +143,8 @@ impl Plan {
             domainname,
             mounts,
             linux,
+            hooks,
+            annotations,
             ..
         } = config;
         let process = process.ok_or_else(|| invalid("process", "the config has no process"))?;
@@ -183,6 +187,12 @@ impl Plan {
                 .as_ref()
                 .map(Personality::new)
                 .transpose()?,
+            hooks: Hooks::new(
+                hooks,
+                &config.oci_version,
+                create.process.container,
+                annotations,
+            )?,
         };
         let process = ProcessPlan {
             hostname: hostname.filter(|name| !name.is_empty()),

@@ -2,10 +2,10 @@
 //! (`Documentation/filesystems/overlayfs.rst`).
 
 use std::ffi::CString;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use protocol::{Filesystem, RootSource, StartFailure, Upper};
-use rustix::fs::{CWD, Gid, Mode, Uid};
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
@@ -132,6 +132,39 @@ fn take_over_root_directory(lower: &str) -> Result<(), StartFailure> {
         rustix::fs::chmod("/mnt/upper", Mode::from_raw_mode(stat.st_mode & 0o7777)).step(step)?;
     }
     Ok(())
+}
+
+/// The agent's tree, while the container's root is only looked into.
+#[derive(Debug)]
+pub(super) struct MachinesTree(OwnedFd);
+
+/// Makes the current directory the root for the time being, in which things can be done and come back from.
+///
+/// # Errors
+///
+/// The kernel's, see chroot(2).
+pub(super) fn look_inside() -> Result<MachinesTree, StartFailure> {
+    let step = || "going into the root".to_owned();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let tree = rustix::fs::open("/", flags, Mode::empty()).step(step)?;
+    rustix::process::chroot(".").step(step)?;
+    Ok(MachinesTree(tree))
+}
+
+impl MachinesTree {
+    /// Comes back, with the container's root for the current directory.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, see chroot(2).
+    pub(super) fn come_back(&self) -> Result<(), StartFailure> {
+        let step = || "coming back from the root".to_owned();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open("/", flags, Mode::empty()).step(step)?;
+        rustix::process::fchdir(&self.0).step(step)?;
+        rustix::process::chroot(".").step(step)?;
+        rustix::process::fchdir(root).step(step)
+    }
 }
 
 /// Makes the current directory the root. The agent's tree stays mounted on top of it, in reach of nobody.

@@ -23,7 +23,7 @@ use super::launch::{self, Launched};
 use super::outside::Outside;
 use super::plan::{ContainerPlan, ProcessPlan};
 use super::user;
-use crate::step::{Step as _, failure};
+use crate::step::{Step as _, failure, invalid};
 use crate::sys::{self, OneProcessor};
 
 /// Standard streams of a process.
@@ -75,8 +75,12 @@ impl Staged {
     ///
     /// # Errors
     ///
-    /// If it cannot be built; nothing of it remains.
+    /// If it cannot be built, or has hooks, which run for one container and not for those that will be copies of it; nothing of it
+    /// remains.
     pub(crate) fn new(container: ContainerPlan) -> Result<Self, StartFailure> {
+        if !container.hooks.is_empty() {
+            return Err(invalid("hooks", "a container with hooks is not made ahead"));
+        }
         let processor = OneProcessor::stay();
         let cgroup = container.cgroup.make()?;
         let made = launch::make_child(&container, &cgroup, |agent, outside| {
@@ -197,7 +201,7 @@ fn await_built(channel: &LaunchChannel, pid: &mut Pid) -> Result<(), StartFailur
             LaunchNews::Waits => channel.go_on(),
             LaunchNews::Built => return Ok(()),
             LaunchNews::Failed(failure) => return Err(failure),
-            LaunchNews::Terminal(_) | LaunchNews::HungUp => {
+            LaunchNews::Terminal(_) | LaunchNews::HungUp | LaunchNews::Done => {
                 return Err(failure(
                     FailureKind::Failed,
                     "building the container",

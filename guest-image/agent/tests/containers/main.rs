@@ -1,6 +1,7 @@
 //! Containers made by the agent on this machine, seen from inside.
 
 mod harness;
+mod hooks;
 mod mounts;
 mod namespaces;
 mod process;
