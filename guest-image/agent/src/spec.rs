@@ -8,8 +8,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use protocol::StartFailure;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::step::invalid;
 
 /// `config.json`.
 #[derive(Debug, Deserialize)]
@@ -20,7 +23,7 @@ pub(crate) struct Config {
     pub(crate) root: Option<Root>,
     pub(crate) hostname: Option<String>,
     pub(crate) domainname: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) mounts: Vec<Mount>,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) linux: Linux,
@@ -43,7 +46,7 @@ pub(crate) struct Config {
 /// `root`.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct Root {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) readonly: bool,
 }
 
@@ -51,20 +54,20 @@ pub(crate) struct Root {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Process {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) terminal: bool,
     pub(crate) console_size: Option<ConsoleSize>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) user: User,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) args: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) env: Vec<String>,
     pub(crate) cwd: String,
     pub(crate) capabilities: Option<Capabilities>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) rlimits: Vec<Rlimit>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) no_new_privileges: bool,
     pub(crate) oom_score_adj: Option<i32>,
     pub(crate) scheduler: Option<Scheduler>,
@@ -83,17 +86,17 @@ pub(crate) struct Process {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Scheduler {
     pub(crate) policy: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) nice: i32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) priority: i32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) flags: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) runtime: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) deadline: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) period: u64,
 }
 
@@ -101,16 +104,16 @@ pub(crate) struct Scheduler {
 #[derive(Debug, Deserialize)]
 pub(crate) struct IoPriority {
     pub(crate) class: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) priority: i32,
 }
 
 /// `process.execCPUAffinity`: lists of processors, for processes that join a container later.
 #[derive(Debug, Deserialize)]
 pub(crate) struct CpuAffinity {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) initial: String,
-    #[serde(default, rename = "final")]
+    #[serde(default, deserialize_with = "or_default", rename = "final")]
     pub(crate) last: String,
 }
 
@@ -125,12 +128,12 @@ pub(crate) struct ConsoleSize {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct User {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) uid: u32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) gid: u32,
     pub(crate) umask: Option<u32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) additional_gids: Vec<u32>,
     #[serde(default)]
     username: Given,
@@ -140,10 +143,15 @@ pub(crate) struct User {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Capabilities {
+    #[serde(deserialize_with = "or_default")]
     pub(crate) bounding: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) effective: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) inheritable: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) permitted: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) ambient: Vec<String>,
 }
 
@@ -164,11 +172,11 @@ pub(crate) struct Mount {
     #[serde(rename = "type")]
     pub(crate) kind: Option<String>,
     pub(crate) source: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) options: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) uid_mappings: Vec<IdMapping>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) gid_mappings: Vec<IdMapping>,
 }
 
@@ -176,11 +184,17 @@ pub(crate) struct Mount {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Hooks {
+    #[serde(deserialize_with = "or_default")]
     pub(crate) prestart: Vec<Hook>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) create_runtime: Vec<Hook>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) create_container: Vec<Hook>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) start_container: Vec<Hook>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) poststart: Vec<Hook>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) poststop: Vec<Hook>,
 }
 
@@ -188,9 +202,9 @@ pub(crate) struct Hooks {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Hook {
     pub(crate) path: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) args: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) env: Vec<String>,
     pub(crate) timeout: Option<i64>,
 }
@@ -199,16 +213,25 @@ pub(crate) struct Hook {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Linux {
+    #[serde(deserialize_with = "or_default")]
     pub(crate) namespaces: Vec<Namespace>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) devices: Vec<Device>,
     pub(crate) cgroups_path: Option<String>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) resources: Resources,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) sysctl: BTreeMap<String, String>,
     pub(crate) rootfs_propagation: Option<String>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) masked_paths: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) readonly_paths: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) uid_mappings: Vec<IdMapping>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) gid_mappings: Vec<IdMapping>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) time_offsets: BTreeMap<String, TimeOffset>,
     intel_rdt: Given,
     memory_policy: Given,
@@ -223,7 +246,7 @@ pub(crate) struct Linux {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Personality {
     pub(crate) domain: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) flags: Vec<String>,
 }
 
@@ -248,9 +271,9 @@ pub(crate) struct IdMapping {
 /// An element of `linux.timeOffsets`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct TimeOffset {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) secs: i64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) nanosecs: u32,
 }
 
@@ -261,14 +284,14 @@ pub(crate) struct Device {
     #[serde(rename = "type")]
     pub(crate) kind: String,
     pub(crate) path: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) major: u32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) minor: u32,
     pub(crate) file_mode: Option<u32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) uid: u32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) gid: u32,
 }
 
@@ -276,13 +299,19 @@ pub(crate) struct Device {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Resources {
+    #[serde(deserialize_with = "or_default")]
     pub(crate) memory: Memory,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) cpu: Cpu,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) pids: Pids,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) unified: BTreeMap<String, String>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) devices: Vec<DeviceRule>,
-    #[serde(rename = "blockIO")]
+    #[serde(deserialize_with = "or_default", rename = "blockIO")]
     pub(crate) block_io: BlockIo,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) hugepage_limits: Vec<HugepageLimit>,
     network: Given,
     rdma: Given,
@@ -325,12 +354,15 @@ pub(crate) struct Cpu {
 pub(crate) struct BlockIo {
     pub(crate) weight: Option<u16>,
     pub(crate) leaf_weight: Option<u16>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) weight_device: Vec<WeightDevice>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) throttle_read_bps_device: Vec<ThrottleDevice>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) throttle_write_bps_device: Vec<ThrottleDevice>,
-    #[serde(rename = "throttleReadIOPSDevice")]
+    #[serde(deserialize_with = "or_default", rename = "throttleReadIOPSDevice")]
     pub(crate) throttle_read_iops_device: Vec<ThrottleDevice>,
-    #[serde(rename = "throttleWriteIOPSDevice")]
+    #[serde(deserialize_with = "or_default", rename = "throttleWriteIOPSDevice")]
     pub(crate) throttle_write_iops_device: Vec<ThrottleDevice>,
 }
 
@@ -383,9 +415,18 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// If the bytes are not JSON of the right shape.
-    pub(crate) fn parse(json: &[u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(json)
+    /// If the bytes are not JSON of the right shape. The path of the field is named.
+    pub(crate) fn parse(json: &[u8]) -> Result<Self, StartFailure> {
+        serde_json::from_slice(json).map_err(|error| {
+            let step = match field_at(json, error.line(), error.column()) {
+                field if field.is_empty() => "reading config.json".to_owned(),
+                field => field,
+            };
+            // Where in a text that the host has made the error is, is of no use to anybody.
+            let message = error.to_string();
+            let message = message.split(" at line ").next().unwrap_or_default();
+            invalid(step, message)
+        })
     }
 
     /// Names the first field that asks for something the agent does not do.
@@ -443,6 +484,67 @@ impl Linux {
             ),
         ])
     }
+}
+
+/// The path of the field in which a JSON text is at a place, like `process.rlimits[1].soft`: what surrounds the byte before it.
+/// Lines and columns are counted from 1.
+fn field_at(json: &[u8], line: usize, column: usize) -> String {
+    /// What is open at a place: an object with the name of the value in it, or a list with the value's number.
+    enum Open {
+        Object(String),
+        List(usize),
+    }
+    let before: usize = json
+        .split_inclusive(|byte| *byte == b'\n')
+        .take(line.saturating_sub(1))
+        .map(<[u8]>::len)
+        .sum();
+    let until = json.get(..before + column).unwrap_or(json);
+    let mut open: Vec<Open> = Vec::new();
+    let mut string: Option<Vec<u8>> = None;
+    let mut last_string = String::new();
+    let mut is_escaped = false;
+    for &byte in until {
+        if let Some(text) = &mut string {
+            match byte {
+                b'"' if !is_escaped => {
+                    last_string = String::from_utf8_lossy(text).into_owned();
+                    string = None;
+                }
+                _ => text.push(byte),
+            }
+            is_escaped = byte == b'\\' && !is_escaped;
+            continue;
+        }
+        match byte {
+            b'"' => string = Some(Vec::new()),
+            b'{' => open.push(Open::Object(String::new())),
+            b'[' => open.push(Open::List(0)),
+            // At the last byte a value has ended that is still the one that is meant.
+            b'}' | b']' => drop(open.pop()),
+            b':' => {
+                if let Some(Open::Object(name)) = open.last_mut() {
+                    name.clone_from(&last_string);
+                }
+            }
+            b',' => {
+                if let Some(Open::List(index)) = open.last_mut() {
+                    *index += 1;
+                }
+            }
+            _ => (),
+        }
+    }
+    let mut path = String::new();
+    for level in open {
+        match level {
+            Open::Object(name) if name.is_empty() => (),
+            Open::Object(name) if path.is_empty() => path = name,
+            Open::Object(name) => path = format!("{path}.{name}"),
+            Open::List(index) => path = format!("{path}[{index}]"),
+        }
+    }
+    path
 }
 
 fn first_given(fields: &[(&str, Given)]) -> Option<String> {
@@ -533,6 +635,56 @@ mod tests {
     fn empty_fields_ask_for_nothing() {
         let json = r#"{"ociVersion":"1.2.0","hooks":{},"process":{"cwd":"/","apparmorProfile":"","scheduler":null},
             "linux":{"seccomp":null,"uidMappings":[],"resources":{"memory":{"disableOOMKiller":false}}}}"#;
+
+        assert_eq!(refused(json), None);
+    }
+
+    fn wrong(json: &str) -> (String, String) {
+        let failure = Config::parse(json.as_bytes()).unwrap_err();
+        (failure.step, failure.message)
+    }
+
+    #[test]
+    fn a_wrong_type_is_named_by_the_path_of_its_field() {
+        let json = r#"{"ociVersion":"1.2.0","process":{"cwd":"/","env":["A=\"{"],
+            "rlimits":[{"type":"RLIMIT_CORE","soft":1,"hard":1},{"type":"RLIMIT_AS","soft":"much"}]}}"#;
+
+        assert_eq!(
+            wrong(json),
+            (
+                "process.rlimits[1].soft".to_owned(),
+                "invalid type: string \"much\", expected u64".to_owned()
+            )
+        );
+    }
+
+    #[test]
+    fn an_object_in_place_of_a_list_is_named() {
+        let json = r#"{"ociVersion":"1.2.0","mounts":{"destination":"/x"}}"#;
+
+        assert_eq!(wrong(json).0, "mounts");
+    }
+
+    #[test]
+    fn a_missing_field_is_named_with_what_it_is_missing_in() {
+        let json = r#"{"ociVersion":"1.2.0","linux":{"namespaces":[{"path":"/x"}]}}"#;
+
+        let (field, message) = wrong(json);
+
+        assert!(field.starts_with("linux.namespaces"), "{field}");
+        assert_eq!(message, "missing field `type`");
+    }
+
+    #[test]
+    fn a_text_that_is_no_json_is_said_to_be_none() {
+        assert_eq!(wrong("hello").0, "reading config.json");
+    }
+
+    #[test]
+    fn what_is_null_is_not_there() {
+        let json = r#"{"ociVersion":"1.2.0","mounts":null,"hooks":null,"annotations":null,
+            "process":{"cwd":"/","env":null,"user":null,"rlimits":null,"capabilities":{"ambient":null}},
+            "linux":{"namespaces":null,"resources":{"memory":null,"pids":null,"devices":null,"unified":null}}}"#;
 
         assert_eq!(refused(json), None);
     }

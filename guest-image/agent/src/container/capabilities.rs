@@ -66,19 +66,15 @@ pub(crate) struct Capabilities {
 }
 
 impl Capabilities {
-    /// Turns names into sets.
-    ///
-    /// # Errors
-    ///
-    /// If a name is unknown.
-    pub(crate) fn new(names: &spec::Capabilities) -> Result<Self, StartFailure> {
-        Ok(Self {
-            bounding: set("bounding", &names.bounding)?,
-            effective: set("effective", &names.effective)?,
-            inheritable: set("inheritable", &names.inheritable)?,
-            permitted: set("permitted", &names.permitted)?,
-            ambient: set("ambient", &names.ambient)?,
-        })
+    /// Turns names into sets. What the kernel does not know is left out with a warning, as the specification demands.
+    pub(crate) fn new(names: &spec::Capabilities) -> Self {
+        Self {
+            bounding: set("bounding", &names.bounding),
+            effective: set("effective", &names.effective),
+            inheritable: set("inheritable", &names.inheritable),
+            permitted: set("permitted", &names.permitted),
+            ambient: set("ambient", &names.ambient),
+        }
     }
 
     /// Takes all other capabilities out of the bounding set. Needs `CAP_SETPCAP`, so it comes before
@@ -137,19 +133,16 @@ fn each(set: u64) -> impl Iterator<Item = CapabilitySet> {
         .map(CapabilitySet::from_bits_retain)
 }
 
-fn set(which: &str, names: &[String]) -> Result<u64, StartFailure> {
+fn set(which: &str, names: &[String]) -> u64 {
     let mut bits = 0;
     for name in names {
-        let number = NAMES
-            .iter()
-            .position(|known| known == name)
-            .ok_or_else(|| {
-                unsupported(
-                    format!("process.capabilities.{which}"),
-                    format!("there is no capability {name}"),
-                )
-            })?;
-        bits |= 1 << number;
+        match NAMES.iter().position(|known| known == name) {
+            Some(number) => bits |= 1 << number,
+            None => crate::warn(&unsupported(
+                format!("process.capabilities.{which}"),
+                format!("there is no capability {name}"),
+            )),
+        }
     }
-    Ok(bits)
+    bits
 }
