@@ -512,6 +512,36 @@ pub(crate) fn child_signals() -> io::Result<OwnedFd> {
     owned(fd)
 }
 
+/// Closes every descriptor from `first` on, in a process that uses none of them any more.
+///
+/// # Errors
+///
+/// The kernel's, see close_range(2).
+pub(crate) fn close_from(first: RawFd) -> io::Result<()> {
+    // SAFETY: the caller never comes back to code that owns one of them.
+    nothing(unsafe { libc::syscall(libc::SYS_close_range, first, c_int::MAX, 0) })
+}
+
+/// Blocks all signals that can be.
+pub(crate) fn block_signals() {
+    let mut all = empty_signal_set();
+    // SAFETY: `all` is an initialised set.
+    unsafe { libc::sigfillset(&raw mut all) };
+    // SAFETY: `all` is an initialised set; the old mask is not asked for.
+    unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const all, ptr::null_mut()) };
+}
+
+/// Waits for the next signal of those that are blocked, all of them; `None` if it has no number that can be sent on.
+pub(crate) fn next_signal() -> Option<Signal> {
+    let mut all = empty_signal_set();
+    // SAFETY: `all` is an initialised set.
+    unsafe { libc::sigfillset(&raw mut all) };
+    let mut number = 0;
+    // SAFETY: `all` is an initialised set, and `number` takes the result.
+    unsafe { libc::sigwait(&raw const all, &raw mut number) };
+    signal(u8::try_from(number).ok()?)
+}
+
 /// Gives signals the state that a program expects: none blocked, `SIGPIPE` with its default action.
 pub(crate) fn reset_signals() {
     let none = empty_signal_set();

@@ -151,6 +151,10 @@ pub struct Create {
     /// The image's or the caller's user, docker's syntax (`name`, `uid`, `name:group`, `uid:gid`, …), to be resolved in the
     /// container's `/etc/passwd` and `/etc/group`. `None` takes the numbers of `process.user` in the config.
     pub user: Option<String>,
+    /// Groups that the user is in besides, each a name of the container's `/etc/group` or a number.
+    pub groups: Vec<String>,
+    /// Whether the program gets a parent that passes signals on to it and reaps what it leaves behind.
+    pub init: bool,
     /// The streams that the host connects. One that is not declared is `/dev/null`.
     pub streams: DeclaredStreams,
     /// What `linux.seccomp` of the config comes to. The config itself has none: the agent compiles nothing.

@@ -52,12 +52,25 @@ fn create() -> impl Strategy<Value = Create> {
         any::<String>(),
         filesystem,
         any::<u64>(),
-        any::<Option<String>>(),
+        (
+            any::<Option<String>>(),
+            prop::collection::vec(any::<String>(), 0..4),
+            any::<bool>(),
+        ),
         streams,
         prop::option::of((prop::collection::vec(any::<u8>(), 0..4096), any::<u32>())),
     )
         .prop_map(
-            |(process, config, source, filesystem, size_bytes, user, streams, seccomp)| Create {
+            |(
+                process,
+                config,
+                source,
+                filesystem,
+                size_bytes,
+                (user, groups, init),
+                streams,
+                seccomp,
+            )| Create {
                 process,
                 config,
                 root: RootSource {
@@ -66,6 +79,8 @@ fn create() -> impl Strategy<Value = Create> {
                     upper: Upper::Tmpfs { size_bytes },
                 },
                 user,
+                groups,
+                init,
                 streams,
                 seccomp: seccomp.map(|(filter, flags)| Seccomp { filter, flags }),
             },

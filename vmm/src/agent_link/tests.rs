@@ -131,6 +131,8 @@ fn create(streams: DeclaredStreams) -> Create {
         },
         user: None,
         streams,
+        groups: Vec::new(),
+        init: false,
         seccomp: None,
     }
 }

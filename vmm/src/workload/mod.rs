@@ -194,6 +194,8 @@ impl Workload {
             config,
             root,
             user: None,
+            groups: Vec::new(),
+            init: false,
             streams: DeclaredStreams::default(),
             seccomp: None,
         })
@@ -216,6 +218,8 @@ impl Workload {
             config,
             root,
             user: Some(self.user),
+            groups: Vec::new(),
+            init: false,
             streams,
             seccomp: None,
         })

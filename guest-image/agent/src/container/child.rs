@@ -18,7 +18,7 @@ use super::plan::{ContainerPlan, ProcessPlan, Terminal};
 use super::seccomp::Filter;
 use super::sysctl::Sysctl;
 use super::user::Identity;
-use super::{devices, loopback, mounts, paths, program, rootfs};
+use super::{devices, init, loopback, mounts, paths, program, rootfs};
 use crate::step::Step as _;
 use crate::sys::{self, Parent, Side};
 
@@ -182,7 +182,13 @@ pub(super) fn become_program(
     agent: &AgentChannel,
 ) -> StartFailure {
     match prepare(container, process, stdio, agent) {
-        Ok(environment) => program::execute(&process.arguments, &environment),
+        Ok(environment) => {
+            let execute = || program::execute(&process.arguments, &environment);
+            match process.init {
+                false => execute(),
+                true => init::attend(process.terminal.is_some(), execute),
+            }
+        }
         Err(failure) => failure,
     }
 }

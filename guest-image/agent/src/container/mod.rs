@@ -12,6 +12,7 @@ mod copy_up;
 mod devices;
 pub(crate) mod hooks;
 mod id_mappings;
+mod init;
 pub(crate) mod launch;
 mod loopback;
 mod mount_options;

@@ -66,6 +66,7 @@ pub(crate) struct ProcessPlan {
     pub(crate) scheduler: Option<Scheduler>,
     pub(crate) io_priority: Option<IoPriority>,
     pub(crate) seccomp: Option<Filter>,
+    pub(crate) init: bool,
 }
 
 /// A terminal that the process gets.
@@ -201,7 +202,10 @@ impl Plan {
             terminal,
             streams: create.streams,
             user: match create.user {
-                Some(text) => UserChoice::Text(text),
+                Some(text) => UserChoice::Text {
+                    text,
+                    groups: create.groups,
+                },
                 None => UserChoice::Numbers {
                     uid: process.user.uid,
                     gid: process.user.gid,
@@ -223,6 +227,7 @@ impl Plan {
                 .map(IoPriority::new)
                 .transpose()?,
             seccomp: create.seccomp.map(Filter::new).transpose()?,
+            init: create.init,
         };
         Ok(Self { container, process })
     }
@@ -304,6 +309,8 @@ mod tests {
             },
             user: None,
             streams: DeclaredStreams::default(),
+            groups: Vec::new(),
+            init: false,
             seccomp: None,
         })
     }

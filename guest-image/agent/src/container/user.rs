@@ -23,8 +23,8 @@ const MAX_ID: u32 = i32::MAX.cast_unsigned();
 /// The user as the host gives it.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) enum UserChoice {
-    /// Docker's syntax: `[user][:group]`, each a name or a number.
-    Text(String),
+    /// Docker's syntax: `[user][:group]`, each a name or a number, and further groups.
+    Text { text: String, groups: Vec<String> },
     /// Decided already.
     Numbers {
         uid: u32,
@@ -51,7 +51,17 @@ impl UserChoice {
     pub(crate) fn resolve(&self) -> Result<Identity, StartFailure> {
         let passwd = read(PASSWD)?;
         match self {
-            Self::Text(text) => resolve(text, &passwd, &read(GROUP)?),
+            Self::Text { text, groups } => {
+                let group = read(GROUP)?;
+                let mut identity = resolve(text, &passwd, &group)?;
+                for name in groups {
+                    let gid = find_group(&group, name)?;
+                    if !identity.groups.contains(&gid) {
+                        identity.groups.push(gid);
+                    }
+                }
+                Ok(identity)
+            }
             Self::Numbers {
                 uid,
                 gid,

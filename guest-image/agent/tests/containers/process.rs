@@ -91,3 +91,87 @@ fn a_kernel_parameter_that_does_not_exist_is_named() -> Test {
     assert!(failure.step.contains("net/ipv4/not_there"), "{failure}");
     Ok(())
 }
+
+#[test]
+fn further_groups_are_resolved_in_the_container() -> Test {
+    needs_containers!();
+    let mut workload = Workload::new(&["id", "-G"]).user("app:app");
+    workload.groups = vec!["video".to_owned(), "4242".to_owned()];
+
+    assert_eq!(run(&workload)?.output()?, "1001 27 4242\n");
+    Ok(())
+}
+
+#[test]
+fn an_unknown_further_group_is_named() -> Test {
+    needs_containers!();
+    let mut workload = Workload::new(&["true"]).user("app");
+    workload.groups = vec!["nobody-knows".to_owned()];
+
+    let failure = run(&workload)?.failure()?;
+
+    assert_eq!(failure.kind, FailureKind::UnknownUser);
+    assert!(failure.message.contains("nobody-knows"), "{failure}");
+    Ok(())
+}
+
+/// A workload whose program has a parent.
+fn with_init(script: &str) -> Workload {
+    let mut workload = Workload::script(script);
+    workload.init = true;
+    workload
+}
+
+#[test]
+fn a_program_with_a_parent_is_not_process_1() -> Test {
+    needs_containers!();
+
+    assert_eq!(
+        run(&with_init("echo $$ $PPID; exit 9"))?,
+        crate::harness::Run::exited(9, "2 1\n", "")
+    );
+    Ok(())
+}
+
+#[test]
+fn the_parent_reaps_what_the_program_leaves_behind() -> Test {
+    needs_containers!();
+    // The orphan ends while the program still runs; a process that nobody reaps would still be listed.
+    let script = "sh -c 'sleep 0.05 &'; sleep 0.3; ps -o stat,comm | grep -c '^Z'; true";
+
+    assert_eq!(run(&with_init(script))?.output()?, "0\n");
+    Ok(())
+}
+
+#[test]
+fn the_parent_passes_signals_on_and_ends_as_the_program_does() -> Test {
+    needs_containers!();
+    // A parent that passed nothing on would leave the program asleep for longer than a test may take.
+    let workload = with_init("kill -TERM 1; sleep 1000");
+
+    assert_eq!(
+        run(&workload)?.status()?,
+        protocol::ExitStatus::Code(128 + 15)
+    );
+    Ok(())
+}
+
+#[test]
+fn a_program_with_a_parent_that_is_missing_is_not_found() -> Test {
+    needs_containers!();
+    let mut workload = Workload::new(&["no-such-program"]);
+    workload.init = true;
+
+    assert_eq!(run(&workload)?.failure()?.kind, FailureKind::NotFound);
+    Ok(())
+}
+
+#[test]
+fn at_a_terminal_the_keys_are_for_the_program() -> Test {
+    needs_containers!();
+    let mut workload = Workload::script("test \"$(cut -d' ' -f5 /proc/self/stat)\" = \"$(cut -d' ' -f8 /proc/self/stat)\" && echo foreground").terminal();
+    workload.init = true;
+
+    assert_eq!(run(&workload)?.output()?, "foreground\r\n");
+    Ok(())
+}

@@ -390,6 +390,8 @@ pub(crate) struct Workload {
     pub(crate) terminal: bool,
     pub(crate) container: u32,
     pub(crate) seccomp: Option<protocol::Seccomp>,
+    pub(crate) groups: Vec<String>,
+    pub(crate) init: bool,
 }
 
 impl Workload {
@@ -433,6 +435,8 @@ impl Workload {
             terminal: false,
             container,
             seccomp: None,
+            groups: Vec::new(),
+            init: false,
         }
     }
 
@@ -484,6 +488,8 @@ impl Workload {
                 },
             },
             user: self.user.clone(),
+            groups: self.groups.clone(),
+            init: self.init,
             streams,
             seccomp: self.seccomp.clone(),
         }
