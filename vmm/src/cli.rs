@@ -3,6 +3,7 @@
 //! Nothing is decided here. Values that stand for themselves (limits, names) are parsed into their
 //! types; what depends on the image, the host or a file is left to the command.
 
+mod container;
 mod machines;
 
 use std::error::Error;
@@ -20,6 +21,7 @@ use crate::report::{Help, Report, chain};
 use crate::state::MachineName;
 use crate::workload::environment::Variable;
 
+pub use self::container::ContainerArgs;
 pub use self::machines::{
     ForkArgs, MachinesArgs, SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
 };
@@ -172,7 +174,9 @@ pub struct RunArgs {
         value_name = "FILE",
         conflicts_with_all = [
             "image", "words", "cpus", "memory", "env", "env_file", "workdir", "user", "entrypoint",
-            "hostname", "read_only", "fork_point", "kernel"
+            "hostname", "read_only", "fork_point", "kernel", "config", "cap_add", "cap_drop", "privileged",
+            "security_opt", "ulimit", "sysctl", "device", "tmpfs", "shm_size", "pids_limit", "cpu_shares",
+            "cpuset_cpus", "group_add", "userns", "uts", "ipc", "pid", "oom_score_adj", "init"
         ],
         help_heading = "Image"
     )]
@@ -256,6 +260,9 @@ pub struct RunArgs {
     /// Give the command a terminal
     #[arg(short, long, help_heading = "Workload")]
     pub tty: bool,
+    /// The container.
+    #[command(flatten)]
+    pub container: ContainerArgs,
 
     /// Name of the machine; one is made up if not given
     #[arg(long, value_name = "NAME", help_heading = "Machine")]

@@ -75,6 +75,8 @@ pub struct RunPlan {
     pub create: Create,
     /// The container of that alone: what can be built before anybody says what runs in it.
     pub container: Create,
+    /// Whether that is the container of most runs of the image.
+    pub has_usual_container: bool,
     // Held so that neither is removed while the machine runs.
     _image: StoredImage,
     guest: GuestImage,
@@ -120,12 +122,14 @@ impl RunPlan {
             filesystem,
             upper,
         };
+        let has_usual_container = workload.has_usual_container();
         let container = workload.container(FIRST, root.clone())?;
         let create = workload.create(FIRST, root, streams)?;
         Ok(Self {
             machine,
             create,
             container,
+            has_usual_container,
             _image: image,
             guest,
         })

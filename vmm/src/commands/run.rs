@@ -10,13 +10,13 @@ use super::progress::ImportProgress;
 use super::restore;
 use super::start::{recipes, start};
 use crate::agent_link::Job;
-use crate::cli::{FileOrStdin, GlobalArgs, ImportLimitArgs, RunArgs, RunImage};
+use crate::cli::{ContainerArgs, FileOrStdin, GlobalArgs, ImportLimitArgs, RunArgs, RunImage};
 use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
 use crate::image::{
     FindError, ImageSource, ImportError, ImportOptions, Store, StoreError, StoredImage,
 };
-use crate::limits::{CpuQuota, MemoryLimit};
+use crate::limits::{ByteSize, CpuQuota, MemoryLimit};
 use crate::machine::host::{ProbeError, Quirks, open_kvm};
 use crate::monitor::{Facts, MonitorError, Signals, client_streams, window_size};
 use crate::outcome::ExitCode;
@@ -29,8 +29,9 @@ use crate::state::{
 use crate::template::Templates;
 use crate::timings::Timings;
 use crate::vm_process::{ChannelError, SpawnError};
+use crate::workload::container::{ContainerChoices, SecurityOption};
 use crate::workload::environment::{OwnEnvironment, read_file};
-use crate::workload::{Choices, CpuTime, Limits, Terminal, Workload};
+use crate::workload::{Choices, CpuTime, Limits, Terminal, Workload, WorkloadError};
 
 /// Runs a workload and returns its exit code.
 ///
@@ -84,7 +85,17 @@ fn run_here(
     timings.end_of("host");
 
     let id = MachineId::random().map_err(MonitorError::Watch)?;
+    let vcpus = u32::from(arguments.cpus.vcpus());
+    arguments
+        .container
+        .check_processors(vcpus)
+        .map_err(WorkloadError::from)?;
     let choices = choices(arguments, &id)?;
+    let given = given(arguments)?;
+    let has_terminal = arguments.tty || given.as_ref().is_some_and(Workload::has_terminal);
+    if has_terminal && arguments.interactive && !io::stdin().is_terminal() {
+        return Err(RunError::NoTerminal.into());
+    }
     let (image, reference) = open_image(
         &arguments.image_and_command().0,
         &arguments.limits,
@@ -93,7 +104,10 @@ fn run_here(
     timings.end_of("image");
 
     let image_id = image.id.to_string();
-    let workload = Workload::new(&image.config, &choices, &OwnEnvironment)?;
+    let workload = match given {
+        Some(given) => given,
+        None => Workload::new(&image.config, &choices, &OwnEnvironment)?,
+    };
     let new = NewMachine {
         id,
         name: arguments.name.clone(),
@@ -105,7 +119,7 @@ fn run_here(
         ephemeral: arguments.rm || !arguments.detach,
     };
     let is_attached = reporter.is_none();
-    let streams = client_streams(is_attached, arguments.interactive, arguments.tty);
+    let streams = client_streams(is_attached, arguments.interactive, has_terminal);
     let machine_choices = MachineChoices {
         cpus: arguments.cpus,
         memory: arguments.memory,
@@ -137,7 +151,7 @@ fn run_here(
         &plan,
         &machine,
         &machine_choices,
-        arguments.tty,
+        has_terminal,
         plan.create.streams.into(),
     )?;
     let started = start(&kvm, &plan.machine, &templates, &recipes, &signals)?;
@@ -150,8 +164,8 @@ fn run_here(
         job: Job::Create(Box::new(plan.create)),
         streams,
         facts,
-        has_terminal: arguments.tty,
-        takes_keys: arguments.tty && arguments.interactive,
+        has_terminal,
+        takes_keys: has_terminal && arguments.interactive,
         beginning: started.recipe.map_or("boot", |_| "clone"),
     };
     let outcome = attended.attend(&registry, reporter, &mut timings, |vm| {
@@ -248,8 +262,49 @@ fn choices(arguments: &RunArgs, id: &MachineId) -> Result<Choices, Report> {
         terminal: arguments.tty.then(|| Terminal {
             size: window_size(rustix::stdio::stdin()),
         }),
-        limits: limits(arguments.cpus, arguments.memory),
+        limits: Limits {
+            pids: arguments.container.pids(),
+            ..limits(arguments.cpus, arguments.memory)
+        },
+        container: container(&arguments.container)?,
     })
+}
+
+/// What was typed about the container.
+fn container(arguments: &ContainerArgs) -> Result<ContainerChoices, WorkloadError> {
+    Ok(ContainerChoices {
+        cap_add: arguments.cap_add.clone(),
+        cap_drop: arguments.cap_drop.clone(),
+        privileged: arguments.privileged,
+        security: arguments
+            .security_opt
+            .iter()
+            .map(SecurityOption::read)
+            .collect::<Result<_, _>>()?,
+        ulimits: arguments.ulimit.clone(),
+        groups: arguments.group_add.clone(),
+        oom_score_adj: arguments.oom_score_adj,
+        init: arguments.init,
+        sysctls: arguments.sysctl.clone(),
+        devices: arguments.device.clone(),
+        tmpfs: arguments.tmpfs.clone(),
+        shm_bytes: arguments.shm_size.map(ByteSize::bytes),
+        cpu_shares: arguments.cpu_shares,
+        cpuset: arguments.cpuset_cpus.clone(),
+        own_users: arguments.userns.unwrap_or_default(),
+        without_shm: arguments.ipc.unwrap_or_default(),
+    })
+}
+
+/// The whole configuration that was handed in, if one was.
+fn given(arguments: &RunArgs) -> Result<Option<Workload>, Report> {
+    let Some(path) = &arguments.container.config else {
+        return Ok(None);
+    };
+    if !arguments.image_and_command().1.is_empty() {
+        return Err(RunError::CommandBesideConfig.into());
+    }
+    Ok(Some(Workload::from_config(path)?))
 }
 
 /// The limits of a workload in a machine of this size.
@@ -270,11 +325,17 @@ pub enum RunError {
     /// Keys were to be passed on, and there is no keyboard.
     #[error("standard input is not a terminal, as -i together with -t needs it")]
     NoTerminal,
+    /// A command was typed where the configuration has one.
+    #[error("a command was typed, and --config names one already")]
+    CommandBesideConfig,
 }
 
 impl Help for RunError {
     fn help(&self) -> Option<String> {
         match self {
+            Self::CommandBesideConfig => {
+                Some("change process.args in the configuration".to_owned())
+            }
             Self::NoTerminal => Some("leave out -t to pass standard input on as it is".to_owned()),
         }
     }

@@ -17,6 +17,10 @@ pub(super) fn recipes(plan: &RunPlan, image_id: &str) -> Result<Vec<Recipe>, Rep
     let Some(base) = Recipe::of_base(&plan.machine, plan.guest())? else {
         return Ok(Vec::new());
     };
+    // Nobody makes a template for a container of which there may never be another.
+    if !plan.has_usual_container {
+        return Ok(vec![base]);
+    }
     let with_container = base.with_container(image_id, &plan.container, &plan.machine)?;
     Ok(vec![with_container, base])
 }

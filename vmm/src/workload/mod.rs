@@ -3,20 +3,29 @@
 //! It stands apart from the command line, the store and the machine, because an orchestrator may hand in a `config.json` of
 //! its own. The rules are docker's, where the specifications leave a choice; the fixed part is in [`profile`].
 
+pub mod container;
 pub mod environment;
+mod given;
 mod profile;
+pub mod seccomp;
+
+use std::io;
+use std::path::PathBuf;
 
 use oci_spec::OciSpecError;
 use oci_spec::image::{Config, ImageConfiguration};
 use oci_spec::runtime::{
-    self, BoxBuilder, LinuxBuilder, LinuxCpuBuilder, LinuxDeviceBuilder, LinuxDeviceType,
+    BoxBuilder, LinuxBuilder, LinuxCpuBuilder, LinuxDeviceBuilder, LinuxDeviceType,
     LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, ProcessBuilder,
     RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 use protocol::{Create, DeclaredStreams, Process, RootSource, WindowSize};
+use serde_json::{Value, json};
 use thiserror::Error;
 
+use self::container::{ContainerChoices, ContainerError};
 use self::environment::{HostEnvironment, Variable};
+use self::seccomp::SeccompError;
 use crate::report::Help;
 
 /// The version of the runtime-spec that the `config.json` is written for.
@@ -45,6 +54,8 @@ pub struct Choices {
     pub terminal: Option<Terminal>,
     /// What the workload may use.
     pub limits: Limits,
+    /// The container, and what its process may do.
+    pub container: ContainerChoices,
 }
 
 /// A terminal for the process.
@@ -77,8 +88,14 @@ pub struct CpuTime {
 /// What the guest will execute.
 #[derive(Clone, Debug)]
 pub struct Workload {
-    spec: Spec,
-    user: String,
+    /// The runtime-spec configuration, without a seccomp profile: that is compiled here.
+    config: Value,
+    /// Docker's syntax; none takes the numbers of the configuration.
+    user: Option<String>,
+    groups: Vec<String>,
+    init: bool,
+    seccomp: Option<protocol::Seccomp>,
+    has_usual_container: bool,
 }
 
 /// Why an image and choices do not make a workload.
@@ -96,6 +113,35 @@ pub enum WorkloadError {
     /// The configuration cannot be written as JSON.
     #[error("the container's configuration cannot be written")]
     Json(#[source] serde_json::Error),
+    /// A file of a configuration or of a profile cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file is no JSON, or JSON of another shape.
+    #[error("{} is no {what}", path.display())]
+    NotJson {
+        /// Which.
+        path: PathBuf,
+        /// What it was to be.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A configuration has no process.
+    #[error("{} names no program: it has no process.args", .0.display())]
+    NoProcess(PathBuf),
+    /// A seccomp profile cannot be compiled.
+    #[error("the seccomp profile cannot be used")]
+    Seccomp(#[from] SeccompError),
+    /// The machine is too small for a choice.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
 }
 
 impl Help for WorkloadError {
@@ -104,7 +150,7 @@ impl Help for WorkloadError {
             Self::NoCommand => {
                 Some("name a command after the image, as in: vmm run IMAGE sh".to_owned())
             }
-            Self::LimitTooLarge(_) | Self::Spec(_) | Self::Json(_) => None,
+            _ => None,
         }
     }
 }
@@ -143,28 +189,53 @@ impl Workload {
             working_directory(image, choices),
             choices,
         )?;
-        Ok(Self { spec, user })
+        let mut config = serde_json::to_value(&spec).map_err(WorkloadError::Json)?;
+        choices.container.apply(&mut config);
+        Ok(Self {
+            config,
+            user: Some(user),
+            groups: choices.container.groups.clone(),
+            init: choices.container.init,
+            seccomp: choices.container.seccomp()?,
+            has_usual_container: choices.container.has_usual_container()
+                && choices.limits.pids.is_none()
+                && !choices.fork_point,
+        })
     }
 
-    /// The runtime-spec configuration.
+    /// The runtime-spec configuration, without a seccomp profile.
     #[must_use]
-    pub fn spec(&self) -> &Spec {
-        &self.spec
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// Whether the container is the one that is the same for all who chose nothing about it, but for the machine's size.
+    #[must_use]
+    pub fn has_usual_container(&self) -> bool {
+        self.has_usual_container
+    }
+
+    /// Whether the process gets a terminal.
+    #[must_use]
+    pub fn has_terminal(&self) -> bool {
+        self.config["process"]["terminal"] == Value::Bool(true)
     }
 
     /// What runs: entrypoint and command together.
     #[must_use]
     pub fn command(&self) -> Vec<String> {
-        let process = self.spec.process().as_ref();
-        process
-            .and_then(|process| process.args().clone())
-            .unwrap_or_default()
+        let words = self.config["process"]["args"].as_array();
+        words
+            .into_iter()
+            .flatten()
+            .filter_map(|word| word.as_str().map(str::to_owned))
+            .collect()
     }
 
     /// The user, docker's syntax, to be resolved in the guest.
     #[must_use]
     pub fn user(&self) -> &str {
-        &self.user
+        self.user.as_deref().unwrap_or_default()
     }
 
     /// Makes the message by which a machine builds the workload's container before anybody says what runs in it: all that is
@@ -174,24 +245,20 @@ impl Workload {
     ///
     /// If the configuration cannot be written as JSON.
     pub fn container(&self, process: Process, root: RootSource) -> Result<Create, WorkloadError> {
-        // What is to run needs a name, and whoever reads this starts nothing.
-        let mut nothing = runtime::Process::default();
-        nothing
-            .set_env(None)
-            .set_rlimits(None)
-            .set_capabilities(None);
-        let mut spec = self.spec.clone();
-        spec.set_process(Some(nothing)).set_hostname(None);
-        if let Some(root) = spec.root_mut() {
-            root.set_readonly(None);
+        let mut config = self.config.clone();
+        if let Some(config) = config.as_object_mut() {
+            // What is to run needs a name, and whoever reads this starts nothing.
+            let nothing = json!({ "args": ["sh"], "cwd": "/", "user": { "uid": 0, "gid": 0 } });
+            config.insert("process".to_owned(), nothing);
+            config.remove("hostname");
         }
-        // By way of a value, whose maps are sorted.
-        let config = serde_json::to_value(&spec)
-            .and_then(|value| serde_json::to_vec(&value))
-            .map_err(WorkloadError::Json)?;
+        if let Some(root) = config.get_mut("root").and_then(Value::as_object_mut) {
+            root.remove("readonly");
+        }
         Ok(Create {
             process,
-            config,
+            // The maps of a value are sorted.
+            config: serde_json::to_vec(&config).map_err(WorkloadError::Json)?,
             root,
             user: None,
             groups: Vec::new(),
@@ -212,16 +279,16 @@ impl Workload {
         root: RootSource,
         streams: DeclaredStreams,
     ) -> Result<Create, WorkloadError> {
-        let config = serde_json::to_vec(&self.spec).map_err(WorkloadError::Json)?;
+        let config = serde_json::to_vec(&self.config).map_err(WorkloadError::Json)?;
         Ok(Create {
             process,
             config,
             root,
-            user: Some(self.user),
-            groups: Vec::new(),
-            init: false,
+            user: self.user,
+            groups: self.groups,
+            init: self.init,
             streams,
-            seccomp: None,
+            seccomp: self.seccomp,
         })
     }
 }
@@ -321,7 +388,8 @@ fn spec(
 }
 
 fn resources(limits: Limits) -> Result<LinuxResources, WorkloadError> {
-    let mut resources = LinuxResourcesBuilder::default();
+    let mut resources = LinuxResourcesBuilder::default()
+        .devices(profile::device_rules().map_err(WorkloadError::Spec)?);
     if let Some(bytes) = limits.memory_bytes {
         let bytes = i64::try_from(bytes).map_err(|_| WorkloadError::LimitTooLarge("memory"))?;
         resources = resources.memory(

@@ -1,15 +1,22 @@
-//! The fixed part of a workload's configuration: docker's default profile.
+//! The fixed part of a workload's configuration: docker's default profile. Its filter of system calls is in `seccomp/default.rs`.
 //!
-//! Two things are left out. There is no seccomp profile: the agent refuses one until it can install it. There is no network
-//! namespace: the machine's own is the container's, and a second one inside would only cost time at every start.
+//! It differs from docker's in this:
+//!
+//! | docker | here | why |
+//! |---|---|---|
+//! | a network namespace | none | the machine's own is the container's, and a second one inside would only cost time at every start |
+//! | AppArmor or SELinux where the host has them | none | the guest's kernel has neither: the boundary between tenants is the machine |
+//! | no limits unless asked for | memory and processor time of the machine | the machine is as large as its workload may get |
+//! | `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf` are files of the host's | the image's | the machine has no network to speak of yet |
+//! | `--privileged` shows every device of the host | those of the guest that are in [`DEVICES`] | there are no others that mean anything to a container |
 
 use std::collections::HashMap;
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    Capabilities, Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxNamespace,
-    LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, PosixRlimit,
-    PosixRlimitBuilder, PosixRlimitType,
+    Capabilities, Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxDeviceCgroup,
+    LinuxDeviceCgroupBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount,
+    MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
 };
 
 /// The capabilities that a container's root has. An unprivileged user loses them at the exec, capabilities(7).
@@ -29,6 +36,82 @@ const CAPABILITIES: [Capability; 14] = [
     Capability::Kill,
     Capability::AuditWrite,
 ];
+
+/// Every capability that the guest's kernel knows, in the order of their numbers: include/uapi/linux/capability.h.
+pub(super) const ALL_CAPABILITIES: [&str; 41] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+];
+
+/// Whether a container's root has a capability unless somebody says otherwise.
+pub(super) fn is_default_capability(name: &str) -> bool {
+    CAPABILITIES
+        .iter()
+        .any(|one| name.strip_prefix("CAP_") == Some(&one.to_string()))
+}
+
+/// The devices of the guest that a container may be given beside those that every one has. Path, major and minor number:
+/// Documentation/admin-guide/devices.txt.
+pub(super) const DEVICES: [(&str, u32, u32); 10] = [
+    ("/dev/full", 1, 7),
+    ("/dev/fuse", 10, 229),
+    ("/dev/hwrng", 10, 183),
+    ("/dev/kmsg", 1, 11),
+    ("/dev/net/tun", 10, 200),
+    ("/dev/null", 1, 3),
+    ("/dev/random", 1, 8),
+    ("/dev/tty", 5, 0),
+    ("/dev/urandom", 1, 9),
+    ("/dev/zero", 1, 5),
+];
+
+/// The names of [`DEVICES`], as a sentence has them.
+pub(super) fn device_names() -> String {
+    DEVICES.map(|(path, ..)| path).join(", ")
+}
+
+/// The machine's ids of a container's users where it has users of its own: far above those of any image.
+pub(super) const FIRST_USER: u32 = 0x4000_0000;
+pub(super) const USERS: u32 = 65_536;
 
 const NAMESPACES: [LinuxNamespaceType; 5] = [
     LinuxNamespaceType::Pid,
@@ -160,6 +243,15 @@ pub(super) fn sysctls() -> HashMap<String, String> {
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect()
+}
+
+/// Docker's rule: no device but those that every container has, which the agent adds.
+pub(super) fn device_rules() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
+    let none = LinuxDeviceCgroupBuilder::default()
+        .allow(false)
+        .access("rwm")
+        .build()?;
+    Ok(vec![none])
 }
 
 pub(super) fn masked_paths() -> Vec<String> {

@@ -36,19 +36,12 @@ fn arguments_of(
     choices: &Choices,
 ) -> Result<Vec<String>, WorkloadError> {
     let workload = Workload::new(image, choices, &OwnEnvironment)?;
-    Ok(workload
-        .spec()
-        .process()
-        .clone()
-        .unwrap()
-        .args()
-        .clone()
-        .unwrap())
+    Ok(workload.command())
 }
 
 fn json_of(image: &ImageConfiguration, choices: &Choices) -> Value {
     let workload = Workload::new(image, choices, &OwnEnvironment).unwrap();
-    serde_json::to_value(workload.spec()).unwrap()
+    workload.config().clone()
 }
 
 fn command(command: &[&str]) -> Choices {
@@ -194,7 +187,8 @@ fn limits_become_resources() {
         json!({
             "memory": { "limit": 1 << 20 },
             "cpu": { "quota": 150_000, "period": 100_000 },
-            "pids": { "limit": 64 }
+            "pids": { "limit": 64 },
+            "devices": [{ "allow": false, "access": "rwm" }]
         })
     );
 }
@@ -220,7 +214,7 @@ fn a_terminal_has_its_first_size() {
 }
 
 #[test]
-fn the_profile_is_dockers_without_seccomp() {
+fn the_profile_is_dockers() {
     let json = json_of(
         &image(&[], &["sh"]),
         &Choices {

@@ -209,9 +209,13 @@ impl Place {
         };
         let workload = Workload::new(&self.image.config, &choices, &OwnEnvironment)
             .map_err(|error| because(&chain(&error)))?;
-        let process = workload.spec().process().as_ref();
-        let environment = process.and_then(|process| process.env().clone());
-        let mut config = serde_json::to_value(workload.spec()).map_err(|error| because(&error))?;
+        let mut config = workload.config().clone();
+        let environment: Vec<String> = config["process"]["env"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.as_str().map(str::to_owned))
+            .collect();
         self.adapt(&mut config);
         let bundle = self.path("bundles").join(name);
         let text = config.to_string();
@@ -220,7 +224,7 @@ impl Place {
         written.map_err(|error| because(&error))?;
         Ok(Task {
             arguments: workload.command(),
-            environment: environment.unwrap_or_default(),
+            environment,
             program,
             bundle,
         })
