@@ -4,6 +4,7 @@
 mod background;
 mod bench;
 mod complete_kvm;
+mod containers;
 mod environment;
 mod exit_codes;
 mod files;

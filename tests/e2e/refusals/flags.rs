@@ -182,3 +182,64 @@ fn a_limit_on_open_files_that_is_too_small_is_no_crash() {
     let done = fixture.in_private_mounts(script).arg("sh").arg(&file).run();
     done.stderr_lacks("panicked");
 }
+
+#[test]
+fn devices_of_the_host_are_refused_with_that_reason() {
+    options_refused(&["--device", "/dev/sda"], &["/dev/sda", "host's devices"]);
+}
+
+#[test]
+fn namespaces_of_the_host_are_refused_with_that_reason() {
+    options_refused(&["--pid", "host"], &["--pid", "the host's"]);
+    options_refused(&["--ipc", "host"], &["--ipc", "the host's"]);
+    options_refused(&["--uts", "host"], &["--uts", "the host's"]);
+    options_refused(&["--userns", "host"], &["--userns", "the host's"]);
+    options_refused(&["--pid", "container:web"], &["another container's"]);
+}
+
+#[test]
+fn processors_of_the_host_are_refused_with_that_reason() {
+    options_refused(
+        &["--cpuset-cpus", "1"],
+        &["processor 1", "those of the host"],
+    );
+}
+
+#[test]
+fn an_unknown_capability_is_refused() {
+    options_refused(&["--cap-add", "FLY"], &["--cap-add", "FLY"]);
+}
+
+#[test]
+fn a_limit_that_is_none_is_refused() {
+    options_refused(&["--ulimit", "nofile=9:1"], &["--ulimit", "nofile=9:1"]);
+}
+
+#[test]
+fn a_security_module_that_the_guest_lacks_is_said() {
+    options_refused(&["--security-opt", "apparmor=mine"], &["AppArmor"]);
+}
+
+#[test]
+fn a_profile_that_does_not_exist_is_named() {
+    options_refused(
+        &["--security-opt", "seccomp=/no/such.json"],
+        &["/no/such.json"],
+    );
+}
+
+#[test]
+fn a_configuration_that_does_not_exist_is_named() {
+    options_refused(
+        &["--config", "/no/such/config.json"],
+        &["/no/such/config.json"],
+    );
+}
+
+#[test]
+fn a_configuration_goes_with_no_flag_that_it_says_itself() {
+    options_refused(
+        &["--config", "c.json", "--user", "7"],
+        &["--config", "--user"],
+    );
+}
