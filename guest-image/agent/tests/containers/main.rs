@@ -1,5 +1,6 @@
 //! Containers made by the agent on this machine, seen from inside.
 
+mod bad_input;
 mod harness;
 mod hooks;
 mod mounts;
