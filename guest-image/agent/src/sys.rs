@@ -44,6 +44,11 @@ pub(crate) fn clone(
     cgroup: Option<BorrowedFd<'_>>,
     parent: Parent,
 ) -> io::Result<Side> {
+    // A filter of system calls cannot look at the flags of clone3(2), so many say that there is none: what needs no more than a copy
+    // is made in the old way.
+    if namespaces == 0 && cgroup.is_none() && parent == Parent::Caller {
+        return fork();
+    }
     /// `include/uapi/linux/sched.h`; the library's constant has too few bits for it.
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     let into_cgroup = if cgroup.is_some() {
@@ -86,6 +91,14 @@ pub(crate) fn clone(
         .ok()
         .and_then(Pid::from_raw)
         .map_or(Side::Child, Side::Parent))
+}
+
+fn fork() -> io::Result<Side> {
+    // SAFETY: returns twice. The agent has one thread, so no lock can be held by a thread that does not exist in the child.
+    match unsafe { libc::fork() } {
+        ..0 => Err(io::Error::last_os_error()),
+        pid => Ok(Pid::from_raw(pid).map_or(Side::Child, Side::Parent)),
+    }
 }
 
 /// Tells the kernel's random number generator that this machine is a clone, with bytes that only it has. When this returns, nothing

@@ -38,7 +38,7 @@ pub(crate) struct ChildStdio {
 /// If a step fails; it is named.
 pub(super) fn build(
     container: &ContainerPlan,
-    outside: &Outside,
+    outside: &Outside<'_>,
     agent: &AgentChannel,
 ) -> Result<(), StartFailure> {
     let first_half = if container.namespaces.needs_maker() {
@@ -97,8 +97,9 @@ struct FirstHalf<'plan> {
 
 impl<'plan> FirstHalf<'plan> {
     /// Mounts the root, and opens what comes from elsewhere.
-    fn build(container: &'plan ContainerPlan, outside: &Outside) -> Result<Self, StartFailure> {
+    fn build(container: &'plan ContainerPlan, outside: &Outside<'_>) -> Result<Self, StartFailure> {
         rootfs::mount(&container.root, outside.namespaces.user())?;
+        container.cgroup.restrict_devices(outside.cgroup)?;
         let mounts = container
             .mounts
             .iter()
@@ -125,7 +126,7 @@ impl<'plan> FirstHalf<'plan> {
 /// Lives a maker's life: does the first half, enters the namespaces that come before a process, and makes that. Returns in it.
 fn make_process<'plan>(
     container: &'plan ContainerPlan,
-    outside: &Outside,
+    outside: &Outside<'_>,
     agent: &AgentChannel,
 ) -> Result<FirstHalf<'plan>, StartFailure> {
     sys::reset_signals();

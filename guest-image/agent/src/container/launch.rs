@@ -62,9 +62,9 @@ pub(crate) fn launch(plan: &Plan, cgroup: &Cgroup) -> Result<Launched, StartFail
 pub(super) fn make_child(
     container: &ContainerPlan,
     cgroup: &Cgroup,
-    life: impl FnOnce(&AgentChannel, &Outside) -> StartFailure,
+    life: impl FnOnce(&AgentChannel, &Outside<'_>) -> StartFailure,
 ) -> Result<(Pid, LaunchChannel), StartFailure> {
-    let outside = Outside::open(container)?;
+    let outside = Outside::open(container, cgroup)?;
     let (ours, theirs) = channel::pair().step(|| "making the launch channel".to_owned())?;
     let namespaces = if container.namespaces.needs_maker() {
         libc::CLONE_NEWNS

@@ -157,7 +157,8 @@ impl Mount {
             Kind::Filesystem { kind, .. }
                 if kind == "sysfs" && namespaces.has_user() && namespaces.shares_network() =>
             {
-                Some(open_tree("/sys", true)?)
+                // Without what the agent has mounted in it.
+                Some(open_tree("/sys", false)?)
             }
             Kind::Filesystem { .. } => None,
             Kind::Bind { source } => Some(open_tree(source, self.options.recursive_bind)?),

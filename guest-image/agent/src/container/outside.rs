@@ -5,25 +5,31 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use protocol::StartFailure;
 
+use super::cgroup::Cgroup;
 use super::namespaces::OpenNamespaces;
 use super::plan::ContainerPlan;
 
 /// Open descriptors, for the process to inherit.
 #[derive(Debug)]
-pub(super) struct Outside {
+pub(super) struct Outside<'agent> {
+    pub(super) cgroup: &'agent Cgroup,
     pub(super) namespaces: OpenNamespaces,
     /// For each mount the user namespace of its own mappings, if it has some.
     mappings: Vec<Option<OwnedFd>>,
 }
 
-impl Outside {
+impl<'agent> Outside<'agent> {
     /// Opens all that the container takes from outside.
     ///
     /// # Errors
     ///
     /// If something is not there, or the kernel refuses a mapping of ids.
-    pub(super) fn open(container: &ContainerPlan) -> Result<Self, StartFailure> {
+    pub(super) fn open(
+        container: &ContainerPlan,
+        cgroup: &'agent Cgroup,
+    ) -> Result<Self, StartFailure> {
         Ok(Self {
+            cgroup,
             namespaces: container.namespaces.open()?,
             mappings: container
                 .mounts

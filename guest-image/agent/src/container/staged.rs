@@ -213,7 +213,7 @@ fn await_built(channel: &LaunchChannel, pid: &mut Pid) -> Result<(), StartFailur
 }
 
 /// The child's life. Returns only the reason why it did not become a program.
-fn live(container: &ContainerPlan, outside: &Outside, agent: &AgentChannel) -> StartFailure {
+fn live(container: &ContainerPlan, outside: &Outside<'_>, agent: &AgentChannel) -> StartFailure {
     let told = child::build(container, outside, agent).and_then(|()| {
         user::look_ahead();
         sys::fault_in();

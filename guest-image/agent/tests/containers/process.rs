@@ -167,6 +167,16 @@ fn a_program_with_a_parent_that_is_missing_is_not_found() -> Test {
 }
 
 #[test]
+fn a_parent_is_made_where_a_filter_hides_clone3() -> Test {
+    needs_containers!();
+    let mut workload = with_init("echo $PPID");
+    workload.seccomp = Some(crate::seccomp::filter(435, 0x0005_0000 | 38));
+
+    assert_eq!(run(&workload)?.output()?, "1\n");
+    Ok(())
+}
+
+#[test]
 fn at_a_terminal_the_keys_are_for_the_program() -> Test {
     needs_containers!();
     let mut workload = Workload::script("test \"$(cut -d' ' -f5 /proc/self/stat)\" = \"$(cut -d' ' -f8 /proc/self/stat)\" && echo foreground").terminal();

@@ -17,7 +17,7 @@ const MKDIR: u32 = 83;
 const CAPSET: u32 = 126;
 
 /// A filter that does something for one system call and lets all others pass.
-fn filter(call: u32, action: u32) -> Seccomp {
+pub(crate) fn filter(call: u32, action: u32) -> Seccomp {
     let instructions: [(u16, u8, u8, u32); 4] = [
         (0x20, 0, 0, 0),      // load the number
         (0x15, 0, 1, call),   // skip one unless it is the call

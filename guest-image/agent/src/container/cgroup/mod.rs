@@ -158,11 +158,20 @@ impl CgroupPlan {
         for (file, value) in &self.settings {
             write_file(&directory, file, value).step(|| format!("setting {file} to {value}"))?;
         }
-        if let Some(program) = &self.devices {
-            program.attach(&directory)?;
-        }
         cgroup.directory = Some(directory);
         Ok(())
+    }
+
+    /// Has the kernel ask the device rules from now on. The root is mounted before that: no rule lets a container use its device.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, see bpf(2).
+    pub(super) fn restrict_devices(&self, cgroup: &Cgroup) -> Result<(), StartFailure> {
+        match (&self.devices, cgroup.directory()) {
+            (Some(program), Some(directory)) => program.attach(directory),
+            _ => Ok(()),
+        }
     }
 }
 
