@@ -167,7 +167,7 @@ fn a_whole_configuration_is_executed() {
 fn a_process_that_forks_without_end_is_held() {
     let fixture = Fixture::with_machines();
     let image = busybox(&fixture);
-    let script = "for i in $(seq 100); do sleep 100 & done 2>/dev/null; echo unreached";
+    let script = "for i in $(seq 100); do sleep 100 & done; echo unreached";
 
     let done = fixture
         .run(&image, &["--pids-limit", "20"], &["sh", "-c", script])
@@ -180,14 +180,15 @@ fn a_process_that_forks_without_end_is_held() {
 fn one_that_eats_all_memory_of_its_configuration_is_said_to_have_been_killed_for_it() {
     let fixture = Fixture::with_machines();
     let image = busybox(&fixture);
-    let config = configuration("tail /dev/zero");
+    let mut config = configuration("tail /dev/zero");
+    config["linux"]["resources"]["memory"]["limit"] = json!(8 << 20);
     let config = fixture.file("config.json", config.to_string());
 
     let done = fixture
         .run(&image, &["--config", &config.to_string_lossy()], &[])
         .run();
 
-    done.code_is(137).stderr_has("memory");
+    done.code_is(137).stderr_has("memory limit");
 }
 
 /// Runs a configuration that cannot be, and says how it was refused.

@@ -168,6 +168,15 @@ pub(super) fn report_outcome(outcome: &Outcome) -> Result<ExitCode, Report> {
             }
             Err(Report::new(OutcomeError::GuestDied(message.clone())).with_exit_code(code))
         }
+        Outcome::Signalled {
+            out_of_memory: true,
+            ..
+        } => {
+            tracing::warn!(
+                "the workload reached its memory limit, and the guest's kernel killed it"
+            );
+            Ok(code)
+        }
         Outcome::Exited(_) | Outcome::Signalled { .. } | Outcome::Killed | Outcome::Detached => {
             Ok(code)
         }
