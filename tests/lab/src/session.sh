@@ -17,10 +17,10 @@ $b cat /lab/stderr >/dev/ttyS2 &
 err=$!
 $b sh /lab/command </dev/null >/lab/stdout 2>/lab/stderr
 code=$?
-# What the command left running may hold a pipe for ever: it is left once nothing more comes through.
+# What the command left running may hold a pipe for ever: it is left once the lines are still.
 {
     before=
-    while now=$($b cat /proc/$out/io /proc/$err/io); [ "$now" != "$before" ]; do
+    while now=$($b cat /proc/tty/driver/serial); [ "$now" != "$before" ]; do
         before=$now
         $b sleep 2
     done

@@ -26,17 +26,17 @@ use vm_memory::{
 use super::SaveFiles;
 use super::arch::layout::{MAILBOX_ADDRESS, ram_pieces};
 use super::saved::{SavedRam, WrittenPages};
-use super::shape::{PAGE_BYTES, RamSize, WindowClass};
+use super::shape::{HUGE_PAGE_BYTES, PAGE_BYTES, RamSize, WindowClass};
 
 /// In what pieces the memory of a frozen machine is written: long enough that a clone has few mappings, short enough that it maps
 /// little that nobody wrote.
 const CHUNK_BYTES: usize = 16 << 10;
 
+/// The longest gap between two of them that is mapped along: a mapping costs more than the zero pages that it saves.
+const MAX_GAP_BYTES: u64 = 64 << 10;
+
 /// The shortest run of changed memory that is mapped.
 const MIN_MAPPED_BYTES: u64 = 1 << 20;
-
-/// A huge page of x86-64, which one entry of a page directory maps.
-const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 const RAM_PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const RAM_FLAGS: i32 = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
@@ -140,10 +140,7 @@ impl MachineMemory {
         for (start, bytes) in &ram {
             regions.push(region(*start, ram_piece(*bytes)?)?);
         }
-        regions.push(region(
-            MAILBOX_ADDRESS,
-            anonymous(protocol::MAILBOX_BYTES as u64)?,
-        )?);
+        regions.push(region(MAILBOX_ADDRESS, mailbox()?)?);
         for (start, window) in windows {
             regions.push(region(*start, compose(window)?)?);
         }
@@ -194,15 +191,22 @@ impl MachineMemory {
                 if is_zero && changed.is_none() {
                     continue;
                 }
+                let max_gap_bytes = changed.map_or(MAX_GAP_BYTES, |_| 0);
                 let file_offset_bytes = piece_offset_bytes + offset;
                 if !is_zero {
                     file.write_all_at(&chunk, file_offset_bytes)
                         .map_err(MemoryError::Save)?;
                 }
                 let length_bytes = CHUNK_BYTES as u64;
+                let end = guest_address + length_bytes;
                 match saved.last_mut() {
-                    Some(last) if last.guest_address + last.length_bytes == guest_address => {
-                        last.length_bytes += length_bytes;
+                    // Within one piece of RAM, what lies between them in the file lies between them in RAM.
+                    Some(last)
+                        if last.guest_address >= *start
+                            && last.guest_address + last.length_bytes + max_gap_bytes
+                                >= guest_address =>
+                    {
+                        last.length_bytes = end - last.guest_address;
                     }
                     _ => saved.push(SavedRam {
                         guest_address,
@@ -453,6 +457,21 @@ fn anonymous(bytes: u64) -> Result<Mapping, MemoryError> {
         .map_err(|source| MemoryError::Map { bytes, source })
 }
 
+/// The mailbox. Beside RAM it would be a part of a huge page, all of which is cleared when the mailbox is written to.
+fn mailbox() -> Result<Mapping, MemoryError> {
+    let mapping = anonymous(protocol::MAILBOX_BYTES as u64)?;
+    // SAFETY: the range is the mapping's, and this changes nothing that a reader of it could see. A kernel without huge pages
+    // refuses it, and need not be asked.
+    unsafe {
+        libc::madvise(
+            mapping.as_ptr().cast(),
+            mapping.size(),
+            libc::MADV_NOHUGEPAGE,
+        )
+    };
+    Ok(mapping)
+}
+
 fn compose(window: &Window) -> Result<Mapping, MemoryError> {
     let mapping = anonymous(window.class.bytes())?;
     for part in &window.parts {
@@ -602,7 +621,7 @@ mod tests {
         let ram = RamSize::holding(1, 0).unwrap();
         let before = MachineMemory::map(ram, &[]).unwrap();
         let last_byte = ram.bytes() - 1;
-        for (address, value) in [(0x500, 1u8), (0x10_0000, 2), (0x10_4000, 3), (last_byte, 4)] {
+        for (address, value) in [(0x500, 1u8), (0x10_0000, 2), (0x11_0000, 3), (last_byte, 4)] {
             before.all.write_obj(value, GuestAddress(address)).unwrap();
         }
         let file = tempfile::tempfile().unwrap();
@@ -613,8 +632,8 @@ mod tests {
         let after = MachineMemory::map(ram, &[]).unwrap();
         after.restore(&file, &saved).unwrap();
         let read = |address| after.all.read_obj::<u8>(GuestAddress(address)).unwrap();
-        let found = [0x500, 0x10_0000, 0x10_4000, last_byte, 0x20_0000].map(read);
-        assert_eq!(found, [1, 2, 3, 4, 0]);
+        let found = [0x500, 0x10_0000, 0x10_4000, 0x11_0000, last_byte].map(read);
+        assert_eq!(found, [1, 2, 0, 3, 4]);
 
         // What the clone writes is its own.
         after.all.write_obj(9u8, GuestAddress(0x500)).unwrap();

@@ -59,7 +59,9 @@ use self::running::Running;
 pub use self::running::{Answer, Order, SaveFiles};
 pub use self::saved::{RamLayer, SavedMachine, WrittenPages};
 use self::saved::{SavedVcpu, SavedVm};
-pub use self::shape::{MIB_BYTES, PAGE_BYTES, RamSize, ShapeError, VcpuCount, WindowClass};
+pub use self::shape::{
+    HUGE_PAGE_BYTES, MIB_BYTES, PAGE_BYTES, RamSize, ShapeError, VcpuCount, WindowClass,
+};
 use self::vcpu::{Buses, Gate, Vcpu};
 
 /// As much as the guest's kernel takes in at its boot, and half of what a clone gets.
