@@ -425,11 +425,11 @@ fn region(start: u64, mapping: Mapping) -> Result<GuestRegionMmap<AtomicBitmap>,
     GuestRegionMmap::with_arc(Arc::new(mapping), GuestAddress(start)).ok_or(MemoryError::Layout)
 }
 
-/// RAM that starts on a boundary of the host's huge pages, as it does in the guest: KVM maps a huge page of the host as one only
-/// where both addresses agree. It stays mapped until the process ends.
+/// Memory that starts on a boundary of the host's huge pages, as it does in the guest: KVM maps a huge page of the host as one only
+/// where both addresses agree. It stays mapped until the process ends. What devices write to in the first `noted_bytes` is noted.
 ///
 /// With huge pages a boot has 8 faults of RAM instead of 2,600, and 49 million instructions instead of 61.
-fn ram_piece(bytes: u64) -> Result<Mapping, MemoryError> {
+fn aligned(bytes: u64, noted_bytes: usize) -> Result<Mapping, MemoryError> {
     let reserved = anonymous(bytes + HUGE_PAGE_BYTES as u64)?;
     let lead_bytes = reserved.as_ptr().align_offset(HUGE_PAGE_BYTES);
     let start = reserved.as_ptr().wrapping_add(lead_bytes);
@@ -437,7 +437,7 @@ fn ram_piece(bytes: u64) -> Result<Mapping, MemoryError> {
     mem::forget(reserved);
     // SAFETY: the range lies inside `reserved`: its lead is shorter than the huge page that was added. Nobody unmaps that.
     let aligned = unsafe {
-        MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
+        MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(noted_bytes))
             .with_raw_mmap_pointer(start)
     };
     aligned
@@ -445,6 +445,11 @@ fn ram_piece(bytes: u64) -> Result<Mapping, MemoryError> {
         .with_mmap_flags(RAM_FLAGS)
         .build()
         .map_err(|source| MemoryError::Map { bytes, source })
+}
+
+fn ram_piece(bytes: u64) -> Result<Mapping, MemoryError> {
+    let size = usize::try_from(bytes).map_err(|_| MemoryError::Layout)?;
+    aligned(bytes, size)
 }
 
 /// Memory that costs nothing until it is touched. What is written to in it is not noted.
@@ -473,7 +478,7 @@ fn mailbox() -> Result<Mapping, MemoryError> {
 }
 
 fn compose(window: &Window) -> Result<Mapping, MemoryError> {
-    let mapping = anonymous(window.class.bytes())?;
+    let mapping = aligned(window.class.bytes(), 0)?;
     for part in &window.parts {
         let place = Place {
             file_offset_bytes: part.file_offset_bytes,

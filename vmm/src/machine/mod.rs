@@ -98,6 +98,16 @@ impl MachineConfig {
     pub fn command_line(&self) -> Result<Vec<u8>, CommandLineError> {
         command_line::build(self.verbose_kernel, &self.quirks, DEVICES)
     }
+
+    /// The files that the guest sees through windows.
+    pub fn mapped_files(&self) -> Vec<&File> {
+        let root = match &self.root {
+            Root::Window(window) => window.parts.as_slice(),
+            Root::Disk { .. } => &[],
+        };
+        let parts = self.agent.parts.iter().chain(root);
+        parts.map(|part| &part.file).collect()
+    }
 }
 
 /// How many virtio devices a machine has: see [`virtio_devices`].

@@ -1,6 +1,6 @@
 //! Huge pages for what all clones read.
 //!
-//! A clone's guest reads its kernel page by page, and each is a fault of its own: the guest is left, the host looks the page up, KVM maps
+//! A clone's guest reads its kernel and its programs page by page, and each is a fault of its own: the guest is left, the host looks the page up, KVM maps
 //! it. Pages that lie together in the host's page cache as one huge page are one fault. The kernel puts them together when asked to
 //! (`MADV_COLLAPSE`, Linux 6.1) where the file system can: tmpfs, and others of a kernel with `CONFIG_READ_ONLY_THP_FOR_FS`.
 //! Elsewhere, and once the page cache has let go of them, clones take the faults.
@@ -15,15 +15,15 @@ use crate::machine::HUGE_PAGE_BYTES;
 /// How often to ask while somebody else uses one of the pages for a moment.
 const MAX_TRIES: usize = 3;
 
-/// Puts the pages of `file` together that begin at each of `places`, as far as the host does it.
+/// Puts the pages together that begin at each of these places of a file, as far as the host does it.
 ///
 /// # Errors
 /// The last thing that the host refused. Linux 6.1 refuses some that it has done.
-pub(super) fn put_together(file: &File, places: &[u64]) -> io::Result<()> {
+pub(super) fn put_together<'a>(places: impl Iterator<Item = (&'a File, u64)>) -> io::Result<()> {
     let window = Window::reserve()?;
     let mut all = Ok(());
-    for place in places {
-        window.show(file, *place)?;
+    for (file, offset_bytes) in places {
+        window.show(file, offset_bytes)?;
         let mut tries = 1..=MAX_TRIES;
         let done = loop {
             tries.next();
@@ -137,7 +137,7 @@ mod tests {
             file.write_all_at(&[7; 4096], page * 4096).unwrap();
         }
 
-        put_together(&file, &[HUGE]).unwrap();
+        put_together([(&file, HUGE)].into_iter()).unwrap();
 
         let window = Window::reserve().unwrap();
         let mut mapped = [0, HUGE].map(|place| {
@@ -155,6 +155,6 @@ mod tests {
     fn a_host_that_does_not_do_it_says_so() {
         let short = tempfile::tempfile_in("/dev/shm").unwrap();
         short.write_all_at(&[7; 4096], 0).unwrap();
-        assert!(put_together(&short, &[HUGE]).is_err());
+        assert!(put_together([(&short, HUGE)].into_iter()).is_err());
     }
 }

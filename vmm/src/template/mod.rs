@@ -367,13 +367,15 @@ impl Templates {
         }
     }
 
-    /// Notes what the first clone of this template touched, for the later ones. That this fails costs them time, and no more.
-    pub fn note_touched(&self, recipe: &Recipe, clone: &VmProcess) {
+    /// Notes what the first clone of this template touched, of that and of the `files` that are mapped into it, for the later ones.
+    /// That this fails costs them time, and no more.
+    pub fn note_touched(&self, recipe: &Recipe, clone: &VmProcess, files: &[&File]) {
         let noted = || -> Result<(), TemplateError> {
             let path = self.directory.join(recipe.key()?.0);
             let memory_path = path.join(MEMORY);
             let memory = File::open(&memory_path).map_err(failed("open", &memory_path))?;
-            let touched = touched::by_process(clone.pid(), &memory)
+            let files = [&[&memory], files].concat();
+            let touched = touched::by_process(clone.pid(), &files)
                 .map_err(failed("see what a clone touched", &memory_path))?;
             let bytes = postcard::to_stdvec(&touched.written).map_err(|_| TemplateError::Recipe)?;
             let mut file =
@@ -381,7 +383,8 @@ impl Templates {
             file.write_all(&bytes).map_err(failed("write in", &path))?;
             file.persist(path.join(WRITES))
                 .map_err(|error| failed("write in", &path)(error.error))?;
-            huge::put_together(&memory, &touched.only_read)
+            let huge = touched.only_read.iter();
+            huge::put_together(huge.map(|page| (files[page.file], page.offset_bytes)))
                 .map_err(failed("have huge pages of", &memory_path))
         };
         if let Err(error) = noted() {

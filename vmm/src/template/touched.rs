@@ -4,7 +4,8 @@
 //! a list of the pages that it wrote, and the later ones copy those in bulk before the guest runs. The list is a hint: a page too
 //! many costs a copy, one too few a fault, and nothing in it can change what the guest sees.
 //!
-//! Where clones read much and write nothing, which is the kernel's program, one [huge page](super::huge) spares them hundreds of faults.
+//! Where clones read much and write nothing, the kernel's program and the image's, one [huge page](super::huge) spares them hundreds of
+//! faults.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -28,30 +29,43 @@ const MAX_BYTES: u64 = 4 << 20;
 
 /// A huge page is worth it from so many pages of it on that are read. The host maps up to 15 more with each, which count.
 const MIN_READ_PAGES: usize = 64;
-/// The most memory of a template's that becomes huge pages.
-const MAX_HUGE_PAGES: usize = 16;
+/// The most that becomes huge pages.
+const MAX_HUGE_PAGES: usize = 32;
 
-/// What a process touched of a template's memory.
+/// What a process touched of its template and its image.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Touched {
-    /// What it wrote to.
+    /// What it wrote to, of the template's memory.
     pub(super) written: Vec<WrittenPages>,
-    /// Where huge pages begin in the file of which it read much and wrote nothing.
-    pub(super) only_read: Vec<u64>,
+    /// Of which huge pages it read much and wrote nothing.
+    pub(super) only_read: Vec<HugePage>,
 }
 
-/// Finds out which pages of `memory` a process has touched.
+/// Pages of a file that could be one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct HugePage {
+    /// The number of the file, counted from the template's memory, which is 0.
+    pub(super) file: usize,
+    /// Where it begins there.
+    pub(super) offset_bytes: u64,
+}
+
+/// Finds out which pages of these files a process has touched. The first one is the template's memory.
 ///
 /// # Errors
 /// When the process is gone, or is not this account's to look at.
-pub(super) fn by_process(pid: u32, memory: &File) -> io::Result<Touched> {
-    let metadata = memory.metadata()?;
+pub(super) fn by_process(pid: u32, files: &[&File]) -> io::Result<Touched> {
+    let inode = |file: &&File| file.metadata().map(|metadata| metadata.ino());
+    let inodes: Vec<u64> = files.iter().map(inode).collect::<io::Result<_>>()?;
     let maps = BufReader::new(File::open(format!("/proc/{pid}/maps"))?);
     let pages = File::open(format!("/proc/{pid}/pagemap"))?;
     let mut touched = Touched::default();
     for line in maps.lines() {
         let line = line?;
-        let Some(mapping) = Mapping::parse(&line).filter(|it| it.inode == metadata.ino()) else {
+        let Some(mapping) = Mapping::parse(&line) else {
+            continue;
+        };
+        let Some(file) = inodes.iter().position(|inode| *inode == mapping.inode) else {
             continue;
         };
         let count = mapping.length_bytes / PAGE_BYTES;
@@ -61,12 +75,15 @@ pub(super) fn by_process(pid: u32, memory: &File) -> io::Result<Touched> {
         pages.read_exact_at(&mut entries, place)?;
         let kinds: Vec<Kind> = entries.as_chunks().0.iter().map(Kind::of).collect();
         for (index, kind) in (0..).zip(&kinds) {
-            if *kind == Kind::Written {
+            if file == 0 && *kind == Kind::Written {
                 let place = mapping.file_offset_bytes + index * PAGE_BYTES;
                 add(&mut touched.written, place);
             }
         }
-        touched.only_read.extend(mapping.only_read(&kinds));
+        let huge = |offset_bytes| HugePage { file, offset_bytes };
+        touched
+            .only_read
+            .extend(mapping.only_read(&kinds).map(huge));
     }
     bound(&mut touched.written);
     touched.only_read.truncate(MAX_HUGE_PAGES);
