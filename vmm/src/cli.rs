@@ -4,6 +4,7 @@
 //! types; what depends on the image, the host or a file is left to the command.
 
 mod container;
+mod later;
 mod machines;
 
 use std::error::Error;
@@ -22,6 +23,7 @@ use crate::state::MachineName;
 use crate::workload::environment::Variable;
 
 pub use self::container::ContainerArgs;
+pub use self::later::Later;
 pub use self::machines::{
     ForkArgs, MachinesArgs, SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
 };
@@ -74,36 +76,36 @@ pub struct GlobalArgs {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a command in a new machine
-    Run(Box<RunArgs>),
+    Run(Later<RunArgs>),
     /// List machines
-    Ps(PsArgs),
+    Ps(Later<PsArgs>),
     /// Send a signal to the workload of machines
-    Kill(KillArgs),
+    Kill(Later<KillArgs>),
     /// Remove machines that have ended
-    Rm(RmArgs),
+    Rm(Later<RmArgs>),
     /// Let machines stand still, without using the processor
-    Pause(MachinesArgs),
+    Pause(Later<MachinesArgs>),
     /// Let paused machines go on
     #[command(visible_alias = "unpause")]
-    Resume(MachinesArgs),
+    Resume(Later<MachinesArgs>),
     /// Write a running machine to a file, from which `vmm run --restore` resumes it
-    Snapshot(SnapshotArgs),
+    Snapshot(Later<SnapshotArgs>),
     /// Duplicate a machine whose workload waits at its fork point, and print the copies' ids
-    Fork(ForkArgs),
+    Fork(Later<ForkArgs>),
     /// Import images from an archive, a directory or standard input into the store
-    Load(LoadArgs),
+    Load(Later<LoadArgs>),
     /// Write images to an archive
-    Save(SaveArgs),
+    Save(Later<SaveArgs>),
     /// Give an image another name
-    Tag(TagArgs),
+    Tag(Later<TagArgs>),
     /// List the images of the store
-    Images(ImagesArgs),
+    Images(Later<ImagesArgs>),
     /// Show the steps an image was built by
-    History(HistoryArgs),
+    History(Later<HistoryArgs>),
     /// Remove names, and images that have no other name
-    Rmi(RmiArgs),
+    Rmi(Later<RmiArgs>),
     /// Remove what no image name needs
-    Prune(PruneArgs),
+    Prune(Later<PruneArgs>),
     /// Manage images
     #[command(subcommand, arg_required_else_help = false)]
     Image(ImageCommand),
@@ -113,7 +115,7 @@ pub enum Command {
     /// Freeze a machine after its boot, so that later runs of an image start as its clones
     ///
     /// The first run leaves such a template anyway; this makes it before.
-    Prepare(PrepareArgs),
+    Prepare(Later<PrepareArgs>),
     /// Manage templates, the frozen machines that runs are clones of
     #[command(subcommand, arg_required_else_help = false)]
     Template(TemplateCommand),
@@ -121,14 +123,14 @@ pub enum Command {
     #[command(subcommand, arg_required_else_help = false)]
     Guest(GuestCommand),
     /// Say what this host can do, and what is missing
-    Doctor(DoctorArgs),
+    Doctor(Later<DoctorArgs>),
     /// Compare what running an image costs with vmm, crun, runc, podman and docker on this host
-    Bench(Box<BenchArgs>),
+    Bench(Later<BenchArgs>),
     /// Print a completion script for a shell
-    Completion(CompletionArgs),
+    Completion(Later<CompletionArgs>),
     /// Write the manual pages to a directory
     #[command(hide = true)]
-    Man(ManArgs),
+    Man(Later<ManArgs>),
 }
 
 const RUN_EXAMPLES: &str = "\
@@ -367,9 +369,9 @@ pub struct PrepareArgs {
 pub enum TemplateCommand {
     /// List the templates
     #[command(visible_alias = "list")]
-    Ls(TemplateListArgs),
+    Ls(Later<TemplateListArgs>),
     /// Remove templates that no machine uses
-    Rm(TemplateRmArgs),
+    Rm(Later<TemplateRmArgs>),
 }
 
 /// Arguments of `vmm template ls`.
@@ -692,26 +694,26 @@ pub struct PruneArgs {
 pub enum ImageCommand {
     /// List the images of the store
     #[command(visible_alias = "list")]
-    Ls(ImagesArgs),
+    Ls(Later<ImagesArgs>),
     /// Import images
-    Load(LoadArgs),
+    Load(Later<LoadArgs>),
     /// Write images to an archive
-    Save(SaveArgs),
+    Save(Later<SaveArgs>),
     /// Give an image another name
-    Tag(TagArgs),
+    Tag(Later<TagArgs>),
     /// Show the steps an image was built by
-    History(HistoryArgs),
+    History(Later<HistoryArgs>),
     /// Remove names, and images that have no other name
-    Rm(RmiArgs),
+    Rm(Later<RmiArgs>),
     /// Remove what no image name needs
-    Prune(PruneArgs),
+    Prune(Later<PruneArgs>),
 }
 
 /// Commands of `vmm system`.
 #[derive(Debug, Subcommand)]
 pub enum SystemCommand {
     /// Show what the store takes on the disk
-    Df(DfArgs),
+    Df(Later<DfArgs>),
 }
 
 /// Arguments of `vmm system df`.
@@ -727,14 +729,14 @@ pub struct DfArgs {
 pub enum GuestCommand {
     /// List the guest images that are installed
     #[command(visible_alias = "ls")]
-    List(GuestListArgs),
+    List(Later<GuestListArgs>),
     /// Let new machines use this version; those that run keep theirs
-    Use(GuestUseArgs),
+    Use(Later<GuestUseArgs>),
     /// Go back to the version that was used before
     Rollback,
     /// Make a guest image from a kernel and an agent
     #[command(hide = true)]
-    Pack(GuestPackArgs),
+    Pack(Later<GuestPackArgs>),
 }
 
 /// Arguments of `vmm guest list`.
@@ -1089,7 +1091,7 @@ pub enum ArgumentError {
 mod tests {
     use super::*;
 
-    fn run_arguments(line: &[&str]) -> Box<RunArgs> {
+    fn run_arguments(line: &[&str]) -> Later<RunArgs> {
         let words = ["vmm", "run"].iter().chain(line).map(OsString::from);
         match parse(words).unwrap().command {
             Command::Run(arguments) => arguments,

@@ -31,6 +31,7 @@ use thiserror::Error;
 
 use crate::dirs::{Directories, create_private};
 use crate::image::erofs::{BuildError, Builder};
+use crate::machine::HUGE_PAGE_BYTES;
 use crate::report::Help;
 
 /// The link to the version that new machines boot.
@@ -613,14 +614,17 @@ fn install(parts: &Parts<'_>, output: &Path) -> Result<String, GuestError> {
     Ok(manifest.version)
 }
 
-/// Builds the agent's root file system: the agent as `/init` and the directories that it mounts on.
+/// Builds the agent's root file system: the agent as `/init` and the directories that it mounts on. It is as long as huge pages are, so
+/// that the host may map it with them.
 fn agent_file_system(agent: Vec<u8>) -> Result<Vec<u8>, GuestError> {
     let mut builder = Builder::new();
     builder.file("/init", 0o755, agent)?;
     for mount_point in ["/dev", "/proc", "/sys", "/run", "/mnt"] {
         builder.directory(mount_point, 0o755)?;
     }
-    Ok(builder.build()?)
+    let mut image = builder.build()?;
+    image.resize(image.len().next_multiple_of(HUGE_PAGE_BYTES), 0);
+    Ok(image)
 }
 
 /// Reads a whole ingredient.
@@ -1122,6 +1126,6 @@ mod tests {
 
         let image = fixture.open().unwrap();
         assert_eq!(image.manifest.version, version);
-        assert_eq!(image.agent.metadata().unwrap().len() % 4096, 0);
+        assert_eq!(image.agent.metadata().unwrap().len(), 2 << 20);
     }
 }

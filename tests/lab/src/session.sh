@@ -17,8 +17,15 @@ $b cat /lab/stderr >/dev/ttyS2 &
 err=$!
 $b sh /lab/command </dev/null >/lab/stdout 2>/lab/stderr
 code=$?
-# What the command left running may hold a pipe for ever.
-($b sleep 2; kill $out $err) 2>/dev/null &
+# What the command left running may hold a pipe for ever: it is left once the lines are still.
+{
+    before=
+    while now=$($b cat /proc/tty/driver/serial); [ "$now" != "$before" ]; do
+        before=$now
+        $b sleep 2
+    done
+    kill $out $err
+} 2>/dev/null &
 wait $out $err
 echo "exit $code" >/dev/ttyS3
 $b reboot -f

@@ -168,6 +168,18 @@ fn more_output_than_a_pipe_holds_stops_nobody() {
 }
 
 #[test]
+fn what_a_command_left_in_the_pipes_comes_out_though_another_holds_them() {
+    let script = "sleep 100000 & head -c 65000 /dev/zero >&2; head -c 265000 /dev/zero";
+
+    let done = lab()
+        .args(["run", "--icount", "--", "sh", "-c", script])
+        .output()
+        .unwrap();
+
+    assert_eq!((done.stdout.len(), done.stderr.len()), (265_000, 65_000));
+}
+
+#[test]
 fn a_command_that_never_ends_is_ended() {
     // An odd size of memory, to tell this QEMU from others.
     let done = lab()

@@ -170,7 +170,7 @@ fn run_here(
     };
     let outcome = attended.attend(&registry, reporter, &mut timings, |vm| {
         if let (Some(recipe), true) = (started.recipe, started.is_first_clone) {
-            templates.note_writes(recipe, vm);
+            templates.note_touched(recipe, vm, &plan.machine.mapped_files());
         }
     })?;
     // The first is the best that there could have been.

@@ -15,7 +15,7 @@ pub(super) fn run(
 ) -> Result<ExitCode, Report> {
     let templates = Templates::new(directories.cache(), None);
     match command {
-        TemplateCommand::Ls(arguments) => list(*arguments, &templates),
+        TemplateCommand::Ls(arguments) => list(**arguments, &templates),
         TemplateCommand::Rm(arguments) => remove(arguments, &templates),
     }
 }

@@ -26,17 +26,17 @@ use vm_memory::{
 use super::SaveFiles;
 use super::arch::layout::{MAILBOX_ADDRESS, ram_pieces};
 use super::saved::{SavedRam, WrittenPages};
-use super::shape::{PAGE_BYTES, RamSize, WindowClass};
+use super::shape::{HUGE_PAGE_BYTES, PAGE_BYTES, RamSize, WindowClass};
 
 /// In what pieces the memory of a frozen machine is written: long enough that a clone has few mappings, short enough that it maps
 /// little that nobody wrote.
 const CHUNK_BYTES: usize = 16 << 10;
 
+/// The longest gap between two of them that is mapped along: a mapping costs more than the zero pages that it saves.
+const MAX_GAP_BYTES: u64 = 64 << 10;
+
 /// The shortest run of changed memory that is mapped.
 const MIN_MAPPED_BYTES: u64 = 1 << 20;
-
-/// A huge page of x86-64, which one entry of a page directory maps.
-const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 const RAM_PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const RAM_FLAGS: i32 = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
@@ -140,10 +140,7 @@ impl MachineMemory {
         for (start, bytes) in &ram {
             regions.push(region(*start, ram_piece(*bytes)?)?);
         }
-        regions.push(region(
-            MAILBOX_ADDRESS,
-            anonymous(protocol::MAILBOX_BYTES as u64)?,
-        )?);
+        regions.push(region(MAILBOX_ADDRESS, mailbox()?)?);
         for (start, window) in windows {
             regions.push(region(*start, compose(window)?)?);
         }
@@ -194,15 +191,22 @@ impl MachineMemory {
                 if is_zero && changed.is_none() {
                     continue;
                 }
+                let max_gap_bytes = changed.map_or(MAX_GAP_BYTES, |_| 0);
                 let file_offset_bytes = piece_offset_bytes + offset;
                 if !is_zero {
                     file.write_all_at(&chunk, file_offset_bytes)
                         .map_err(MemoryError::Save)?;
                 }
                 let length_bytes = CHUNK_BYTES as u64;
+                let end = guest_address + length_bytes;
                 match saved.last_mut() {
-                    Some(last) if last.guest_address + last.length_bytes == guest_address => {
-                        last.length_bytes += length_bytes;
+                    // Within one piece of RAM, what lies between them in the file lies between them in RAM.
+                    Some(last)
+                        if last.guest_address >= *start
+                            && last.guest_address + last.length_bytes + max_gap_bytes
+                                >= guest_address =>
+                    {
+                        last.length_bytes = end - last.guest_address;
                     }
                     _ => saved.push(SavedRam {
                         guest_address,
@@ -421,11 +425,11 @@ fn region(start: u64, mapping: Mapping) -> Result<GuestRegionMmap<AtomicBitmap>,
     GuestRegionMmap::with_arc(Arc::new(mapping), GuestAddress(start)).ok_or(MemoryError::Layout)
 }
 
-/// RAM that starts on a boundary of the host's huge pages, as it does in the guest: KVM maps a huge page of the host as one only
-/// where both addresses agree. It stays mapped until the process ends.
+/// Memory that starts on a boundary of the host's huge pages, as it does in the guest: KVM maps a huge page of the host as one only
+/// where both addresses agree. It stays mapped until the process ends. What devices write to in the first `noted_bytes` is noted.
 ///
 /// With huge pages a boot has 8 faults of RAM instead of 2,600, and 49 million instructions instead of 61.
-fn ram_piece(bytes: u64) -> Result<Mapping, MemoryError> {
+fn aligned(bytes: u64, noted_bytes: usize) -> Result<Mapping, MemoryError> {
     let reserved = anonymous(bytes + HUGE_PAGE_BYTES as u64)?;
     let lead_bytes = reserved.as_ptr().align_offset(HUGE_PAGE_BYTES);
     let start = reserved.as_ptr().wrapping_add(lead_bytes);
@@ -433,7 +437,7 @@ fn ram_piece(bytes: u64) -> Result<Mapping, MemoryError> {
     mem::forget(reserved);
     // SAFETY: the range lies inside `reserved`: its lead is shorter than the huge page that was added. Nobody unmaps that.
     let aligned = unsafe {
-        MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
+        MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(noted_bytes))
             .with_raw_mmap_pointer(start)
     };
     aligned
@@ -441,6 +445,11 @@ fn ram_piece(bytes: u64) -> Result<Mapping, MemoryError> {
         .with_mmap_flags(RAM_FLAGS)
         .build()
         .map_err(|source| MemoryError::Map { bytes, source })
+}
+
+fn ram_piece(bytes: u64) -> Result<Mapping, MemoryError> {
+    let size = usize::try_from(bytes).map_err(|_| MemoryError::Layout)?;
+    aligned(bytes, size)
 }
 
 /// Memory that costs nothing until it is touched. What is written to in it is not noted.
@@ -453,8 +462,23 @@ fn anonymous(bytes: u64) -> Result<Mapping, MemoryError> {
         .map_err(|source| MemoryError::Map { bytes, source })
 }
 
+/// The mailbox. Beside RAM it would be a part of a huge page, all of which is cleared when the mailbox is written to.
+fn mailbox() -> Result<Mapping, MemoryError> {
+    let mapping = anonymous(protocol::MAILBOX_BYTES as u64)?;
+    // SAFETY: the range is the mapping's, and this changes nothing that a reader of it could see. A kernel without huge pages
+    // refuses it, and need not be asked.
+    unsafe {
+        libc::madvise(
+            mapping.as_ptr().cast(),
+            mapping.size(),
+            libc::MADV_NOHUGEPAGE,
+        )
+    };
+    Ok(mapping)
+}
+
 fn compose(window: &Window) -> Result<Mapping, MemoryError> {
-    let mapping = anonymous(window.class.bytes())?;
+    let mapping = aligned(window.class.bytes(), 0)?;
     for part in &window.parts {
         let place = Place {
             file_offset_bytes: part.file_offset_bytes,
@@ -602,7 +626,7 @@ mod tests {
         let ram = RamSize::holding(1, 0).unwrap();
         let before = MachineMemory::map(ram, &[]).unwrap();
         let last_byte = ram.bytes() - 1;
-        for (address, value) in [(0x500, 1u8), (0x10_0000, 2), (0x10_4000, 3), (last_byte, 4)] {
+        for (address, value) in [(0x500, 1u8), (0x10_0000, 2), (0x11_0000, 3), (last_byte, 4)] {
             before.all.write_obj(value, GuestAddress(address)).unwrap();
         }
         let file = tempfile::tempfile().unwrap();
@@ -613,8 +637,8 @@ mod tests {
         let after = MachineMemory::map(ram, &[]).unwrap();
         after.restore(&file, &saved).unwrap();
         let read = |address| after.all.read_obj::<u8>(GuestAddress(address)).unwrap();
-        let found = [0x500, 0x10_0000, 0x10_4000, last_byte, 0x20_0000].map(read);
-        assert_eq!(found, [1, 2, 3, 4, 0]);
+        let found = [0x500, 0x10_0000, 0x10_4000, 0x11_0000, last_byte].map(read);
+        assert_eq!(found, [1, 2, 0, 3, 4]);
 
         // What the clone writes is its own.
         after.all.write_obj(9u8, GuestAddress(0x500)).unwrap();

@@ -59,7 +59,9 @@ use self::running::Running;
 pub use self::running::{Answer, Order, SaveFiles};
 pub use self::saved::{RamLayer, SavedMachine, WrittenPages};
 use self::saved::{SavedVcpu, SavedVm};
-pub use self::shape::{MIB_BYTES, PAGE_BYTES, RamSize, ShapeError, VcpuCount, WindowClass};
+pub use self::shape::{
+    HUGE_PAGE_BYTES, MIB_BYTES, PAGE_BYTES, RamSize, ShapeError, VcpuCount, WindowClass,
+};
 use self::vcpu::{Buses, Gate, Vcpu};
 
 /// As much as the guest's kernel takes in at its boot, and half of what a clone gets.
@@ -95,6 +97,16 @@ impl MachineConfig {
     /// When it is too long.
     pub fn command_line(&self) -> Result<Vec<u8>, CommandLineError> {
         command_line::build(self.verbose_kernel, &self.quirks, DEVICES)
+    }
+
+    /// The files that the guest sees through windows.
+    pub fn mapped_files(&self) -> Vec<&File> {
+        let root = match &self.root {
+            Root::Window(window) => window.parts.as_slice(),
+            Root::Disk { .. } => &[],
+        };
+        let parts = self.agent.parts.iter().chain(root);
+        parts.map(|part| &part.file).collect()
     }
 }
 

@@ -11,6 +11,9 @@ pub const MIB_BYTES: u64 = 1 << 20;
 /// Bytes in a guest page.
 pub const PAGE_BYTES: u64 = 4096;
 
+/// A huge page of x86-64, which one entry of a page directory maps.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+
 /// Bytes of guest RAM that the guest kernel spends on each page of a window (`sizeof(struct page)`).
 const STRUCT_PAGE_BYTES: u64 = 64;
 

@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule, TargetArch, sock_filter,
-};
+use seccompiler::{BpfProgram, sock_filter};
 
 use crate::machine::ThreadRole;
 
@@ -16,7 +13,7 @@ const KVM_GET_REGS: u64 = KVMIO | 0x81;
 const KVM_SET_REGS: u64 = KVMIO | 0x82;
 const KVM_GET_VCPU_EVENTS: u64 = KVMIO | 0x9f;
 const KVM_SET_VCPU_EVENTS: u64 = KVMIO | 0xa0;
-const REQUEST_MASK: u64 = 0xffff;
+const REQUEST_MASK: u32 = 0xffff;
 /// What is read of a machine to write it down, all of it read-only or as good as that (`KVM_GET_IRQCHIP`, which is `_IOWR`,
 /// names the controller): MSR indices, irqchip, pit2, clock, MP state, regs, sregs, MSRs, LAPIC, events, debug registers, TSC
 /// frequency, XSAVE, XCRs. And what tells the guest that it stood, `KVM_KVMCLOCK_CTRL`, and what notes changes of its memory:
@@ -101,106 +98,129 @@ const EVENT_LOOP: &[i64] = &[
     libc::SYS_fallocate,
 ];
 
-/// The compiled filter of a thread.
-pub(super) fn program(role: ThreadRole) -> Result<BpfProgram, BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        COMMON.iter().map(|call| (*call, Vec::new())).collect();
+/// What a vCPU's thread needs beside it: a device is activated and reset there, its notifiers are duplicated, its worker comes off
+/// the loop.
+const VCPU: &[i64] = &[
+    libc::SYS_close,
+    libc::SYS_epoll_ctl,
+    libc::SYS_fcntl,
+    libc::SYS_eventfd2,
+    // A kick that called it out of the guest is taken back.
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_rt_sigpending,
+];
+const KVM_RUNS: &[u64] = &[
+    KVM_RUN,
+    KVM_GET_REGS,
+    KVM_SET_REGS,
+    KVM_GET_VCPU_EVENTS,
+    KVM_SET_VCPU_EVENTS,
+];
+
+/// The system calls of a thread, and the requests to ioctl(2), which is none of them.
+fn allowed(role: ThreadRole) -> (Vec<i64>, Vec<u64>) {
     match role {
-        ThreadRole::Vcpu => {
-            let requests = [
-                KVM_RUN,
-                KVM_GET_REGS,
-                KVM_SET_REGS,
-                KVM_GET_VCPU_EVENTS,
-                KVM_SET_VCPU_EVENTS,
-            ];
-            rules.insert(
-                libc::SYS_ioctl,
-                requests.into_iter().map(ioctl).collect::<Result<_, _>>()?,
-            );
-            // A device is activated and reset on the vCPU's thread: its notifiers are duplicated, its worker comes off the loop.
-            for call in [
-                libc::SYS_close,
-                libc::SYS_epoll_ctl,
-                libc::SYS_fcntl,
-                libc::SYS_eventfd2,
-                // A kick that called it out of the guest is taken back.
-                libc::SYS_rt_sigtimedwait,
-                libc::SYS_rt_sigpending,
-            ] {
-                rules.insert(call, Vec::new());
-            }
-        }
-        ThreadRole::EventLoop => {
-            rules.extend(EVENT_LOOP.iter().map(|call| (*call, Vec::new())));
-            rules.insert(
-                libc::SYS_ioctl,
-                KVM_SAVES
-                    .into_iter()
-                    .chain([FIONBIO])
-                    .map(ioctl)
-                    .collect::<Result<_, _>>()?,
-            );
-        }
+        ThreadRole::Vcpu => ([COMMON, VCPU].concat(), KVM_RUNS.to_vec()),
+        ThreadRole::EventLoop => (
+            [COMMON, EVENT_LOOP].concat(),
+            [&KVM_SAVES[..], &[FIONBIO]].concat(),
+        ),
     }
-    compile(rules)
 }
 
-/// The most system calls that are compared one after the other.
-const LEAF_CALLS: usize = 6;
+/// Offsets in `struct seccomp_data` (include/uapi/linux/seccomp.h): the number, the architecture, the low half of the second argument.
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const REQUEST: u32 = 24;
+/// `AUDIT_ARCH_X86_64` (include/uapi/linux/audit.h).
+const X86_64: u32 = 0xc000_003e;
 
-/// Compiles rules to a search tree, by halving them until few are left. The library makes a chain of comparisons, and the kernel goes
-/// through all of it for every system call that there is whenever a filter is installed (`seccomp_cache_prepare` in
-/// kernel/seccomp.c): at the start of each machine, twice.
-fn compile(mut rules: BTreeMap<i64, Vec<SeccompRule>>) -> Result<BpfProgram, BackendError> {
-    let pivot = rules.keys().nth(rules.len() / 2).copied();
-    let (Some(pivot), true) = (pivot, rules.len() > LEAF_CALLS) else {
-        return SeccompFilter::new(
-            rules,
-            SeccompAction::KillProcess,
-            SeccompAction::Allow,
-            TargetArch::x86_64,
-        )?
-        .try_into();
-    };
-    let upper = compile(rules.split_off(&pivot))?;
-    let lower = compile(rules)?;
-    Ok([fork_at(pivot, lower.len()), lower, upper].concat())
+/// The filter of a thread.
+///
+/// A library's filter compares the number with each call's in a chain. The kernel translates all of it at the start of each machine,
+/// twice, and goes through it for every call that there is (`seccomp_cache_prepare` in kernel/seccomp.c). Sets of bits take a tenth.
+pub(super) fn program(role: ThreadRole) -> BpfProgram {
+    let (calls, requests) = allowed(role);
+    let number = |call: &i64| u32::try_from(*call).ok();
+    let request = |request: &u64| u32::try_from(request & u64::from(REQUEST_MASK)).ok();
+    let calls = is_one_of(NUMBER, u32::MAX, calls.iter().filter_map(number));
+    let requests = is_one_of(REQUEST, REQUEST_MASK, requests.iter().filter_map(request));
+    let ioctl = u32::try_from(libc::SYS_ioctl).unwrap_or(u32::MAX);
+    let beginning = [
+        load(ARCHITECTURE),
+        jump(libc::BPF_JEQ, X86_64, 1, 0),
+        end(libc::SECCOMP_RET_KILL_PROCESS),
+        load(NUMBER),
+        jump(libc::BPF_JEQ, ioctl, 0, 1),
+        skip(calls.len()),
+    ];
+    [&beginning[..], &calls, &requests].concat()
 }
 
-/// Goes on behind the next `skipped` instructions for system calls from `pivot` on. What is no number of this architecture ends up
-/// somewhere, and there the architecture is looked at first.
-fn fork_at(pivot: i64, skipped: usize) -> BpfProgram {
-    /// Offset of `nr` in `struct seccomp_data` (include/uapi/linux/seccomp.h).
-    const NUMBER_OFFSET: u32 = 0;
-    /// `BPF_LD | BPF_W | BPF_ABS` (include/uapi/linux/bpf_common.h).
-    const LOAD: u16 = 0x20;
-    /// `BPF_JMP | BPF_JGE | BPF_K`.
-    const IS_NOT_BELOW: u16 = 0x35;
-    /// `BPF_JMP | BPF_JA`.
-    const JUMP: u16 = 0x05;
-    // What does not fit would be refused by the kernel.
-    let number = u32::try_from(pivot).unwrap_or(u32::MAX);
-    let skipped = u32::try_from(skipped).unwrap_or(u32::MAX);
-    [
-        (LOAD, 0, 0, NUMBER_OFFSET),
-        (IS_NOT_BELOW, 0, 1, number),
-        (JUMP, 0, 0, skipped),
-    ]
-    .map(|(code, jt, jf, k)| sock_filter { code, jt, jf, k })
-    .to_vec()
+/// Allows the call if the bits of `mask` in the word at `offset` are one of these numbers. No number of another ABI is: x32's have a
+/// bit of their own.
+fn is_one_of(offset: u32, mask: u32, numbers: impl Iterator<Item = u32>) -> BpfProgram {
+    /// A number's word in the set, and its bit in that.
+    const WORD_SHIFT: u32 = 5;
+    const BIT_MASK: u32 = 31;
+    let mut words: BTreeMap<u32, u32> = BTreeMap::new();
+    for number in numbers {
+        *words.entry(number >> WORD_SHIFT).or_default() |= 1 << (number & BIT_MASK);
+    }
+    let mut program = vec![
+        load(offset),
+        compute(libc::BPF_AND, mask & BIT_MASK),
+        instruction(libc::BPF_MISC | libc::BPF_TAX, 0, 0, 0),
+        load(offset),
+        compute(libc::BPF_AND, mask),
+        compute(libc::BPF_RSH, WORD_SHIFT),
+    ];
+    for (after, (word, bits)) in (0..words.len()).rev().zip(words) {
+        program.extend([
+            jump(libc::BPF_JEQ, word, 0, 2),
+            instruction(libc::BPF_LD | libc::BPF_IMM, 0, 0, bits),
+            // Over the rest of the words, three instructions each, and the end of those that are in none.
+            skip(3 * after + 1),
+        ]);
+    }
+    program.extend([
+        end(libc::SECCOMP_RET_KILL_PROCESS),
+        instruction(libc::BPF_ALU | libc::BPF_RSH | libc::BPF_X, 0, 0, 0),
+        jump(libc::BPF_JSET, 1, 1, 0),
+        end(libc::SECCOMP_RET_KILL_PROCESS),
+        end(libc::SECCOMP_RET_ALLOW),
+    ]);
+    program
 }
 
-/// Allows one ioctl request, by the part of its number that names it.
-fn ioctl(request: u64) -> Result<SeccompRule, BackendError> {
-    const REQUEST_ARGUMENT: u8 = 1;
-    let condition = SeccompCondition::new(
-        REQUEST_ARGUMENT,
-        SeccompCmpArgLen::Dword,
-        SeccompCmpOp::MaskedEq(REQUEST_MASK),
-        request & REQUEST_MASK,
-    )?;
-    SeccompRule::new(vec![condition])
+fn load(offset: u32) -> sock_filter {
+    instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset)
+}
+
+fn compute(operation: u32, operand: u32) -> sock_filter {
+    instruction(libc::BPF_ALU | operation | libc::BPF_K, 0, 0, operand)
+}
+
+/// Goes on behind the next so many instructions, if it is so and if not.
+fn jump(condition: u32, operand: u32, if_so: u8, if_not: u8) -> sock_filter {
+    let code = libc::BPF_JMP | condition | libc::BPF_K;
+    instruction(code, if_so, if_not, operand)
+}
+
+/// Goes on behind the next `count` instructions; the kernel refuses what leads out of a program.
+fn skip(count: usize) -> sock_filter {
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    instruction(libc::BPF_JMP | libc::BPF_JA, 0, 0, count)
+}
+
+fn end(action: u32) -> sock_filter {
+    instruction(libc::BPF_RET | libc::BPF_K, 0, 0, action)
+}
+
+fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> sock_filter {
+    // The codes of `linux/bpf_common.h` have eight bits.
+    let code = u16::try_from(code).unwrap_or(u16::MAX);
+    sock_filter { code, jt, jf, k }
 }
 
 #[cfg(test)]
@@ -237,7 +257,7 @@ mod tests {
         data[..4].copy_from_slice(&u32::try_from(call).unwrap().to_le_bytes());
         data[4..8].copy_from_slice(&architecture.to_le_bytes());
         data[24..32].copy_from_slice(&request.to_le_bytes());
-        let (mut place, mut accumulator) = (0, 0_u32);
+        let (mut place, mut accumulator, mut index) = (0, 0_u32, 0_u32);
         loop {
             let sock_filter { code, jt, jf, k } = program[place].clone();
             place += 1;
@@ -247,8 +267,24 @@ mod tests {
                     accumulator = u32::from_le_bytes(data[offset..offset + 4].try_into().unwrap());
                     continue;
                 }
+                0x00 => {
+                    accumulator = k;
+                    continue;
+                }
                 0x54 => {
                     accumulator &= k;
+                    continue;
+                }
+                0x74 => {
+                    accumulator >>= k;
+                    continue;
+                }
+                0x7c => {
+                    accumulator >>= index;
+                    continue;
+                }
+                0x07 => {
+                    index = accumulator;
                     continue;
                 }
                 0x05 => {
@@ -257,44 +293,37 @@ mod tests {
                 }
                 0x06 => return k == libc::SECCOMP_RET_ALLOW,
                 0x15 => accumulator == k,
-                0x35 => accumulator >= k,
+                0x45 => accumulator & k != 0,
                 other => panic!("an instruction that no filter here has: {other:#x}"),
             };
             place += usize::from(if is_so { jt } else { jf });
         }
     }
 
-    /// `AUDIT_ARCH_X86_64` and `AUDIT_ARCH_I386` (include/uapi/linux/audit.h).
-    const X86_64: u32 = 0xc000_003e;
+    /// `AUDIT_ARCH_I386` (include/uapi/linux/audit.h).
     const I386: u32 = 0x4000_0003;
+    /// `__X32_SYSCALL_BIT` (arch/x86/include/uapi/asm/unistd.h).
+    const X32: i64 = 0x4000_0000;
 
     #[test]
     fn every_call_of_a_role_is_allowed_and_no_other() {
         for role in [ThreadRole::Vcpu, ThreadRole::EventLoop] {
-            let program = program(role).unwrap();
-            let mut calls = COMMON.to_vec();
-            match role {
-                ThreadRole::Vcpu => calls.extend([
-                    libc::SYS_close,
-                    libc::SYS_epoll_ctl,
-                    libc::SYS_fcntl,
-                    libc::SYS_eventfd2,
-                    libc::SYS_rt_sigtimedwait,
-                    libc::SYS_rt_sigpending,
-                ]),
-                ThreadRole::EventLoop => calls.extend(EVENT_LOOP),
-            }
+            let program = program(role);
+            let (calls, requests) = allowed(role);
             for call in (0..1000).filter(|call| *call != libc::SYS_ioctl) {
                 let is_allowed = allows(&program, X86_64, call, 0);
                 assert_eq!(is_allowed, calls.contains(&call), "{role:?}, call {call}");
                 assert!(!allows(&program, I386, call, 0));
+                assert!(!allows(&program, X86_64, X32 | call, 0));
             }
-            assert!(!allows(&program, X86_64, libc::SYS_ioctl, 0x5401));
-            let own = match role {
-                ThreadRole::Vcpu => KVM_RUN,
-                ThreadRole::EventLoop => FIONBIO,
-            };
-            assert!(allows(&program, X86_64, libc::SYS_ioctl, own), "{role:?}");
+            for request in 0..=u64::from(REQUEST_MASK) {
+                let is_allowed = allows(&program, X86_64, libc::SYS_ioctl, 0xc0de_0000 | request);
+                assert_eq!(
+                    is_allowed,
+                    requests.contains(&request),
+                    "{role:?}, request {request:#x}"
+                );
+            }
         }
     }
 

@@ -48,6 +48,5 @@ fn restrict_to_nothing() -> Result<(), landlock::RulesetError> {
 /// # Errors
 /// When the filter cannot be installed; the thread must then not go on.
 pub fn enter_thread(role: ThreadRole) -> io::Result<()> {
-    let program = filter::program(role).map_err(io::Error::other)?;
-    seccompiler::apply_filter(&program).map_err(io::Error::other)
+    seccompiler::apply_filter(&filter::program(role)).map_err(io::Error::other)
 }

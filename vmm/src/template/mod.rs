@@ -11,7 +11,7 @@
 //!   <64 digits>/        one template, by the digest of its recipe
 //!     state             see format.rs
 //!     memory            the RAM, sparse; locked (shared) by its clones
-//!     writes            see writes.rs
+//!     writes            see touched.rs
 //!   .making-<digits>/   not yet a template; what a crash left is removed by the next who makes one
 //! ```
 //!
@@ -20,7 +20,8 @@
 //! and boots.
 
 mod format;
-mod writes;
+mod huge;
+mod touched;
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -366,24 +367,28 @@ impl Templates {
         }
     }
 
-    /// Notes which pages the first clone of this template wrote, for the later ones. That this fails costs them time, and no more.
-    pub fn note_writes(&self, recipe: &Recipe, clone: &VmProcess) {
+    /// Notes what the first clone of this template touched, of that and of the `files` that are mapped into it, for the later ones.
+    /// That this fails costs them time, and no more.
+    pub fn note_touched(&self, recipe: &Recipe, clone: &VmProcess, files: &[&File]) {
         let noted = || -> Result<(), TemplateError> {
             let path = self.directory.join(recipe.key()?.0);
             let memory_path = path.join(MEMORY);
             let memory = File::open(&memory_path).map_err(failed("open", &memory_path))?;
-            let written = writes::of_process(clone.pid(), &memory)
-                .map_err(failed("see what a clone wrote to", &memory_path))?;
-            let bytes = postcard::to_stdvec(&written).map_err(|_| TemplateError::Recipe)?;
+            let files = [&[&memory], files].concat();
+            let touched = touched::by_process(clone.pid(), &files)
+                .map_err(failed("see what a clone touched", &memory_path))?;
+            let bytes = postcard::to_stdvec(&touched.written).map_err(|_| TemplateError::Recipe)?;
             let mut file =
                 tempfile::NamedTempFile::new_in(&path).map_err(failed("write in", &path))?;
             file.write_all(&bytes).map_err(failed("write in", &path))?;
             file.persist(path.join(WRITES))
                 .map_err(|error| failed("write in", &path)(error.error))?;
-            Ok(())
+            let huge = touched.only_read.iter();
+            huge::put_together(huge.map(|page| (files[page.file], page.offset_bytes)))
+                .map_err(failed("have huge pages of", &memory_path))
         };
         if let Err(error) = noted() {
-            tracing::debug!(%error, "what a clone writes is not noted");
+            tracing::debug!(%error, "what a clone touches is not made use of");
         }
     }
 

@@ -2,6 +2,10 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::time::Instant;
+
+use rustix::process::Signal;
+use tests::process::MACHINE_LIMIT;
 
 use super::Home;
 
@@ -159,4 +163,31 @@ fn what_a_killed_monitor_was_writing_leaves_nothing() {
         [one] if one.path() == file => drop(home.check("place/file").succeeded()),
         left => panic!("{left:?}"),
     }
+}
+
+#[test]
+fn an_interrupted_restore_leaves_a_snapshot_that_is_whole_or_used() {
+    let home = Home::new();
+    let mut first = home.counting("first");
+    home.snapshot(&["--stop"], "first", "file").succeeded();
+    first.close_input();
+    first.finish().code_is(137);
+
+    let second = home.restore(&["-i"], "file").open_input().start();
+    let deadline = Instant::now() + MACHINE_LIMIT;
+    // A second process is the machine's.
+    while home.fixture.processes().len() < 2 {
+        assert!(Instant::now() < deadline, "no machine is made");
+    }
+    second.signal(Signal::INT);
+    second.finish().code_is(130);
+    home.fixture.nothing_runs();
+
+    let check = home.check("file");
+    let third = home.restore(&["-i"], "file").input("other\n").run();
+    match check.code() {
+        Some(0) => third.code_is(0).stdout_is("2 other\nend after 2\n"),
+        // The workload had gone on before, and the interrupt was for it.
+        _ => third.refused(&["was resumed before"]),
+    };
 }
