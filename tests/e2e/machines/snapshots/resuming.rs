@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use super::{COUNTING, Home};
+use super::{COUNTING, Home, seconds_since_1970};
 
 #[test]
 fn a_workload_goes_on_where_it_was_written_down_with_its_streams() {
@@ -117,13 +117,9 @@ fn the_clock_is_right_and_the_kernels_random_numbers_are_others_after_a_restore(
     first.wait_for_stdout("goes-on ");
     first.close_input();
     let first = first.finish().code_is(0).stdout_text();
-    let seconds = || {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        now.expect("it is after 1970").as_secs()
-    };
-    let before = seconds();
+    let before = seconds_since_1970();
     let second = home.restore(&["-i"], "file").input("goes-on\n").run();
-    let after = seconds();
+    let after = seconds_since_1970();
     let second = second.code_is(0).stdout_text();
 
     let words = |said: &str| -> Vec<String> {
