@@ -29,8 +29,9 @@ pub struct OnTerminal {
     pid: Pid,
     ended: OwnedFd,
     keyboard: File,
-    /// Our own hold on the terminal's inner end: keeps its settings readable after the command has ended.
-    inner: File,
+    /// Our own hold on the terminal's inner end: keeps its settings readable after the command has ended. Until it is let go of, the
+    /// screen does not end.
+    inner: Option<File>,
     settings_before: String,
     screen: Stream,
     started: Instant,
@@ -93,7 +94,7 @@ impl OnTerminal {
             ended: pidfd_open(pid, PidfdFlags::empty()).expect("a child of ours has a pidfd"),
             child,
             settings_before: settings(&inner),
-            inner,
+            inner: Some(inner),
             screen: Stream::collect(outer.try_clone().expect("a descriptor can be duplicated")),
             keyboard: File::from(outer),
             started,
@@ -139,7 +140,7 @@ impl OnTerminal {
 
     /// Waits until the terminal is set otherwise than it was found: raw, for a workload of its own.
     pub fn settings_differ(&self) -> bool {
-        settings(&self.inner) != self.settings_before
+        self.inner.as_ref().map(settings) != Some(self.settings_before.clone())
     }
 
     /// Waits for the end; the terminal must be set as it was found.
@@ -162,14 +163,17 @@ impl OnTerminal {
             .wait()
             .expect("a child that has ended can be reaped");
         self.reaped = true;
-        let after = settings(&self.inner);
+        let after = self.inner.take().as_ref().map(settings);
+        if !self.screen.wait_closed(self.deadline) {
+            self.give_up("letting go of its terminal");
+        }
         let finished = Finished::new(
             self.described.clone(),
             status,
             self.screen.bytes(),
             self.started.elapsed(),
         );
-        (finished, after)
+        (finished, after.unwrap_or_default())
     }
 
     fn give_up(&self, awaited: &str) -> ! {

@@ -17,10 +17,12 @@ $b cat /lab/stderr >/dev/ttyS2 &
 err=$!
 $b sh /lab/command </dev/null >/lab/stdout 2>/lab/stderr
 code=$?
-# What the command left running may hold a pipe for ever: it is left once the lines are still.
+# What the command left running may hold a pipe for ever: it is left once the lines are still, and in the end if it never falls silent.
 {
     before=
-    while now=$($b cat /proc/tty/driver/serial); [ "$now" != "$before" ]; do
+    for round in 1 2 3 4 5 6 7 8 9 10; do
+        now=$($b cat /proc/tty/driver/serial)
+        [ "$now" != "$before" ] || break
         before=$now
         $b sleep 2
     done

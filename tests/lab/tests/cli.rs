@@ -180,6 +180,16 @@ fn what_a_command_left_in_the_pipes_comes_out_though_another_holds_them() {
 }
 
 #[test]
+fn what_a_command_left_running_may_talk_on() {
+    let done = lab()
+        .args(["run", "--", "sh", "-c", "yes & exit 7"])
+        .output()
+        .unwrap();
+
+    assert_eq!(done.status.code(), Some(7), "{}", text(&done.stderr));
+}
+
+#[test]
 fn a_command_that_never_ends_is_ended() {
     // An odd size of memory, to tell this QEMU from others.
     let done = lab()

@@ -86,7 +86,7 @@ pub(super) fn by_process(pid: u32, files: &[&File]) -> io::Result<Touched> {
             .extend(mapping.only_read(&kinds).map(huge));
     }
     bound(&mut touched.written);
-    touched.only_read.truncate(MAX_HUGE_PAGES);
+    bound_huge(&mut touched.only_read);
     Ok(touched)
 }
 
@@ -117,6 +117,13 @@ fn bound(written: &mut Vec<WrittenPages>) {
         sum_bytes <= MAX_BYTES
     });
     written.truncate(within.count().min(MAX_RUNS));
+}
+
+/// Leaves the first files' pages, as far as they are within the limit: however much of its image a clone reads, the template's memory
+/// comes before that.
+fn bound_huge(only_read: &mut Vec<HugePage>) {
+    only_read.sort_by_key(|page| page.file);
+    only_read.truncate(MAX_HUGE_PAGES);
 }
 
 fn add(written: &mut Vec<WrittenPages>, file_offset_bytes: u64) {
@@ -230,6 +237,16 @@ mod tests {
         let mut whole = vec![run(0, within + 1)];
         bound(&mut whole);
         assert_eq!(whole, []);
+    }
+
+    #[test]
+    fn no_image_keeps_huge_pages_from_the_template() {
+        let page = |file, offset_bytes| HugePage { file, offset_bytes };
+        let mut found: Vec<HugePage> = (0..100).map(|place| page(2, place)).collect();
+        found.extend([page(0, 7), page(1, 3), page(0, 9)]);
+        bound_huge(&mut found);
+        assert_eq!(found.len(), MAX_HUGE_PAGES);
+        assert_eq!(found[..4], [page(0, 7), page(0, 9), page(1, 3), page(2, 0)]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod pausing;
 mod resuming;
 
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tests::process::{MACHINE_LIMIT, Running};
 use tests::{Finished, Fixture, Invocation};
@@ -110,4 +111,10 @@ impl Home {
             machine["exit_code"]
         )
     }
+}
+
+/// What the clock of this machine says.
+fn seconds_since_1970() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.expect("it is after 1970").as_secs()
 }

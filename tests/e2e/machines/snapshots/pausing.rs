@@ -1,9 +1,9 @@
 //! `vmm pause` and `vmm resume`.
 
 use std::fs;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use super::Home;
+use super::{Home, seconds_since_1970};
 
 /// Processor time of all of the machine's processes, in ticks (proc_pid_stat(5), `utime` and `stime`).
 fn ticks(home: &Home) -> u64 {
@@ -88,14 +88,10 @@ fn a_paused_workload_keeps_its_streams_and_the_right_time() {
     while Instant::now() < stood {
         std::thread::yield_now();
     }
-    let seconds = || {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        now.expect("it is after 1970").as_secs()
-    };
-    let resumed = seconds();
+    let resumed = seconds_since_1970();
     home.vmm(&["resume", "stands"]).run().succeeded();
     running.wait_for_stdout("got what came meanwhile at ");
-    let answered = seconds();
+    let answered = seconds_since_1970();
     running.close_input();
     let done = running.finish();
     let said = done.code_is(0).stdout_text();
