@@ -476,7 +476,7 @@ pub fn ipc_mode(text: &str) -> Result<bool, ContainerError> {
 impl ContainerChoices {
     /// The capabilities of the container's root, by docker's rules.
     #[must_use]
-    pub fn capabilities(&self) -> Vec<String> {
+    pub fn capabilities(&self) -> Vec<&'static str> {
         let adds_all = self.privileged || self.cap_add.contains(&CapabilityName::All);
         let drops_all = self.cap_drop.contains(&CapabilityName::All);
         let named = |list: &[CapabilityName], name: &str| {
@@ -490,7 +490,7 @@ impl ContainerChoices {
                 let is_kept = adds_all || (profile::is_default_capability(name) && !drops_all);
                 named(&self.cap_add, name) || (is_kept && !named(&self.cap_drop, name))
             })
-            .map(|name| (*name).to_owned())
+            .copied()
             .collect()
     }
 
@@ -535,15 +535,15 @@ impl ContainerChoices {
         }
     }
 
-    /// Makes of a default configuration the chosen one.
+    /// Makes of a default configuration the chosen one, with the capabilities.
     pub(super) fn apply(&self, config: &mut Value) {
         let process = &mut config["process"];
-        if !self.cap_add.is_empty() || !self.cap_drop.is_empty() || self.privileged {
-            let capabilities = self.capabilities();
-            for set in ["bounding", "effective", "permitted"] {
-                process["capabilities"][set] = json!(capabilities);
-            }
-        }
+        let capabilities = self.capabilities();
+        process["capabilities"] = json!({
+            "bounding": capabilities,
+            "effective": capabilities,
+            "permitted": capabilities,
+        });
         for choice in &self.security {
             if let SecurityChoice::NoNewPrivileges(is_set) = choice {
                 process["noNewPrivileges"] = json!(is_set);
@@ -644,7 +644,7 @@ fn array(value: &mut Value) -> &mut Vec<Value> {
 mod tests {
     use super::*;
 
-    fn capabilities(add: &[&str], drop: &[&str]) -> Vec<String> {
+    fn capabilities(add: &[&str], drop: &[&str]) -> Vec<&'static str> {
         let names = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect();
         ContainerChoices {
             cap_add: names(add),
@@ -659,8 +659,8 @@ mod tests {
         let changed = capabilities(&["net_admin"], &["CAP_CHOWN"]);
 
         assert_eq!(changed.len(), 14);
-        assert!(changed.contains(&"CAP_NET_ADMIN".to_owned()));
-        assert!(!changed.contains(&"CAP_CHOWN".to_owned()));
+        assert!(changed.contains(&"CAP_NET_ADMIN"));
+        assert!(!changed.contains(&"CAP_CHOWN"));
     }
 
     #[test]
@@ -673,7 +673,7 @@ mod tests {
         let all_but_one = capabilities(&["ALL"], &["SYS_ADMIN"]);
 
         assert_eq!(all_but_one.len(), profile::ALL_CAPABILITIES.len() - 1);
-        assert!(!all_but_one.contains(&"CAP_SYS_ADMIN".to_owned()));
+        assert!(!all_but_one.contains(&"CAP_SYS_ADMIN"));
     }
 
     #[test]

@@ -12,13 +12,7 @@ pub mod seccomp;
 use std::io;
 use std::path::PathBuf;
 
-use oci_spec::OciSpecError;
 use oci_spec::image::{Config, ImageConfiguration};
-use oci_spec::runtime::{
-    BoxBuilder, LinuxBuilder, LinuxCpuBuilder, LinuxDeviceBuilder, LinuxDeviceType,
-    LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, ProcessBuilder,
-    RootBuilder, Spec, SpecBuilder, UserBuilder,
-};
 use protocol::{Create, DeclaredStreams, Process, RootSource, WindowSize};
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -107,9 +101,6 @@ pub enum WorkloadError {
     /// A number does not fit the specification's types.
     #[error("the limit of {0} is too large")]
     LimitTooLarge(&'static str),
-    /// The specification's types refuse a value.
-    #[error("the container's configuration cannot be made")]
-    Spec(#[source] OciSpecError),
     /// The configuration cannot be written as JSON.
     #[error("the container's configuration cannot be written")]
     Json(#[source] serde_json::Error),
@@ -183,13 +174,8 @@ impl Workload {
             .or(image.user().as_ref())
             .cloned()
             .unwrap_or_default();
-        let spec = spec(
-            arguments,
-            environment,
-            working_directory(image, choices),
-            choices,
-        )?;
-        let mut config = serde_json::to_value(&spec).map_err(WorkloadError::Json)?;
+        let directory = working_directory(image, choices);
+        let mut config = configuration(&arguments, &environment, &directory, choices)?;
         choices.container.apply(&mut config);
         Ok(Self {
             config,
@@ -328,76 +314,51 @@ fn working_directory(image: &Config, choices: &Choices) -> String {
     }
 }
 
-fn spec(
-    arguments: Vec<String>,
-    environment: Vec<String>,
-    working_directory: String,
+fn configuration(
+    arguments: &[String],
+    environment: &[String],
+    working_directory: &str,
     choices: &Choices,
-) -> Result<Spec, WorkloadError> {
-    let mut process = ProcessBuilder::default()
-        .terminal(choices.terminal.is_some())
-        .user(
-            UserBuilder::default()
-                .uid(0_u32)
-                .gid(0_u32)
-                .build()
-                .map_err(WorkloadError::Spec)?,
-        )
-        .args(arguments)
-        .env(environment)
-        .cwd(working_directory)
-        .capabilities(profile::capabilities().map_err(WorkloadError::Spec)?)
-        .rlimits(profile::rlimits().map_err(WorkloadError::Spec)?)
-        .no_new_privileges(false);
+) -> Result<Value, WorkloadError> {
+    let mut config = json!({
+        "ociVersion": OCI_VERSION,
+        "process": {
+            "terminal": choices.terminal.is_some(),
+            "user": { "uid": 0, "gid": 0 },
+            "args": arguments,
+            "env": environment,
+            "cwd": working_directory,
+            "rlimits": profile::rlimits(),
+            "noNewPrivileges": false,
+        },
+        "root": { "path": "rootfs", "readonly": choices.read_only },
+        "hostname": choices.hostname,
+        "mounts": profile::mounts(),
+        "linux": {
+            "namespaces": profile::NAMESPACES.map(|kind| json!({ "type": kind })),
+            "resources": resources(choices.limits)?,
+            "sysctl": Value::from_iter(profile::SYSCTLS),
+            "maskedPaths": profile::MASKED_PATHS,
+            "readonlyPaths": profile::READONLY_PATHS,
+        },
+    });
     if let Some(size) = choices.terminal.and_then(|terminal| terminal.size) {
-        let size = BoxBuilder::default()
-            .height(u64::from(size.rows))
-            .width(u64::from(size.columns))
-            .build();
-        process = process.console_size(size.map_err(WorkloadError::Spec)?);
+        config["process"]["consoleSize"] = json!({ "height": size.rows, "width": size.columns });
     }
-    let mut linux = LinuxBuilder::default()
-        .namespaces(profile::namespaces().map_err(WorkloadError::Spec)?)
-        .resources(resources(choices.limits)?)
-        .sysctl(profile::sysctls())
-        .masked_paths(profile::masked_paths())
-        .readonly_paths(profile::readonly_paths());
     if choices.fork_point {
-        let fifo = LinuxDeviceBuilder::default()
-            .path(protocol::FORK_POINT)
-            .typ(LinuxDeviceType::P)
-            .major(0)
-            .minor(0)
-            .file_mode(0o666_u32)
-            .build();
-        linux = linux.devices(vec![fifo.map_err(WorkloadError::Spec)?]);
+        let path = protocol::FORK_POINT;
+        config["linux"]["devices"] =
+            json!([{ "path": path, "type": "p", "major": 0, "minor": 0, "fileMode": 0o666 }]);
     }
-    let root = RootBuilder::default()
-        .path("rootfs")
-        .readonly(choices.read_only);
-    SpecBuilder::default()
-        .version(OCI_VERSION)
-        .process(process.build().map_err(WorkloadError::Spec)?)
-        .root(root.build().map_err(WorkloadError::Spec)?)
-        .hostname(choices.hostname.clone())
-        .mounts(profile::mounts().map_err(WorkloadError::Spec)?)
-        .linux(linux.build().map_err(WorkloadError::Spec)?)
-        .annotations(std::collections::HashMap::new())
-        .build()
-        .map_err(WorkloadError::Spec)
+    Ok(config)
 }
 
-fn resources(limits: Limits) -> Result<LinuxResources, WorkloadError> {
-    let mut resources = LinuxResourcesBuilder::default()
-        .devices(profile::device_rules().map_err(WorkloadError::Spec)?);
+fn resources(limits: Limits) -> Result<Value, WorkloadError> {
+    // No device but those that every container has, which the agent adds.
+    let mut resources = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
     if let Some(bytes) = limits.memory_bytes {
         let bytes = i64::try_from(bytes).map_err(|_| WorkloadError::LimitTooLarge("memory"))?;
-        resources = resources.memory(
-            LinuxMemoryBuilder::default()
-                .limit(bytes)
-                .build()
-                .map_err(WorkloadError::Spec)?,
-        );
+        resources["memory"] = json!({ "limit": bytes });
     }
     if let Some(CpuTime {
         quota_us,
@@ -406,17 +367,12 @@ fn resources(limits: Limits) -> Result<LinuxResources, WorkloadError> {
     {
         let quota_us =
             i64::try_from(quota_us).map_err(|_| WorkloadError::LimitTooLarge("processor time"))?;
-        let cpu = LinuxCpuBuilder::default()
-            .quota(quota_us)
-            .period(period_us)
-            .build();
-        resources = resources.cpu(cpu.map_err(WorkloadError::Spec)?);
+        resources["cpu"] = json!({ "quota": quota_us, "period": period_us });
     }
     if let Some(count) = limits.pids {
-        let pids = LinuxPidsBuilder::default().limit(i64::from(count)).build();
-        resources = resources.pids(pids.map_err(WorkloadError::Spec)?);
+        resources["pids"] = json!({ "limit": count });
     }
-    resources.build().map_err(WorkloadError::Spec)
+    Ok(resources)
 }
 
 #[cfg(test)]

@@ -10,31 +10,24 @@
 //! | `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf` are files of the host's | the image's | the machine has no network to speak of yet |
 //! | `--privileged` shows every device of the host | those of the guest that are in [`DEVICES`] | there are no others that mean anything to a container |
 
-use std::collections::HashMap;
-
-use oci_spec::OciSpecError;
-use oci_spec::runtime::{
-    Capabilities, Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxDeviceCgroup,
-    LinuxDeviceCgroupBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount,
-    MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
-};
+use serde_json::{Value, json};
 
 /// The capabilities that a container's root has. An unprivileged user loses them at the exec, capabilities(7).
-const CAPABILITIES: [Capability; 14] = [
-    Capability::Chown,
-    Capability::DacOverride,
-    Capability::Fsetid,
-    Capability::Fowner,
-    Capability::Mknod,
-    Capability::NetRaw,
-    Capability::Setgid,
-    Capability::Setuid,
-    Capability::Setfcap,
-    Capability::Setpcap,
-    Capability::NetBindService,
-    Capability::SysChroot,
-    Capability::Kill,
-    Capability::AuditWrite,
+const DEFAULT_CAPABILITIES: [&str; 14] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
 ];
 
 /// Every capability that the guest's kernel knows, in the order of their numbers: include/uapi/linux/capability.h.
@@ -84,9 +77,7 @@ pub(super) const ALL_CAPABILITIES: [&str; 41] = [
 
 /// Whether a container's root has a capability unless somebody says otherwise.
 pub(super) fn is_default_capability(name: &str) -> bool {
-    CAPABILITIES
-        .iter()
-        .any(|one| name.strip_prefix("CAP_") == Some(&one.to_string()))
+    DEFAULT_CAPABILITIES.contains(&name)
 }
 
 /// The devices of the guest that a container may be given beside those that every one has. Path, major and minor number:
@@ -113,13 +104,7 @@ pub(super) fn device_names() -> String {
 pub(super) const FIRST_USER: u32 = 0x4000_0000;
 pub(super) const USERS: u32 = 65_536;
 
-const NAMESPACES: [LinuxNamespaceType; 5] = [
-    LinuxNamespaceType::Pid,
-    LinuxNamespaceType::Mount,
-    LinuxNamespaceType::Uts,
-    LinuxNamespaceType::Ipc,
-    LinuxNamespaceType::Cgroup,
-];
+pub(super) const NAMESPACES: [&str; 5] = ["pid", "mount", "uts", "ipc", "cgroup"];
 
 /// Destination, type, options.
 const MOUNTS: [(&str, &str, &[&str]); 7] = [
@@ -155,7 +140,7 @@ const MOUNTS: [(&str, &str, &[&str]); 7] = [
     ),
 ];
 
-const MASKED_PATHS: [&str; 11] = [
+pub(super) const MASKED_PATHS: [&str; 11] = [
     "/proc/asound",
     "/proc/acpi",
     "/proc/kcore",
@@ -169,7 +154,7 @@ const MASKED_PATHS: [&str; 11] = [
     "/sys/devices/virtual/powercap",
 ];
 
-const READONLY_PATHS: [&str; 5] = [
+pub(super) const READONLY_PATHS: [&str; 5] = [
     "/proc/bus",
     "/proc/fs",
     "/proc/irq",
@@ -179,85 +164,29 @@ const READONLY_PATHS: [&str; 5] = [
 
 /// What a container inherits where docker runs as a service, in place of what the kernel gives its first process, which is
 /// too little for common servers. Type, soft limit, hard limit.
-const RLIMITS: [(PosixRlimitType, u64, u64); 2] = [
-    (PosixRlimitType::RlimitNofile, 1024, 524_288),
-    (PosixRlimitType::RlimitNproc, u64::MAX, u64::MAX),
+const RLIMITS: [(&str, u64, u64); 2] = [
+    ("RLIMIT_NOFILE", 1024, 524_288),
+    ("RLIMIT_NPROC", u64::MAX, u64::MAX),
 ];
 
 /// Lets every user listen on low ports and send pings, as in docker.
-const SYSCTLS: [(&str, &str); 2] = [
+pub(super) const SYSCTLS: [(&str, &str); 2] = [
     ("net.ipv4.ip_unprivileged_port_start", "0"),
     ("net.ipv4.ping_group_range", "0 2147483647"),
 ];
 
-pub(super) fn capabilities() -> Result<LinuxCapabilities, OciSpecError> {
-    let root: Capabilities = CAPABILITIES.into_iter().collect();
-    LinuxCapabilitiesBuilder::default()
-        .bounding(root.clone())
-        .effective(root.clone())
-        .permitted(root)
-        .inheritable(Capabilities::new())
-        .ambient(Capabilities::new())
-        .build()
-}
-
-pub(super) fn namespaces() -> Result<Vec<LinuxNamespace>, OciSpecError> {
-    NAMESPACES
+pub(super) fn mounts() -> Vec<Value> {
+    MOUNTS
         .into_iter()
-        .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
-        .collect()
-}
-
-pub(super) fn mounts() -> Result<Vec<Mount>, OciSpecError> {
-    let mount = |(destination, kind, options): (&str, &str, &[&str])| {
-        MountBuilder::default()
-            .destination(destination)
-            .typ(kind)
-            .source(kind)
-            .options(
-                options
-                    .iter()
-                    .map(|option| (*option).to_owned())
-                    .collect::<Vec<_>>(),
-            )
-            .build()
-    };
-    MOUNTS.into_iter().map(mount).collect()
-}
-
-pub(super) fn rlimits() -> Result<Vec<PosixRlimit>, OciSpecError> {
-    RLIMITS
-        .into_iter()
-        .map(|(kind, soft, hard)| {
-            PosixRlimitBuilder::default()
-                .typ(kind)
-                .soft(soft)
-                .hard(hard)
-                .build()
+        .map(|(destination, kind, options)| {
+            json!({ "destination": destination, "type": kind, "source": kind, "options": options })
         })
         .collect()
 }
 
-pub(super) fn sysctls() -> HashMap<String, String> {
-    SYSCTLS
+pub(super) fn rlimits() -> Vec<Value> {
+    RLIMITS
         .into_iter()
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .map(|(kind, soft, hard)| json!({ "type": kind, "soft": soft, "hard": hard }))
         .collect()
-}
-
-/// Docker's rule: no device but those that every container has, which the agent adds.
-pub(super) fn device_rules() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
-    let none = LinuxDeviceCgroupBuilder::default()
-        .allow(false)
-        .access("rwm")
-        .build()?;
-    Ok(vec![none])
-}
-
-pub(super) fn masked_paths() -> Vec<String> {
-    MASKED_PATHS.map(str::to_owned).to_vec()
-}
-
-pub(super) fn readonly_paths() -> Vec<String> {
-    READONLY_PATHS.map(str::to_owned).to_vec()
 }

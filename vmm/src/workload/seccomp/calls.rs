@@ -375,6 +375,97 @@ pub(super) fn number(name: &str) -> Option<u32> {
         .map(|(_, number)| *number)
 }
 
+/// A set of calls. The compiler puts it together, and names that are no calls keep it from doing so.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Calls([u64; Calls::WORDS]);
+
+impl Calls {
+    const WORDS: usize = 8;
+
+    /// Those with these names.
+    pub(super) const fn named(names: &[&str]) -> Self {
+        let mut words = [0; Self::WORDS];
+        let mut at = 0;
+        while at < names.len() {
+            let number = known(names[at]);
+            words[number / 64] |= 1 << (number % 64);
+            at += 1;
+        }
+        Self(words)
+    }
+
+    /// All that the guest's kernel has.
+    pub(super) const fn all() -> Self {
+        let mut words = [0; Self::WORDS];
+        let mut at = 0;
+        while at < CALLS.len() {
+            let number = CALLS[at].1 as usize;
+            words[number / 64] |= 1 << (number % 64);
+            at += 1;
+        }
+        Self(words)
+    }
+
+    /// These without the others.
+    pub(super) const fn without(mut self, others: Self) -> Self {
+        let mut at = 0;
+        while at < Self::WORDS {
+            self.0[at] &= !others.0[at];
+            at += 1;
+        }
+        self
+    }
+
+    /// These and the others.
+    pub(super) const fn with(mut self, others: Self) -> Self {
+        let mut at = 0;
+        while at < Self::WORDS {
+            self.0[at] |= others.0[at];
+            at += 1;
+        }
+        self
+    }
+
+    /// Their numbers, in order.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = u32> {
+        let bits = self
+            .0
+            .into_iter()
+            .flat_map(|word| (0..64).map(move |bit| word >> bit & 1 == 1));
+        (0..)
+            .zip(bits)
+            .filter(|(_, is_in)| *is_in)
+            .map(|(number, _)| number)
+    }
+}
+
+/// The number of a call whose name is written here, looked up when this is compiled.
+#[expect(clippy::panic, reason = "it is the compiler that is stopped")]
+const fn known(name: &str) -> usize {
+    let mut at = 0;
+    while at < CALLS.len() {
+        if are_same(CALLS[at].0.as_bytes(), name.as_bytes()) {
+            return CALLS[at].1 as usize;
+        }
+        at += 1;
+    }
+    panic!("no call of the guest's kernel has this name")
+}
+
+const fn are_same(one: &[u8], other: &[u8]) -> bool {
+    if one.len() != other.len() {
+        return false;
+    }
+    let mut at = 0;
+    while at < one.len() {
+        if one[at] != other[at] {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

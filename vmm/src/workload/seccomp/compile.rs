@@ -1,7 +1,8 @@
 //! Makes the program of a table of rules: classic BPF, as seccomp(2) takes it.
 //!
-//! A program is asked at every system call, and the kernel goes through it for each call once more when it is installed. So calls of
-//! the same answer that follow each other are one range, and the ranges are searched by halves.
+//! A program is asked at every system call, and the kernel goes through it for each call once more when it is installed, after it has
+//! translated it. So calls of the same answer that follow each other are one range, the ranges are searched by halves, and a result
+//! is there once. Jumps lead forward only: a program is put together from its end, where all that can be jumped to is already there.
 
 use super::{ENOSYS, SeccompError, error, result};
 
@@ -175,23 +176,24 @@ pub(super) fn compile(table: &Table) -> Result<Vec<u8>, SeccompError> {
             ranges.push((number, answer));
         }
     }
-    let mut program = vec![
-        Instruction::plain(LOAD, ARCHITECTURE_AT),
-        Instruction::skip(IF_EQUAL, X86_64, 1, 0),
-        // No kernel of ours executes another; libseccomp's answer, too.
-        Instruction::plain(RETURN, result::KILL_THREAD),
-        Instruction::plain(LOAD, NUMBER_AT),
-    ];
-    program.extend(search(&ranges)?);
-    if program.len() > MAX_INSTRUCTIONS {
-        let message = format!(
-            "they come to {} instructions, and the kernel takes {MAX_INSTRUCTIONS}",
-            program.len()
-        );
+    let mut program = Backwards::default();
+    let found = program.search(&ranges);
+    program.go_to(found);
+    let of_x86_64 = program.put(Instruction::plain(LOAD, NUMBER_AT));
+    // No kernel of ours executes another; libseccomp's answer, too.
+    let of_another = program.result(result::KILL_THREAD);
+    program.branch(IF_EQUAL, X86_64, of_x86_64, of_another);
+    program.put(Instruction::plain(LOAD, ARCHITECTURE_AT));
+    let count = program.from_end.len();
+    if count > MAX_INSTRUCTIONS {
+        let message =
+            format!("they come to {count} instructions, and the kernel takes {MAX_INSTRUCTIONS}");
         return Err(error("syscalls", message));
     }
     Ok(program
+        .from_end
         .iter()
+        .rev()
         .flat_map(|instruction| {
             let Instruction {
                 code,
@@ -206,148 +208,147 @@ pub(super) fn compile(table: &Table) -> Result<Vec<u8>, SeccompError> {
         .collect())
 }
 
-/// Finds the range of the call whose number is loaded, and answers. One list of ranges is halved after the other.
-fn search(ranges: &[(u32, &Answer)]) -> Result<Vec<Instruction>, SeccompError> {
-    let (below, above) = ranges.split_at(ranges.len() / 2);
-    let Some((first_above, answer)) = above.first() else {
-        return Ok(Vec::new());
-    };
-    if below.is_empty() {
-        return Ok(self::answer(answer));
+/// A program of which there is the end.
+#[derive(Debug, Default)]
+struct Backwards {
+    /// The last instruction first.
+    from_end: Vec<Instruction>,
+    /// Where results are.
+    results: Vec<(u32, Label)>,
+}
+
+/// An instruction: how many there are from it to the end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Label(usize);
+
+impl Backwards {
+    /// How far a conditional jump goes, with room for the two that take its outcomes further.
+    const NEAR: usize = 250;
+
+    fn put(&mut self, instruction: Instruction) -> Label {
+        self.from_end.push(instruction);
+        Label(self.from_end.len())
     }
-    let (below, above) = (search(below)?, search(above)?);
-    let mut program = Vec::with_capacity(below.len() + above.len() + 2);
-    match u8::try_from(below.len()) {
-        Ok(skipped) => program.push(Instruction::skip(IF_AT_LEAST, *first_above, skipped, 0)),
-        // A conditional jump does not go so far.
-        Err(_) => {
-            let too_long = |_| error("syscalls", "they come to too many instructions");
-            let skipped = u32::try_from(below.len()).map_err(too_long)?;
-            program.push(Instruction::skip(IF_AT_LEAST, *first_above, 0, 1));
-            program.push(Instruction::plain(JUMP, skipped));
+
+    /// How many instructions the next one skips to come there.
+    fn distance(&self, Label(to): Label) -> usize {
+        self.from_end.len() - to
+    }
+
+    /// Lets what is put next be followed by this.
+    fn go_to(&mut self, to: Label) -> Label {
+        match u32::try_from(self.distance(to)) {
+            Ok(0) => to,
+            distance => self.put(Instruction::plain(JUMP, distance.unwrap_or(u32::MAX))),
         }
     }
-    program.extend(below);
-    program.extend(above);
-    Ok(program)
-}
 
-/// Answers to one call.
-fn answer(answer: &Answer) -> Vec<Instruction> {
-    let mut program = Vec::new();
-    for rule in &answer.conditional {
-        let mut checks: Vec<Vec<Check>> = rule.conditions.iter().map(checks).collect();
-        // After all conditions comes the result; what does not hold goes past it.
-        let mut rest = 1;
-        let mut parts = Vec::new();
-        while let Some(part) = checks.pop() {
-            let length = part.len();
-            parts.push(place(&part, rest));
-            rest += u8::try_from(length).unwrap_or(u8::MAX);
+    /// Where a conditional jump can go to come there.
+    fn near(&mut self, to: Label) -> Label {
+        if self.distance(to) > Self::NEAR {
+            return self.go_to(to);
         }
-        parts
-            .into_iter()
-            .rev()
-            .for_each(|part| program.extend(part));
-        program.push(Instruction::plain(RETURN, rule.action));
+        to
     }
-    program.push(Instruction::plain(RETURN, answer.otherwise));
-    program
-}
 
-/// A step of a condition.
-#[derive(Clone, Copy)]
-enum Check {
-    Do(Instruction),
-    /// A comparison, and where each outcome leads.
-    If(u16, u32, To, To),
-}
+    fn branch(&mut self, code: u16, value: u32, then: Label, otherwise: Label) -> Label {
+        let (then, otherwise) = (self.near(then), self.near(otherwise));
+        let skipped = |to| u8::try_from(self.distance(to)).unwrap_or(u8::MAX);
+        self.put(Instruction::skip(
+            code,
+            value,
+            skipped(then),
+            skipped(otherwise),
+        ))
+    }
 
-/// Where a comparison leads.
-#[derive(Clone, Copy)]
-enum To {
-    Next,
-    Holds,
-    Fails,
-}
-
-/// Puts the steps of a condition where `rest` instructions of the rule follow, the result among them.
-fn place(checks: &[Check], rest: u8) -> Vec<Instruction> {
-    let mut left = u8::try_from(checks.len()).unwrap_or(u8::MAX);
-    checks
-        .iter()
-        .map(|check| {
-            left = left.saturating_sub(1);
-            let skip = |to: To| match to {
-                To::Next => 0,
-                To::Holds => left,
-                To::Fails => left.saturating_add(rest),
-            };
-            match *check {
-                Check::Do(instruction) => instruction,
-                Check::If(code, value, then, otherwise) => {
-                    Instruction::skip(code, value, skip(then), skip(otherwise))
-                }
+    /// Ends with a result.
+    fn result(&mut self, action: u32) -> Label {
+        let known = self.results.iter().rfind(|(known, _)| *known == action);
+        match known {
+            Some((_, label)) if self.distance(*label) <= Self::NEAR => *label,
+            _ => {
+                let label = self.put(Instruction::plain(RETURN, action));
+                self.results.push((action, label));
+                label
             }
-        })
-        .collect()
-}
+        }
+    }
 
-/// The steps of a condition: the upper half of the argument, then the lower one.
-fn checks(condition: &Condition) -> Vec<Check> {
-    use Operator::{Equal, Greater, GreaterOrEqual, Less, LessOrEqual, MaskedEqual, NotEqual};
-    let Condition {
-        index,
-        operator,
-        value,
-        value_two,
-    } = *condition;
-    let low_at = ARGUMENTS_AT + 8 * u32::from(index);
-    let load_high = Check::Do(Instruction::plain(LOAD, low_at + 4));
-    let load_low = Check::Do(Instruction::plain(LOAD, low_at));
-    let (high, low) = halves(value);
-    match operator {
-        Equal => vec![
-            load_high,
-            Check::If(IF_EQUAL, high, To::Next, To::Fails),
-            load_low,
-            Check::If(IF_EQUAL, low, To::Holds, To::Fails),
-        ],
-        NotEqual => vec![
-            load_high,
-            Check::If(IF_EQUAL, high, To::Next, To::Holds),
-            load_low,
-            Check::If(IF_EQUAL, low, To::Fails, To::Holds),
-        ],
-        Greater | GreaterOrEqual | Less | LessOrEqual => {
-            let (above, below) = match operator {
-                Greater | GreaterOrEqual => (To::Holds, To::Fails),
-                _ => (To::Fails, To::Holds),
-            };
-            // What is equal to the value is above it for two of them, and below it for the others.
-            let code = match operator {
-                Greater | LessOrEqual => IF_GREATER,
-                _ => IF_AT_LEAST,
-            };
-            vec![
-                load_high,
-                Check::If(IF_GREATER, high, above, To::Next),
-                Check::If(IF_EQUAL, high, To::Next, below),
-                load_low,
-                Check::If(code, low, above, below),
-            ]
+    /// Finds the range of the call whose number is loaded, and answers. One list of ranges is halved after the other.
+    fn search(&mut self, ranges: &[(u32, &Answer)]) -> Label {
+        let (below, above) = ranges.split_at(ranges.len() / 2);
+        match (below, above) {
+            (_, []) => self.result(result::KILL_THREAD),
+            ([], [(_, answer), ..]) => self.answer(answer),
+            (_, [(first_above, _), ..]) => {
+                let (above, below) = (self.search(above), self.search(below));
+                self.branch(IF_AT_LEAST, *first_above, above, below)
+            }
         }
-        MaskedEqual => {
-            let (high_two, low_two) = halves(value_two);
-            vec![
-                load_high,
-                Check::Do(Instruction::plain(AND, high)),
-                Check::If(IF_EQUAL, high_two, To::Next, To::Fails),
-                load_low,
-                Check::Do(Instruction::plain(AND, low)),
-                Check::If(IF_EQUAL, low_two, To::Holds, To::Fails),
-            ]
+    }
+
+    /// Answers to one call.
+    fn answer(&mut self, answer: &Answer) -> Label {
+        let mut next = self.result(answer.otherwise);
+        for rule in answer.conditional.iter().rev() {
+            let mut holds = self.result(rule.action);
+            for condition in rule.conditions.iter().rev() {
+                holds = self.condition(condition, holds, next);
+            }
+            next = holds;
         }
+        next
+    }
+
+    /// Compares an argument: the upper half, then the lower one.
+    fn condition(&mut self, condition: &Condition, holds: Label, fails: Label) -> Label {
+        use Operator::{Equal, Greater, GreaterOrEqual, Less, LessOrEqual, MaskedEqual, NotEqual};
+        let Condition {
+            index,
+            operator,
+            value,
+            value_two,
+        } = *condition;
+        let low_at = ARGUMENTS_AT + 8 * u32::from(index);
+        let load_low = Instruction::plain(LOAD, low_at);
+        let load_high = Instruction::plain(LOAD, low_at + 4);
+        let (high, low) = halves(value);
+        match operator {
+            Equal | NotEqual => {
+                let (same, other) = match operator {
+                    Equal => (holds, fails),
+                    _ => (fails, holds),
+                };
+                self.branch(IF_EQUAL, low, same, other);
+                let then = self.put(load_low);
+                self.branch(IF_EQUAL, high, then, other);
+            }
+            Greater | GreaterOrEqual | Less | LessOrEqual => {
+                let (above, below) = match operator {
+                    Greater | GreaterOrEqual => (holds, fails),
+                    _ => (fails, holds),
+                };
+                // What is equal to the value is above it for two of them, and below it for the others.
+                let code = match operator {
+                    Greater | LessOrEqual => IF_GREATER,
+                    _ => IF_AT_LEAST,
+                };
+                self.branch(code, low, above, below);
+                let then = self.put(load_low);
+                let is_no_greater = self.branch(IF_EQUAL, high, then, below);
+                self.branch(IF_GREATER, high, above, is_no_greater);
+            }
+            MaskedEqual => {
+                let (high_two, low_two) = halves(value_two);
+                self.branch(IF_EQUAL, low_two, holds, fails);
+                self.put(Instruction::plain(AND, low));
+                let then = self.put(load_low);
+                self.branch(IF_EQUAL, high_two, then, fails);
+                self.put(Instruction::plain(AND, high));
+            }
+        }
+        self.put(load_high)
     }
 }
 

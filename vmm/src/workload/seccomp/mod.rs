@@ -149,10 +149,7 @@ impl Profile {
     /// # Errors
     ///
     /// If it asks for what neither the specification nor the guest's kernel has, or comes to more than the kernel takes.
-    pub(super) fn compile(
-        &self,
-        capabilities: &[String],
-    ) -> Result<protocol::Seccomp, SeccompError> {
+    pub(super) fn compile(&self, capabilities: &[&str]) -> Result<protocol::Seccomp, SeccompError> {
         for (index, name) in self.architectures.iter().flatten().enumerate() {
             let is_known = name
                 .strip_prefix("SCMP_ARCH_")
@@ -203,7 +200,7 @@ impl Syscall {
     fn add_to(
         &self,
         table: &mut Table,
-        capabilities: &[String],
+        capabilities: &[&str],
         field: &str,
     ) -> Result<(), SeccompError> {
         let is_wanted = self
@@ -263,7 +260,7 @@ impl Syscall {
 
 impl Filter {
     /// Whether all that is named holds.
-    fn includes(&self, capabilities: &[String]) -> bool {
+    fn includes(&self, capabilities: &[&str]) -> bool {
         self.arches
             .as_ref()
             .is_none_or(|arches| arches.is_empty() || arches.iter().any(|one| one == ARCHITECTURE))
@@ -271,18 +268,18 @@ impl Filter {
                 .caps
                 .iter()
                 .flatten()
-                .all(|capability| capabilities.contains(capability))
+                .all(|capability| capabilities.contains(&capability.as_str()))
             && self.min_kernel.as_deref().is_none_or(has_kernel)
     }
 
     /// Whether something that is named holds.
-    fn excludes(&self, capabilities: &[String]) -> bool {
+    fn excludes(&self, capabilities: &[&str]) -> bool {
         self.arches.iter().flatten().any(|one| one == ARCHITECTURE)
             || self
                 .caps
                 .iter()
                 .flatten()
-                .any(|capability| capabilities.contains(capability))
+                .any(|capability| capabilities.contains(&capability.as_str()))
             || self.min_kernel.as_deref().is_some_and(has_kernel)
     }
 }
@@ -365,7 +362,7 @@ mod tests {
     fn profile(json: &str) -> Result<protocol::Seccomp, SeccompError> {
         serde_json::from_str::<Profile>(json)
             .unwrap()
-            .compile(&["CAP_SYS_ADMIN".to_owned()])
+            .compile(&["CAP_SYS_ADMIN"])
     }
 
     fn refused(json: &str) -> String {
@@ -553,6 +550,47 @@ mod tests {
         let json = format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{rules}]}}"#);
 
         assert!(profile(&json).unwrap().filter.len() < 8 * 32);
+    }
+
+    #[test]
+    fn answers_are_found_in_a_long_program_too() {
+        // Each call has results of its own, and is far from the others'.
+        let rule = |(call, base): (&'static str, u64)| {
+            (0..200).map(move |value| {
+                let errno = base + value;
+                format!(
+                    r#"{{"names":["{call}"],"action":"SCMP_ACT_ERRNO","errnoRet":{errno},"args":[{{"index":1,"value":{value},"op":"SCMP_CMP_EQ"}}]}}"#
+                )
+            })
+        };
+        let rules: Vec<String> = [("read", 1000), ("ioctl", 2000), ("openat2", 3000)]
+            .into_iter()
+            .flat_map(rule)
+            .collect();
+        let json = format!(
+            r#"{{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{}]}}"#,
+            rules.join(",")
+        );
+        let program = profile(&json).unwrap().filter;
+
+        let answer = |call, value| run(&program, call, [0, value, 0, 0, 0, 0]);
+        for value in [0, 7, 199] {
+            let errno = u32::try_from(value).unwrap();
+            assert_eq!(
+                answer(libc::SYS_read, value),
+                result::ERRNO | (1000 + errno)
+            );
+            assert_eq!(
+                answer(libc::SYS_ioctl, value),
+                result::ERRNO | (2000 + errno)
+            );
+            assert_eq!(
+                answer(libc::SYS_openat2, value),
+                result::ERRNO | (3000 + errno)
+            );
+        }
+        assert_eq!(answer(libc::SYS_ioctl, 200), result::ALLOW);
+        assert_eq!(answer(libc::SYS_write, 7), result::ALLOW);
     }
 
     #[test]
