@@ -10,6 +10,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use protocol::{Exit, ExitStatus, FailureKind, Report, StartFailure, StreamKind, WindowSize};
 use rustix::event::PollFlags;
 use rustix::process::{Pid, Signal, WaitStatus};
+use rustix::pty::OpenptFlags;
 
 use crate::container::channel::{LaunchChannel, LaunchNews};
 use crate::container::hooks::{Files, Moment, Runner};
@@ -38,6 +39,8 @@ pub(crate) struct Process {
     cgroup: Option<Cgroup>,
     namespaces: Option<Namespaces>,
     terminal: Option<OwnedFd>,
+    /// The side of its terminal that programs have, while it is there: it may close all of its own and open them anew, as systemd does.
+    terminal_side: Option<OwnedFd>,
     stdin: Option<Input>,
     stdout: Option<Output>,
     stderr: Option<Output>,
@@ -107,6 +110,7 @@ impl Process {
             cgroup: None,
             namespaces: None,
             terminal: None,
+            terminal_side: None,
             stdin: None,
             stdout: None,
             stderr: None,
@@ -468,6 +472,8 @@ impl Process {
         self.stdout = stdout
             .zip(duplicate())
             .map(|(sink, source)| Output::new(source, sink));
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        self.terminal_side = rustix::pty::ioctl_tiocgptpeer(&terminal, flags).ok();
         self.terminal = Some(terminal);
     }
 
@@ -555,6 +561,7 @@ impl Process {
             }
             _ => return,
         }
+        self.terminal_side = None;
         if !self.plan.container.namespaces.makes_pid() {
             // What it started would hold its output open, and outlive its container.
             self.cgroup.iter().for_each(Cgroup::kill);
@@ -657,6 +664,11 @@ impl Process {
             }
             _ => (),
         }
+    }
+
+    /// Asks the process to end.
+    pub(crate) fn stop(&mut self) {
+        self.signal(self.plan.stop_signal);
     }
 
     /// Sends what was kept, if the process runs.

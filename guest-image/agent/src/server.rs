@@ -376,6 +376,11 @@ impl<'a> Server<'a> {
                     process.signal(signal);
                 }
             }
+            Request::Stop(process) => {
+                if let Some(process) = self.processes.get_mut(&process) {
+                    process.stop();
+                }
+            }
             Request::Resize { process, size } => {
                 if let Some(process) = self.processes.get_mut(&process) {
                     process.resize(size);

@@ -17,7 +17,7 @@
 //!  |--- Create{container, process, config, …} ------------->|   checked: what is not supported is refused here
 //!  |--- Start{container, process} ------------------------->|   waits for the declared streams
 //!  |<-- Started | NotStarted{kind, step, message} ----------|
-//!  |--- Signal, Resize ------------------------------------>|
+//!  |--- Signal, Stop, Resize ------------------------------>|
 //!  |--- Freeze -------------------------------------------->|   containers stop
 //!  |                       doorbell: DOORBELL_FREEZE <------|   containers go on
 //!  |<== stdout and stderr bytes, then a shut-down of each ==|

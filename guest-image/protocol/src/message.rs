@@ -96,6 +96,8 @@ pub enum Request {
         /// The signal's number on Linux, x86-64.
         signal: u8,
     },
+    /// Asks the process to end, with [`Create::stop_signal`]. One that is not running (any more) is left alone.
+    Stop(Process),
     /// Sets the window size of the process's terminal. Ignored without a terminal.
     Resize {
         /// The terminal's owner.
@@ -155,6 +157,8 @@ pub struct Create {
     pub groups: Vec<String>,
     /// Whether the program gets a parent that passes signals on to it and reaps what it leaves behind.
     pub init: bool,
+    /// The signal that asks the program to end, by its number on Linux, x86-64.
+    pub stop_signal: u8,
     /// The streams that the host connects. One that is not declared is `/dev/null`.
     pub streams: DeclaredStreams,
     /// What `linux.seccomp` of the config comes to. The config itself has none: the agent compiles nothing.

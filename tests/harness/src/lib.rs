@@ -13,6 +13,7 @@
 #![expect(clippy::panic, reason = "a harness reports by panicking")]
 
 pub mod binary;
+pub mod bundle;
 pub mod cache;
 pub mod fixture;
 pub mod guest_image;

@@ -27,13 +27,27 @@ pub fn layered() -> PathBuf {
     recipe("layered", &[("buildah", "buildah")])
 }
 
+/// Returns an OCI archive of a program of Debian's: `nginx`, `redis`, `postgresql`, `node` or `systemd`.
+pub fn debian_app(app: &str) -> PathBuf {
+    make(
+        app,
+        "debian-app",
+        &[app],
+        &[("mmdebstrap", "mmdebstrap"), ("buildah", "buildah")],
+    )
+}
+
 fn recipe(name: &str, tools: &[(&str, &str)]) -> PathBuf {
+    make(name, name, &[], tools)
+}
+
+fn make(name: &str, recipe: &str, arguments: &[&str], tools: &[(&str, &str)]) -> PathBuf {
     if let Some(made) = cache::made_elsewhere(&format!("{name}.oci")) {
         return made;
     }
     let script = binary::checkout()
         .join("tests/images")
-        .join(name)
+        .join(recipe)
         .with_extension("sh");
     let text = fs::read(&script)
         .unwrap_or_else(|error| panic!("cannot read {}: {error}", script.display()));
@@ -44,6 +58,7 @@ fn recipe(name: &str, tools: &[(&str, &str)]) -> PathBuf {
         let made = Command::new("sh")
             .arg(&script)
             .arg(output)
+            .args(arguments)
             .stdin(Stdio::null())
             .output()
             .expect("sh can be run");

@@ -18,6 +18,8 @@ const EVENT_BYTES: usize = 5;
 pub enum Event {
     /// A signal, by its number.
     Signal(u8),
+    /// The workload is asked to end, with its own signal for that.
+    Stop,
     /// The client's terminal has this size now.
     Resize(WindowSize),
     /// The machine is to be frozen.
@@ -91,6 +93,7 @@ fn encode(event: Event) -> [u8; EVENT_BYTES] {
             [1, a, b, c, d]
         }
         Event::Freeze { at_fork_point } => [2, u8::from(at_fork_point), 0, 0, 0],
+        Event::Stop => [3, 0, 0, 0, 0],
     }
 }
 
@@ -104,6 +107,7 @@ fn decode(bytes: [u8; EVENT_BYTES]) -> Option<Event> {
         [2, at_fork_point, ..] => Some(Event::Freeze {
             at_fork_point: at_fork_point != 0,
         }),
+        [3, ..] => Some(Event::Stop),
         _ => None,
     }
 }

@@ -528,6 +528,7 @@ impl<'a> Session<'a> {
             event::Received::Event(Event::Signal(signal)) => {
                 self.link.queue(&Request::Signal { process, signal })
             }
+            event::Received::Event(Event::Stop) => self.link.queue(&Request::Stop(process)),
             event::Received::Event(Event::Resize(size)) => {
                 self.link.queue(&Request::Resize { process, size })
             }

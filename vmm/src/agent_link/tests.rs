@@ -133,6 +133,7 @@ fn create(streams: DeclaredStreams) -> Create {
         streams,
         groups: Vec::new(),
         init: false,
+        stop_signal: 15,
         seccomp: None,
     }
 }

@@ -9,9 +9,10 @@ use crate::workload::container::{
     CapabilityName, ContainerError, CpuSet, Device, SecurityOption, Sysctl, Tmpfs, Ulimit,
     ipc_mode, only_private, user_mode,
 };
+use crate::workload::systemd::ForSystemd;
 
 /// What a whole configuration says itself.
-const SAID_BY_CONFIG: [&str; 28] = [
+const SAID_BY_CONFIG: [&str; 29] = [
     "cap_add",
     "cap_drop",
     "privileged",
@@ -31,6 +32,7 @@ const SAID_BY_CONFIG: [&str; 28] = [
     "pid",
     "oom_score_adj",
     "init",
+    "systemd",
     "read_only",
     "hostname",
     "user",
@@ -108,6 +110,18 @@ pub struct ContainerArgs {
     /// Give the command a parent that passes signals on and reaps processes
     #[arg(long)]
     pub init: bool,
+    /// Give the command what systemd needs: its cgroup to manage, tmpfs on /run and /run/lock, SIGRTMIN+3 for SIGTERM [default: true]
+    ///
+    /// `true` does so if the command is systemd, or init of an sbin directory; `always`, which a bare --systemd is, in any case.
+    #[arg(
+        long,
+        value_name = "MODE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "always",
+        conflicts_with = "init"
+    )]
+    pub systemd: Option<ForSystemd>,
 }
 
 impl ContainerArgs {

@@ -285,6 +285,7 @@ fn container(arguments: &ContainerArgs) -> Result<ContainerChoices, WorkloadErro
         groups: arguments.group_add.clone(),
         oom_score_adj: arguments.oom_score_adj,
         init: arguments.init,
+        systemd: arguments.systemd.unwrap_or_default(),
         sysctls: arguments.sysctl.clone(),
         devices: arguments.device.clone(),
         tmpfs: arguments.tmpfs.clone(),

@@ -480,10 +480,15 @@ impl<'env> Attendant<'env> {
             if [libc::SIGINT, libc::SIGTERM].contains(&i32::from(signal)) {
                 self.impatience = self.impatience.saturating_add(1);
             }
+            let event = match i32::from(signal) {
+                // Who sends it wants an end, and the workload may have a signal of its own for that.
+                libc::SIGTERM => Event::Stop,
+                _ => Event::Signal(signal),
+            };
             if self.impatience >= IMPATIENCE {
                 self.run.end(signal);
             } else {
-                deliver(self.run, signal);
+                deliver(self.run, signal, event);
             }
         }
     }
@@ -499,10 +504,10 @@ impl<'env> Attendant<'env> {
 }
 
 /// Lets the workload have a signal. Before its program runs there is nobody to have it: the machine ends.
-fn deliver(run: &Run<'_>, signal: u8) {
+fn deliver(run: &Run<'_>, signal: u8, event: Event) {
     if !run.is_running() {
         run.end(signal);
-    } else if let Err(error) = run.sender.send(Event::Signal(signal)) {
+    } else if let Err(error) = run.sender.send(event) {
         tracing::debug!(%error, signal, "a signal was not forwarded");
     }
 }
@@ -520,7 +525,7 @@ impl<'run: 'scope, 'scope> Control for Requests<'run, 'scope, '_> {
         if i32::from(signal.number()) == libc::SIGKILL {
             self.run.end(signal.number());
         } else {
-            deliver(self.run, signal.number());
+            deliver(self.run, signal.number(), Event::Signal(signal.number()));
         }
         Ok(())
     }

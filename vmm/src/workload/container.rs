@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use super::profile;
 use super::seccomp::Profile;
+use super::systemd::ForSystemd;
 
 /// What the user chose. [`ContainerChoices::default`] is docker's default.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +32,8 @@ pub struct ContainerChoices {
     pub oom_score_adj: Option<i32>,
     /// `--init`.
     pub init: bool,
+    /// `--systemd`.
+    pub systemd: ForSystemd,
     /// `--sysctl`.
     pub sysctls: Vec<Sysctl>,
     /// `--device`.
@@ -76,6 +79,9 @@ pub enum ContainerError {
     /// `--cpuset-cpus` of another form.
     #[error("'{0}' is no list of processors as in 0-2,4")]
     CpuSet(String),
+    /// `--systemd` of another form.
+    #[error("'{0}' is no mode for systemd: true, which looks at the command, always or false")]
+    ForSystemd(String),
     /// A processor that the machine does not have.
     #[error(
         "processor {cpu} is none of the machine's: it has {vcpus}, from 0, and those of the host cannot be named"

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::seccomp::Profile;
+use super::systemd::{self, ForSystemd};
 use super::{Workload, WorkloadError};
 
 /// The most that is read of a configuration or a profile: as much as a request to the agent may have.
@@ -45,11 +46,17 @@ impl Workload {
                 profile.compile(&[]).map_err(WorkloadError::from)
             })
             .transpose()?;
+        let program = config["process"]["args"][0].as_str();
+        let stop_signal = match program.is_some_and(|program| ForSystemd::IfItIs.is_for(program)) {
+            true => systemd::STOP_SIGNAL,
+            false => systemd::USUAL_STOP_SIGNAL,
+        };
         Ok(Self {
             config,
             user: None,
             groups: Vec::new(),
             init: false,
+            stop_signal,
             seccomp,
             has_usual_container: false,
         })

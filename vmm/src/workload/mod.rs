@@ -8,6 +8,7 @@ pub mod environment;
 mod given;
 mod profile;
 pub mod seccomp;
+pub mod systemd;
 
 use std::io;
 use std::path::PathBuf;
@@ -88,6 +89,7 @@ pub struct Workload {
     user: Option<String>,
     groups: Vec<String>,
     init: bool,
+    stop_signal: u8,
     seccomp: Option<protocol::Seccomp>,
     has_usual_container: bool,
 }
@@ -174,17 +176,28 @@ impl Workload {
             .or(image.user().as_ref())
             .cloned()
             .unwrap_or_default();
+        let is_for_systemd = arguments
+            .first()
+            .is_some_and(|program| choices.container.systemd.is_for(program));
         let directory = working_directory(image, choices);
         let mut config = configuration(&arguments, &environment, &directory, choices)?;
         choices.container.apply(&mut config);
+        if is_for_systemd {
+            systemd::apply(&mut config);
+        }
         Ok(Self {
             config,
             user: Some(user),
             groups: choices.container.groups.clone(),
             init: choices.container.init,
+            stop_signal: match is_for_systemd {
+                true => systemd::STOP_SIGNAL,
+                false => systemd::USUAL_STOP_SIGNAL,
+            },
             seccomp: choices.container.seccomp()?,
             has_usual_container: choices.container.has_usual_container()
                 && choices.limits.pids.is_none()
+                && !is_for_systemd
                 && !choices.fork_point,
         })
     }
@@ -249,6 +262,7 @@ impl Workload {
             user: None,
             groups: Vec::new(),
             init: false,
+            stop_signal: systemd::USUAL_STOP_SIGNAL,
             streams: DeclaredStreams::default(),
             seccomp: None,
         })
@@ -273,6 +287,7 @@ impl Workload {
             user: self.user,
             groups: self.groups,
             init: self.init,
+            stop_signal: self.stop_signal,
             streams,
             seccomp: self.seccomp,
         })

@@ -28,6 +28,8 @@ use crate::step::{Step as _, invalid, unsupported};
 pub(crate) struct Plan {
     pub(crate) container: ContainerPlan,
     pub(crate) process: ProcessPlan,
+    /// What asks the process to end.
+    pub(crate) stop_signal: u8,
 }
 
 /// The container, whatever runs in it: all that can be made before anybody says what that is.
@@ -229,7 +231,11 @@ impl Plan {
             seccomp: create.seccomp.map(Filter::new).transpose()?,
             init: create.init,
         };
-        Ok(Self { container, process })
+        Ok(Self {
+            container,
+            process,
+            stop_signal: create.stop_signal,
+        })
     }
 }
 
@@ -311,6 +317,7 @@ mod tests {
             streams: DeclaredStreams::default(),
             groups: Vec::new(),
             init: false,
+            stop_signal: 15,
             seccomp: None,
         })
     }

@@ -828,6 +828,17 @@ fn a_terminal_has_a_size_and_shows_everything() -> Test {
 }
 
 #[test]
+fn a_terminal_that_nobody_has_open_for_a_moment_is_still_there() -> Test {
+    needs_containers!();
+    let script = "exec <&- >&- 2>&-; sleep 0.2; echo again >/dev/console";
+
+    let said = run(&Workload::script(script).terminal())?.output()?;
+
+    assert_eq!(said, "again\r\n");
+    Ok(())
+}
+
+#[test]
 fn a_terminal_can_be_resized_and_interrupted() -> Test {
     needs_containers!();
     let agent = Agent::start()?;

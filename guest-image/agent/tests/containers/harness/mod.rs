@@ -490,6 +490,7 @@ impl Workload {
             user: self.user.clone(),
             groups: self.groups.clone(),
             init: self.init,
+            stop_signal: 15,
             streams,
             seccomp: self.seccomp.clone(),
         }

@@ -1,0 +1,350 @@
+//! Programs as people run them, each once in a container of crun's and once in a machine, with the same answers. In the lab, where
+//! crun has a whole cgroup v2. Only in the full profile.
+
+#![expect(clippy::panic, reason = "what the lab says is the test's failure")]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lab::{Lab, LabError};
+use serde_json::{Value, json};
+use tests::image_maker::{ImageMaker, Layer};
+use tests::{Fixture, binary, bundle, real_images, workload};
+
+/// How long a lab may take: an emulator starts a database in it.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// A shell's line that waits until a command succeeds, and gives up after a minute.
+const WAIT_FOR: &str = r#"
+wait_for() {
+    for turn in $(seq 600); do
+        "$@" >/dev/null 2>&1 && return
+        sleep 0.1
+    done
+    echo "never: $*"
+    exit 99
+}
+"#;
+
+/// What a program did.
+#[derive(Debug, Eq, PartialEq)]
+struct Done {
+    code: i32,
+    said: String,
+}
+
+/// What to run: an image, with a command in place of its own, or with its own.
+struct Program<'a> {
+    image: PathBuf,
+    command: &'a [&'a str],
+    /// What it reads.
+    input: String,
+    /// Changes crun's configuration.
+    configure: fn(&mut Value),
+    /// What vmm is told besides.
+    flags: &'a str,
+}
+
+impl Program<'_> {
+    /// A script for the image's own bash.
+    fn script(image: PathBuf, script: &str) -> Self {
+        Self {
+            image,
+            command: &["bash"],
+            input: format!("{WAIT_FOR}{script}"),
+            configure: |_| (),
+            flags: "",
+        }
+    }
+
+    /// Runs it in crun and in vmm, which must do the same.
+    fn runs_alike(&self) -> Done {
+        let fixture = Fixture::new();
+        let unpacked = fixture.path("bundle");
+        bundle::unpack(&self.image, &unpacked);
+        let mut config = bundle::configuration(&unpacked, self.command);
+        as_docker_would(&mut config);
+        (self.configure)(&mut config);
+        let mut lab = lab_with(&self.image);
+        let mut put = || {
+            let crun = lab.tree.program_called("crun")?;
+            lab.tree.symlink("/usr/local/bin/crun", crun);
+            lab.tree.copy(unpacked.join("rootfs"), "/bundle/rootfs")
+        };
+        put().unwrap_or_else(|error: LabError| panic!("no lab: {error}"));
+        lab.tree
+            .bytes("/bundle/config.json", config.to_string(), 0o644);
+        lab.tree.bytes("/input", self.input.clone(), 0o644);
+        let command = self
+            .command
+            .iter()
+            .map(|word| format!("'{word}'"))
+            .collect::<Vec<_>>()
+            .join(" ");
+        let script = format!(
+            "crun run --bundle /bundle program < /input > /said 2> /complained; echo crun $?; cat /said; tail -5 /complained >&2
+             vmm run -i --memory 1g {} --image /image.oci -- {command} < /input > /said 2> /complained; echo vmm $?; cat /said
+             tail -5 /complained >&2",
+            self.flags
+        );
+        let (said, complaint) = in_lab(&mut lab, &script);
+        let of = |engine: &str, text: &str| {
+            let (code, said) = text
+                .strip_prefix(engine)
+                .and_then(|text| text.trim_start().split_once('\n'))
+                .unwrap_or_else(|| panic!("no answer of {engine}:\n{said}\n{complaint}"));
+            Done {
+                code: code.parse().expect("the shell prints a number"),
+                said: said.to_owned(),
+            }
+        };
+        let at = said.find("\nvmm ").map_or(said.len(), |at| at + 1);
+        let (crun, vmm) = said.split_at(at);
+        let (crun, vmm) = (of("crun", crun), of("vmm", vmm));
+        assert_eq!(crun, vmm, "{complaint}");
+        vmm
+    }
+}
+
+/// A lab with the binary, and this as `/image.oci`.
+fn lab_with(image: &Path) -> Lab {
+    let mut lab = Lab::new().unwrap_or_else(|error| panic!("no lab: {error}"));
+    lab.limit = LIMIT;
+    lab.memory_mib = 6 << 10;
+    lab.cpus = 1;
+    let mut put = || {
+        lab.put_vmm(&binary::vmm(), Path::new("/usr/bin/vmm"))?;
+        lab.tree.copy(image, "/image.oci")
+    };
+    put().unwrap_or_else(|error: LabError| panic!("no lab: {error}"));
+    lab
+}
+
+/// Runs a script, and returns what it says on both streams.
+fn in_lab(lab: &mut Lab, script: &str) -> (String, String) {
+    let (mut said, mut complaint) = (Vec::new(), Vec::new());
+    let ended = lab.run(&["sh", "-c", script], &mut said, &mut complaint);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (said, complaint) = (text(&said), text(&complaint));
+    ended.unwrap_or_else(|error| panic!("{error}\n{said}\n{complaint}"));
+    (said, complaint)
+}
+
+/// What docker gives a container's root, and umoci does not.
+fn as_docker_would(config: &mut Value) {
+    let all = [
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "FSETID",
+        "FOWNER",
+        "MKNOD",
+        "NET_RAW",
+        "SETGID",
+        "SETUID",
+        "SETFCAP",
+        "SETPCAP",
+        "NET_BIND_SERVICE",
+        "SYS_CHROOT",
+        "KILL",
+        "AUDIT_WRITE",
+    ]
+    .map(|name| format!("CAP_{name}"));
+    config["process"]["capabilities"] =
+        json!({ "bounding": all, "effective": all, "permitted": all });
+    config["process"]["noNewPrivileges"] = json!(false);
+    config["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 1024, "hard": 4096 }]);
+}
+
+#[test]
+fn python_answers() {
+    let program = Program {
+        image: real_images::python3(),
+        command: &["python3"],
+        input: "import sys, json\nprint(json.dumps({'sum': sum(range(10))}))\nsys.exit(3)\n"
+            .to_owned(),
+        configure: |_| (),
+        flags: "",
+    };
+
+    let done = program.runs_alike();
+
+    assert_eq!((done.code, done.said.as_str()), (3, "{\"sum\": 45}\n"));
+}
+
+#[test]
+fn nginx_serves_a_page() {
+    let program = Program::script(
+        real_images::debian_app("nginx"),
+        r"
+        nginx -g 'daemon off;' &
+        server=$!
+        wait_for bash -c 'exec 3<>/dev/tcp/127.0.0.1/80'
+        exec 3<>/dev/tcp/127.0.0.1/80
+        printf 'GET / HTTP/1.0\r\n\r\n' >&3
+        head -n 1 <&3
+        grep -o 'Welcome to nginx' <&3 | head -n 1
+        kill -QUIT $server
+        wait $server
+        exit $(($? + 4))
+        ",
+    );
+
+    let done = program.runs_alike();
+
+    assert_eq!(done.code, 4, "{}", done.said);
+    assert!(done.said.starts_with("HTTP/1.1 200 OK"), "{}", done.said);
+}
+
+#[test]
+fn redis_keeps_what_it_is_told() {
+    let program = Program::script(
+        real_images::debian_app("redis"),
+        "
+        redis-server --save '' >/dev/null &
+        server=$!
+        wait_for redis-cli ping
+        redis-cli set word kept
+        redis-cli get word
+        redis-cli shutdown nosave
+        wait $server
+        exit $(($? + 5))
+        ",
+    );
+
+    let done = program.runs_alike();
+
+    assert_eq!((done.code, done.said.as_str()), (5, "OK\nkept\n"));
+}
+
+#[test]
+fn postgresql_answers_a_question() {
+    let program = Program::script(
+        real_images::debian_app("postgresql"),
+        "
+        id -un
+        export PATH=/usr/lib/postgresql/15/bin:$PATH
+        initdb --no-sync --pgdata=/tmp/cluster >/dev/null
+        pg_ctl --wait --timeout=300 --pgdata=/tmp/cluster --log=/tmp/log start >/dev/null
+        psql --no-psqlrc --tuples-only --no-align --command='create table t (n int); insert into t select generate_series(1, 1000); select sum(n) from t' postgres
+        pg_ctl --wait --timeout=300 --pgdata=/tmp/cluster stop >/dev/null
+        exit $(($? + 6))
+        ",
+    );
+
+    let done = program.runs_alike();
+
+    assert_eq!(done.code, 6, "{}", done.said);
+    assert!(done.said.starts_with("postgres\n"), "{}", done.said);
+    assert!(done.said.ends_with("500500\n"), "{}", done.said);
+}
+
+#[test]
+fn node_finds_its_package() {
+    let program = Program {
+        image: real_images::debian_app("node"),
+        command: &["node", "-"],
+        input:
+            "console.log(require('semver').inc('1.2.3', 'minor'), process.pid); process.exit(8)\n"
+                .to_owned(),
+        configure: |_| (),
+        flags: "",
+    };
+
+    let done = program.runs_alike();
+
+    assert_eq!((done.code, done.said.as_str()), (8, "1.3.0 1\n"));
+}
+
+#[test]
+fn systemd_reaches_its_default_target() {
+    let program = Program {
+        image: real_images::debian_app("systemd"),
+        command: &["/sbin/init"],
+        input: String::new(),
+        // As for `--systemd` of vmm, which knows the command.
+        configure: |config| {
+            let mounts = config["mounts"].as_array_mut().expect("there are mounts");
+            mounts.retain(|mount| mount["destination"] != "/sys/fs/cgroup");
+            mounts.extend([
+                json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev"] }),
+                json!({ "destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=755"] }),
+                json!({ "destination": "/run/lock", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=1777"] }),
+            ]);
+            let namespaces = config["linux"]["namespaces"].as_array_mut();
+            namespaces
+                .expect("there are namespaces")
+                .push(json!({ "type": "cgroup" }));
+            let environment = config["process"]["env"].as_array_mut();
+            environment
+                .expect("there are variables")
+                .push(json!("container=oci"));
+        },
+        flags: "",
+    };
+
+    let done = program.runs_alike();
+
+    // Any other code says what was missing; `debian-app.sh` knows which.
+    assert_eq!((done.code, done.said.as_str()), (7, ""));
+}
+
+#[test]
+fn a_signal_to_end_lets_systemd_halt() {
+    let mut lab = lab_with(&real_images::debian_app("systemd"));
+    let script = "
+        vmm load --quiet --input /image.oci --name systemd:1
+        vmm run -t --systemd --memory 512m systemd:1 sh -c 'touch /stays; exec /sbin/init' > /said &
+        until grep -q 'Reached target.*multi-user.target' /said; do sleep 0.2; done
+        kill -TERM $!
+        wait $!
+        echo $?
+        grep -c 'Reached target.*umount.target' /said";
+
+    let said = in_lab(&mut lab, script).0;
+
+    assert!(said.ends_with("\n0\n1\n"), "{said}");
+}
+
+#[test]
+fn a_user_runs_programs_that_bring_privileges() {
+    // `struct vfs_cap_data` of version 2, include/uapi/linux/capability.h: CAP_NET_RAW, effective.
+    let net_raw = [
+        1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    let probe = workload::program("probe");
+    let layer = Layer::new()
+        .executable("bin/probe", &probe)
+        .executable("bin/as-root", &probe)
+        .with_mode(0o4755)
+        .executable("bin/with-capability", &probe)
+        .with_xattr("security.capability", net_raw);
+    let maker = ImageMaker::busybox()
+        .layer(layer)
+        .config("User", json!("1000:1000"))
+        .config("Entrypoint", json!(["sh", "-c"]))
+        .config(
+            "Cmd",
+            json!(["probe privileges; as-root privileges; with-capability privileges; exit 9"]),
+        );
+    let fixture = Fixture::new();
+    let program = Program {
+        image: fixture.file(
+            "privileges.oci",
+            maker.name("privileges:1").layout().archive(),
+        ),
+        command: &[],
+        input: String::new(),
+        configure: |_| (),
+        flags: "",
+    };
+
+    let done = program.runs_alike();
+
+    assert_eq!(done.code, 9, "{}", done.said);
+    assert_eq!(
+        done.said,
+        "user 1000 as 1000, capabilities 0000000000000000\n\
+         user 1000 as 0, capabilities 00000000a80425fb\n\
+         user 1000 as 1000, capabilities 0000000000002000\n"
+    );
+}
