@@ -41,8 +41,8 @@ struct Program<'a> {
     input: String,
     /// Changes crun's configuration.
     configure: fn(&mut Value),
-    /// What vmm is told besides.
-    flags: &'a str,
+    /// Tools of this host that the lab gets, and what it does with them first.
+    before: (&'a [&'a str], &'a str),
 }
 
 impl Program<'_> {
@@ -53,7 +53,7 @@ impl Program<'_> {
             command: &["bash"],
             input: format!("{WAIT_FOR}{script}"),
             configure: |_| (),
-            flags: "",
+            before: (&[], ""),
         }
     }
 
@@ -65,10 +65,14 @@ impl Program<'_> {
         let mut config = bundle::configuration(&unpacked, self.command);
         as_docker_would(&mut config);
         (self.configure)(&mut config);
+        let (tools, before) = self.before;
         let mut lab = lab_with(&self.image);
         let mut put = || {
             let crun = lab.tree.program_called("crun")?;
             lab.tree.symlink("/usr/local/bin/crun", crun);
+            for tool in tools {
+                lab.tree.program_called(tool)?;
+            }
             lab.tree.copy(unpacked.join("rootfs"), "/bundle/rootfs")
         };
         put().unwrap_or_else(|error: LabError| panic!("no lab: {error}"));
@@ -82,10 +86,10 @@ impl Program<'_> {
             .collect::<Vec<_>>()
             .join(" ");
         let script = format!(
-            "crun run --bundle /bundle program < /input > /said 2> /complained; echo crun $?; cat /said; tail -5 /complained >&2
-             vmm run -i --memory 1g {} --image /image.oci -- {command} < /input > /said 2> /complained; echo vmm $?; cat /said
-             tail -5 /complained >&2",
-            self.flags
+            "{before}
+             crun run --bundle /bundle program < /input > /said 2> /complained; echo crun $?; cat /said; tail -5 /complained >&2
+             vmm run -i --memory 1g --image /image.oci -- {command} < /input > /said 2> /complained; echo vmm $?; cat /said
+             tail -5 /complained >&2"
         );
         let (said, complaint) = in_lab(&mut lab, &script);
         let of = |engine: &str, text: &str| {
@@ -163,7 +167,7 @@ fn python_answers() {
         input: "import sys, json\nprint(json.dumps({'sum': sum(range(10))}))\nsys.exit(3)\n"
             .to_owned(),
         configure: |_| (),
-        flags: "",
+        before: (&[], ""),
     };
 
     let done = program.runs_alike();
@@ -247,7 +251,7 @@ fn node_finds_its_package() {
             "console.log(require('semver').inc('1.2.3', 'minor'), process.pid); process.exit(8)\n"
                 .to_owned(),
         configure: |_| (),
-        flags: "",
+        before: (&[], ""),
     };
 
     let done = program.runs_alike();
@@ -279,7 +283,7 @@ fn systemd_reaches_its_default_target() {
                 .expect("there are variables")
                 .push(json!("container=oci"));
         },
-        flags: "",
+        before: (&[], ""),
     };
 
     let done = program.runs_alike();
@@ -335,7 +339,11 @@ fn a_user_runs_programs_that_bring_privileges() {
         command: &[],
         input: String::new(),
         configure: |_| (),
-        flags: "",
+        // The lab's own tree carries no extended attributes.
+        before: (
+            &["setcap"],
+            "setcap cap_net_raw+ep /bundle/rootfs/bin/with-capability",
+        ),
     };
 
     let done = program.runs_alike();
