@@ -228,8 +228,8 @@ fn postgresql_answers_a_question() {
         id -un
         export PATH=/usr/lib/postgresql/15/bin:$PATH
         initdb --no-sync --pgdata=/tmp/cluster >/dev/null
-        pg_ctl --wait --timeout=300 --pgdata=/tmp/cluster --log=/tmp/log start >/dev/null
-        psql --no-psqlrc --tuples-only --no-align --command='create table t (n int); insert into t select generate_series(1, 1000); select sum(n) from t' postgres
+        pg_ctl --wait --timeout=300 --pgdata=/tmp/cluster --log=/tmp/log --options='-k /tmp' start >/dev/null
+        psql --host=/tmp --quiet --no-psqlrc --tuples-only --no-align --command='create table t (n int); insert into t select generate_series(1, 1000); select sum(n) from t' postgres
         pg_ctl --wait --timeout=300 --pgdata=/tmp/cluster stop >/dev/null
         exit $(($? + 6))
         ",

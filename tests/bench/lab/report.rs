@@ -215,7 +215,7 @@ pub(crate) fn table(made_of: &Versions, figures: &[(&Scenario, Figure)]) -> Stri
     if !targets.is_empty() {
         let _ = write!(
             table,
-            "\n| what clones are to reach | target | is |\n|---|--:|--:|\n{targets}"
+            "\n| what is to be reached | target | is |\n|---|--:|--:|\n{targets}"
         );
     }
     let _ = writeln!(table, "\n{}", versions(made_of));
@@ -231,7 +231,7 @@ fn exit(figures: &[(&Scenario, Figure)], name: &str) -> Option<f64> {
     figure_of(figures, name).map(|figure| figure.virtual_ms)
 }
 
-/// What clones are to cost at most. The ceilings in `budgets.json` are what they cost now.
+/// What things are to cost at most. The ceilings in `budgets.json` are what they cost now.
 struct Target {
     says: &'static str,
     at_most: f64,
@@ -240,6 +240,12 @@ struct Target {
 }
 
 const TARGETS: &[Target] = &[
+    Target {
+        says: "docker's whole profile, more than none, virtual ms",
+        at_most: 1.5,
+        digits: 1,
+        is: |figures| Some(exit(figures, "vmm-run-cold")? - exit(figures, "vmm-no-profile")?),
+    },
     Target {
         says: "hello to its first byte, virtual ms",
         at_most: 8.0,

@@ -125,6 +125,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         is_long: false,
     },
     Scenario {
+        name: "vmm-no-profile",
+        says: "the same with a configuration of docker's mounts and namespaces, and nothing else of its profile",
+        takes: &[Vmm, HelloImage],
+        before: COLD,
+        command: "vmm run --config /scripts/no-profile.json hello:1",
+        code: 0,
+        clock: Clock::Outside,
+        is_long: false,
+    },
+    Scenario {
         name: "vmm-run-warm",
         says: "`vmm run` of hello, image in the store, as a clone",
         takes: &[Vmm, HelloImage],
@@ -498,6 +508,24 @@ pub(crate) const SCRIPTS: &[(&str, &str)] = &[
     (
         "twenty.sh",
         "for i in $(seq 20); do vmm run hello:1 & done; wait\n",
+    ),
+    (
+        "no-profile.json",
+        r#"{
+            "ociVersion": "1.2.0",
+            "process": { "args": ["/bin/hello"], "env": ["PATH=/bin"], "cwd": "/", "user": { "uid": 0, "gid": 0 } },
+            "root": { "path": "rootfs" },
+            "mounts": [
+                { "destination": "/proc", "type": "proc", "source": "proc" },
+                { "destination": "/dev", "type": "tmpfs", "source": "tmpfs" },
+                { "destination": "/dev/pts", "type": "devpts", "source": "devpts" },
+                { "destination": "/sys", "type": "sysfs", "source": "sysfs" },
+                { "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup" },
+                { "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue" },
+                { "destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs" }
+            ],
+            "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }, { "type": "uts" }, { "type": "ipc" }, { "type": "cgroup" }] }
+        }"#,
     ),
     (
         "twenty-crun.sh",
