@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use tests::Fixture;
+use tests::image_maker::{ImageMaker, Layer};
 
 use super::busybox;
 
@@ -161,6 +162,28 @@ fn a_whole_configuration_is_executed() {
     done.code_is(9).stdout_is(
         "given\n7\n8\nlate\n\"status\":\"creating\"\nmkdir: can't create directory '/shared/x': No such device\n",
     );
+}
+
+#[test]
+fn a_mount_point_that_leads_up_is_one_in_the_container() {
+    let fixture = Fixture::with_machines();
+    let link = Layer::new().directory("led").symlink("home/up", "../led");
+    let image = ImageMaker::busybox().layer(link).layout().archive();
+    let image = fixture.file("image.oci", image);
+    let mut config = configuration("grep -E ' /(led|made) ' /proc/mounts | cut -d' ' -f1");
+    let mount = |destination: &str, source: &str| json!({ "destination": destination, "type": "tmpfs", "source": source });
+    let mounts = config["mounts"].as_array_mut().unwrap();
+    mounts.extend([
+        mount("/home/up", "by-link"),
+        mount("/home/../made", "by-path"),
+    ]);
+    let config = fixture.file("config.json", config.to_string());
+
+    let done = fixture
+        .run(&image, &["--config", &config.to_string_lossy()], &[])
+        .run();
+
+    done.code_is(0).stdout_is("by-link\nby-path\n");
 }
 
 #[test]
