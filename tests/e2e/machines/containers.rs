@@ -227,6 +227,17 @@ fn refused(config: &Value) -> String {
 }
 
 #[test]
+fn a_profile_that_forbids_what_a_start_takes_is_told() {
+    let mut config = configuration("true");
+    config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ERRNO",
+        "syscalls": [{ "names": ["execve", "write", "exit", "exit_group"], "action": "SCMP_ACT_ALLOW" }] });
+
+    let said = refused(&config);
+
+    assert!(said.contains("becoming the user"), "{said}");
+}
+
+#[test]
 fn a_field_that_the_guest_cannot_execute_is_named() {
     let mut config = configuration("true");
     config["process"]["apparmorProfile"] = json!("mine");
