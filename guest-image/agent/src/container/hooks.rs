@@ -389,7 +389,6 @@ impl Hook {
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
             rustix::process::setsid()?;
             rustix::process::umask(Mode::from_raw_mode(0o022));
-            rustix::process::chdir("/")?;
             rustix::stdio::dup2_stdin(stdin)?;
             rustix::stdio::dup2_stdout(output)?;
             rustix::stdio::dup2_stderr(output)

@@ -283,6 +283,19 @@ fn a_poststop_hook_that_fails_changes_nothing() -> Test {
 }
 
 #[test]
+fn a_start_container_hook_begins_in_the_programs_working_directory() -> Test {
+    needs_containers!();
+    let (agent, workload, _) = agent_and_workload("cat /directory")?;
+    let workload = workload.with("/process/cwd", json!("/dev")).with(
+        "/hooks",
+        json!({ "startContainer": [hook("pwd > /directory")] }),
+    );
+
+    assert_eq!(agent.run(&workload)?, Run::exited(0, "/dev\n", ""));
+    Ok(())
+}
+
+#[test]
 fn when_poststop_hooks_run_the_cgroup_is_gone() -> Test {
     needs_containers!();
     let (agent, workload, shared) = agent_and_workload("true")?;
