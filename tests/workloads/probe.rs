@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         ["identity"] => identity(),
         ["process-identity", prefix] => process_identity(prefix),
         ["clocks"] => clocks(),
+        ["status", field] => status(field),
         ["arguments", rest @ ..] => rest.iter().for_each(|argument| println!("[{argument}]")),
         _ => {
             eprintln!("probe: unknown: {arguments:?}");
@@ -36,6 +37,12 @@ fn main() -> ExitCode {
 
 fn number(text: &str) -> usize {
     text.parse().unwrap_or_else(|_| exit(98))
+}
+
+/// Prints one line of what the kernel says of this process.
+fn status(field: &str) {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_else(|_| exit(93));
+    status.lines().filter(|line| line.starts_with(field)).for_each(|line| println!("{line}"));
 }
 
 /// Reads address zero: the processor faults, and the default action of SIGSEGV ends even a PID 1.
