@@ -328,7 +328,9 @@ fn a_user_runs_programs_that_bring_privileges() {
         .config("Entrypoint", json!(["sh", "-c"]))
         .config(
             "Cmd",
-            json!(["probe privileges; as-root privileges; with-capability privileges; exit 9"]),
+            json!([
+                "for probe in probe as-root with-capability; do $probe status Uid; $probe status CapEff; done; exit 9"
+            ]),
         );
     let fixture = Fixture::new();
     let program = Program {
@@ -351,8 +353,8 @@ fn a_user_runs_programs_that_bring_privileges() {
     assert_eq!(done.code, 9, "{}", done.said);
     assert_eq!(
         done.said,
-        "user 1000 as 1000, capabilities 0000000000000000\n\
-         user 1000 as 0, capabilities 00000000a80425fb\n\
-         user 1000 as 1000, capabilities 0000000000002000\n"
+        "Uid:\t1000\t1000\t1000\t1000\nCapEff:\t0000000000000000\n\
+         Uid:\t1000\t0\t0\t0\nCapEff:\t00000000a80425fb\n\
+         Uid:\t1000\t1000\t1000\t1000\nCapEff:\t0000000000002000\n"
     );
 }

@@ -1,5 +1,5 @@
 //! What ARCHITECTURE.md says about the sources, held against them: which files may contain `unsafe`, and who may know
-//! whom.
+//! whom. And that the tests exist which the agent's CONFORMANCE.md names.
 
 mod sources;
 
@@ -92,7 +92,55 @@ fn machine_knows_no_command_line_and_no_oci() {
     );
 }
 
+#[test]
+fn the_tests_exist_that_show_conformance() {
+    let sources = rust_sources(&checkout());
+    let named = tests_that_show_conformance();
+    let exists = |(path, name): &(String, String)| {
+        let mut found = sources.iter().filter(|source| source.path == *path);
+        found.any(|source| source.has_word(name))
+    };
+
+    let missing: Vec<_> = named.iter().filter(|test| !exists(test)).collect();
+
+    assert!(
+        missing.is_empty(),
+        "CONFORMANCE.md names {missing:?}, which are not there"
+    );
+    assert!(named.len() > 50, "CONFORMANCE.md names few: {named:?}");
+}
+
 const NOBODY: [String; 0] = [];
+
+/// Where the files lie that CONFORMANCE.md names by the beginnings of their paths.
+const PLACES: [(&str, &str); 4] = [
+    ("crun/", "tests/e2e/machines/crun/"),
+    ("agent/", "guest-image/agent/tests/containers/"),
+    ("src/", "guest-image/agent/src/"),
+    ("host/", "vmm/src/workload/"),
+];
+
+/// Returns file and name of each test in the last column of the tables of CONFORMANCE.md.
+fn tests_that_show_conformance() -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(checkout().join("guest-image/agent/CONFORMANCE.md"))
+        .expect("CONFORMANCE.md can be read");
+    let cells = text.lines().filter_map(|line| {
+        line.strip_prefix("| ")?
+            .strip_suffix(" |")?
+            .rsplit(" | ")
+            .next()
+    });
+    cells
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .filter_map(|test| test.split_once("::"))
+        .map(|(file, name)| {
+            let place = PLACES
+                .iter()
+                .find_map(|(short, long)| Some(format!("{long}{}", file.strip_prefix(short)?)));
+            (place.unwrap_or_else(|| file.to_owned()), name.to_owned())
+        })
+        .collect()
+}
 
 /// Returns the paths in the table of the architecture's section on `unsafe`.
 fn files_listed_as_unsafe() -> BTreeSet<String> {

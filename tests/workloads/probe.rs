@@ -24,8 +24,8 @@ fn main() -> ExitCode {
         ["spin", milliseconds, threads] => spin(number(milliseconds) as u64, number(threads)),
         ["identity"] => identity(),
         ["process-identity", prefix] => process_identity(prefix),
-        ["privileges"] => privileges(),
         ["clocks"] => clocks(),
+        ["status", field] => status(field),
         ["arguments", rest @ ..] => rest.iter().for_each(|argument| println!("[{argument}]")),
         _ => {
             eprintln!("probe: unknown: {arguments:?}");
@@ -39,18 +39,10 @@ fn number(text: &str) -> usize {
     text.parse().unwrap_or_else(|_| exit(98))
 }
 
-/// Says who started this program, as whom it runs, and what it may do.
-fn privileges() {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_else(|_| exit(97));
-    let words = |key: &str| -> Vec<&str> {
-        let line = status.lines().find_map(|line| line.strip_prefix(key));
-        line.unwrap_or_default().split_whitespace().collect()
-    };
-    let [user, as_user, ..] = words("Uid:")[..] else {
-        exit(96)
-    };
-    let effective = words("CapEff:").concat();
-    println!("user {user} as {as_user}, capabilities {effective}");
+/// Prints one line of what the kernel says of this process.
+fn status(field: &str) {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_else(|_| exit(93));
+    status.lines().filter(|line| line.starts_with(field)).for_each(|line| println!("{line}"));
 }
 
 /// Reads address zero: the processor faults, and the default action of SIGSEGV ends even a PID 1.

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use tests::Fixture;
+use tests::image_maker::{ImageMaker, Layer};
 
 use super::busybox;
 
@@ -164,6 +165,28 @@ fn a_whole_configuration_is_executed() {
 }
 
 #[test]
+fn a_mount_point_that_leads_up_is_one_in_the_container() {
+    let fixture = Fixture::with_machines();
+    let link = Layer::new().directory("led").symlink("home/up", "../led");
+    let image = ImageMaker::busybox().layer(link).layout().archive();
+    let image = fixture.file("image.oci", image);
+    let mut config = configuration("grep -E ' /(led|made) ' /proc/mounts | cut -d' ' -f1");
+    let mount = |destination: &str, source: &str| json!({ "destination": destination, "type": "tmpfs", "source": source });
+    let mounts = config["mounts"].as_array_mut().unwrap();
+    mounts.extend([
+        mount("/home/up", "by-link"),
+        mount("/home/../made", "by-path"),
+    ]);
+    let config = fixture.file("config.json", config.to_string());
+
+    let done = fixture
+        .run(&image, &["--config", &config.to_string_lossy()], &[])
+        .run();
+
+    done.code_is(0).stdout_is("by-link\nby-path\n");
+}
+
+#[test]
 fn a_process_that_forks_without_end_is_held() {
     let fixture = Fixture::with_machines();
     let image = busybox(&fixture);
@@ -201,6 +224,17 @@ fn refused(config: &Value) -> String {
         .run();
     done.code_is(125).stdout_is("");
     done.stderr_text()
+}
+
+#[test]
+fn a_profile_that_forbids_what_a_start_takes_is_told() {
+    let mut config = configuration("true");
+    config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ERRNO",
+        "syscalls": [{ "names": ["execve", "write", "exit", "exit_group"], "action": "SCMP_ACT_ALLOW" }] });
+
+    let said = refused(&config);
+
+    assert!(said.contains("becoming the user"), "{said}");
 }
 
 #[test]

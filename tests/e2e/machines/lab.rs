@@ -15,9 +15,12 @@ const THINGS: &str = "/things";
 /// The tests of machines that begin, or go on, as copies of others: half of all.
 const COPIES: [&str; 2] = ["templates::", "snapshots::"];
 
+/// The tests that run crun, too.
+const CRUN: &str = "crun::";
+
 #[test]
 fn every_test_of_copied_machines_passes_on_a_complete_kvm_too() {
-    pass_in_lab(&COPIES);
+    pass_in_lab(&COPIES, &[]);
 }
 
 #[test]
@@ -25,15 +28,20 @@ fn every_other_test_passes_on_a_complete_kvm_too() {
     let skips: Vec<&str> = COPIES
         .iter()
         // `vmm bench` compares engines of this machine.
-        .chain(&["lab::", "bench::"])
+        .chain(&["lab::", "bench::", CRUN])
         .flat_map(|names| ["--skip", names])
         .collect();
-    pass_in_lab(&skips);
+    pass_in_lab(&skips, &[]);
 }
 
-/// Runs this program's tests of this choice in the lab.
+#[test]
+fn containers_are_as_in_crun_on_a_complete_kvm() {
+    pass_in_lab(&[CRUN], &["crun"]);
+}
+
+/// Runs this program's tests of this choice in the lab, with other engines.
 #[expect(clippy::panic, reason = "what the lab says is the test's failure")]
-fn pass_in_lab(choice: &[&str]) {
+fn pass_in_lab(choice: &[&str], engines: &[&str]) {
     let mut lab = Lab::new().unwrap_or_else(|error| panic!("no lab: {error}"));
     lab.limit = LIMIT;
     lab.memory_mib = 6 << 10;
@@ -43,7 +51,8 @@ fn pass_in_lab(choice: &[&str]) {
         let this = env::current_exe().expect("a program knows where it is");
         lab.tree.program(&this, "/usr/bin/machines")?;
         lab.put_vmm(&binary::vmm(), &binary::vmm())?;
-        for tool in ["tar", "setsid", "setpriv", "unshare", "mount", "find", "sh"] {
+        let tools = ["tar", "setsid", "setpriv", "unshare", "mount", "find", "sh"];
+        for tool in tools.iter().chain(engines) {
             lab.tree.program_called(tool)?;
         }
         for made in [

@@ -5,6 +5,7 @@ mod background;
 mod bench;
 mod complete_kvm;
 mod containers;
+mod crun;
 mod environment;
 mod exit_codes;
 mod files;

@@ -64,9 +64,18 @@ pub(super) fn build(
         if container.waits_for_agent() {
             agent.wait()?;
         }
-        rootfs::enter()?;
-        first_half.mount_all(container)?;
-        rootfs::leave_machine()?;
+        if container.namespaces.has_user() {
+            // They may mount what their mount namespace shows already, proc(5) and sysfs(5): the machine's tree stays for so long.
+            let machines_tree = rootfs::look_inside()?;
+            first_half.mount_all(container)?;
+            machines_tree.come_back()?;
+            rootfs::enter()?;
+            rootfs::leave_machine()?;
+        } else {
+            rootfs::enter()?;
+            rootfs::leave_machine()?;
+            first_half.mount_all(container)?;
+        }
     }
     container
         .sysctls

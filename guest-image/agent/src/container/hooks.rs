@@ -225,7 +225,11 @@ impl Runner {
                 let entered = files
                     .enter()
                     .step(|| "entering the container's files".to_owned());
-                match entered.and_then(|()| run_all(list, &state)) {
+                let run = match moment {
+                    Moment::Create | Moment::Poststart => run_all,
+                    Moment::Poststop => run_each,
+                };
+                match entered.and_then(|()| run(list, &state)) {
                     Ok(()) => agent.done(),
                     Err(failure) => agent.failed(failure),
                 }
@@ -282,6 +286,16 @@ fn open(path: &str) -> rustix::io::Result<OwnedFd> {
 
 fn run_all(hooks: &[Hook], state: &[u8]) -> Result<(), StartFailure> {
     hooks.iter().try_for_each(|hook| hook.run(state))
+}
+
+/// Runs all of them, those after one that failed, too: `runtime.md`, "Lifecycle". The first failure is what is said.
+fn run_each(hooks: &[Hook], state: &[u8]) -> Result<(), StartFailure> {
+    let mut result = Ok(());
+    for hook in hooks {
+        let this = hook.run(state);
+        result = result.and(this);
+    }
+    result
 }
 
 /// How a hook ended.
@@ -389,7 +403,6 @@ impl Hook {
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
             rustix::process::setsid()?;
             rustix::process::umask(Mode::from_raw_mode(0o022));
-            rustix::process::chdir("/")?;
             rustix::stdio::dup2_stdin(stdin)?;
             rustix::stdio::dup2_stdout(output)?;
             rustix::stdio::dup2_stderr(output)

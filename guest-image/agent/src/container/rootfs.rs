@@ -167,20 +167,20 @@ impl MachinesTree {
     }
 }
 
-/// Makes the current directory the root. The agent's tree stays mounted on top of it, in reach of nobody.
+/// Makes the current directory the root. The agent's tree stays mounted on top of it, where `..` leads to: nothing of the container's
+/// may be looked up before [`leave_machine`].
 ///
 /// # Errors
 ///
 /// The kernel's, see pivot_root(2).
 pub(crate) fn enter() -> Result<(), StartFailure> {
     let step = || "entering the root".to_owned();
-    // pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one. A path from the root begins below it.
+    // pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one.
     rustix::process::pivot_root(".", ".").step(step)?;
     rustix::process::chdir("/").step(step)
 }
 
-/// Takes the agent's tree off. A user namespace may mount what its mount namespace shows already, proc(5) and sysfs(5), so this
-/// comes after the container's mounts.
+/// Takes the agent's tree off.
 ///
 /// # Errors
 ///

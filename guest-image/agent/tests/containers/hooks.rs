@@ -283,6 +283,35 @@ fn a_poststop_hook_that_fails_changes_nothing() -> Test {
 }
 
 #[test]
+fn poststop_hooks_after_one_that_fails_run_all_the_same() -> Test {
+    needs_containers!();
+    let (agent, workload, shared) = agent_and_workload("true")?;
+    let workload = workload.with(
+        "/hooks",
+        json!({ "poststop": [hook("exit 1"), note("second")] }),
+    );
+
+    let run = agent.run(&workload)?;
+
+    assert_eq!(run.status()?, protocol::ExitStatus::Code(0));
+    assert_eq!(std::fs::read_to_string(shared.join("order"))?, "second\n");
+    Ok(())
+}
+
+#[test]
+fn a_start_container_hook_begins_in_the_programs_working_directory() -> Test {
+    needs_containers!();
+    let (agent, workload, _) = agent_and_workload("cat /directory")?;
+    let workload = workload.with("/process/cwd", json!("/dev")).with(
+        "/hooks",
+        json!({ "startContainer": [hook("pwd > /directory")] }),
+    );
+
+    assert_eq!(agent.run(&workload)?, Run::exited(0, "/dev\n", ""));
+    Ok(())
+}
+
+#[test]
 fn when_poststop_hooks_run_the_cgroup_is_gone() -> Test {
     needs_containers!();
     let (agent, workload, shared) = agent_and_workload("true")?;
