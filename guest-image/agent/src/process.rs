@@ -426,18 +426,20 @@ impl Process {
                 "who ran them was killed",
             )),
         };
-        match (moment, result) {
-            (Moment::Create, Ok(())) => {
+        if let Err(failure) = result {
+            if moment == Moment::Create {
+                return self.give_up(failure);
+            }
+            // runtime.md, "Lifecycle": all goes on as if it had succeeded.
+            crate::warn(&failure);
+        }
+        match moment {
+            Moment::Create => {
                 self.let_go_on();
                 None
             }
-            (Moment::Poststart, Ok(())) => Some(self.started()),
-            (Moment::Create | Moment::Poststart, Err(failure)) => self.give_up(failure),
-            (Moment::Poststop, result) => {
-                // runtime.md, "Lifecycle": all goes on as if it had succeeded.
-                if let Err(failure) = result {
-                    crate::warn(&failure);
-                }
+            Moment::Poststart => Some(self.started()),
+            Moment::Poststop => {
                 let gone = State::Reported { child: None };
                 match std::mem::replace(&mut self.state, gone) {
                     State::Gone { report } => Some(report),

@@ -226,8 +226,8 @@ impl Runner {
                     .enter()
                     .step(|| "entering the container's files".to_owned());
                 let run = match moment {
-                    Moment::Create | Moment::Poststart => run_all,
-                    Moment::Poststop => run_each,
+                    Moment::Create => run_all,
+                    Moment::Poststart | Moment::Poststop => run_each,
                 };
                 match entered.and_then(|()| run(list, &state)) {
                     Ok(()) => agent.done(),

@@ -136,10 +136,4 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         vmm: "refused",
         because: "runtime.md, \"Errors\": a user who is no number is an error, and not root",
     },
-    Difference {
-        case: "failing_poststart_hook/ending",
-        crun: "exit code 4",
-        vmm: "refused",
-        because: "runtime.md, \"Lifecycle\", of the runtime-spec 1.3.0: it stops the container; until 1.2.1 it was a warning",
-    },
 ];
