@@ -475,7 +475,10 @@ impl Process {
             .zip(duplicate())
             .map(|(sink, source)| Output::new(source, sink));
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        self.terminal_side = rustix::pty::ioctl_tiocgptpeer(&terminal, flags).ok();
+        // One that has ended already would never let go of it.
+        if let State::Launching { ended: None, .. } = self.state {
+            self.terminal_side = rustix::pty::ioctl_tiocgptpeer(&terminal, flags).ok();
+        }
         self.terminal = Some(terminal);
     }
 

@@ -513,7 +513,7 @@ pub(crate) const SCRIPTS: &[(&str, &str)] = &[
         "no-profile.json",
         r#"{
             "ociVersion": "1.2.0",
-            "process": { "args": ["/bin/hello"], "env": ["PATH=/bin"], "cwd": "/", "user": { "uid": 0, "gid": 0 } },
+            "process": { "args": ["echo", "hello"], "env": ["PATH=/bin"], "cwd": "/", "user": { "uid": 0, "gid": 0 } },
             "root": { "path": "rootfs" },
             "mounts": [
                 { "destination": "/proc", "type": "proc", "source": "proc" },
