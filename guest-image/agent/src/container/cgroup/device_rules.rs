@@ -3,7 +3,11 @@
 //! Version 2 of cgroups has no file for this: a program (`BPF_PROG_TYPE_CGROUP_DEVICE`) is asked for each access. It takes the rules
 //! from the last to the first, and each decides those of the wanted rights that no later one has decided; that is what it
 //! means that they are applied in the listed order. What no rule decides is denied.
+//!
+//! The kernel follows every branch of a program before it takes it, which is most of what the rules cost a container. So rules
+//! that follow each other and decide alike are one test, as far as they can be.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 
 use protocol::StartFailure;
@@ -18,22 +22,22 @@ const READ: u32 = 2;
 const WRITE: u32 = 4;
 const BLOCK: u32 = 1;
 const CHARACTER: u32 = 2;
+const ALL_RIGHTS: u32 = MKNOD | READ | WRITE;
 
 /// What every container may use, whatever the rules say, as in docker: the default devices, the container's terminals, and to
 /// make nodes, which are not usable for that alone.
-const ALWAYS: [Rule; 11] = [
-    Rule::allow(CHARACTER, None, None, MKNOD),
-    Rule::allow(BLOCK, None, None, MKNOD),
-    Rule::allow(CHARACTER, Some(1), Some(3), READ | WRITE | MKNOD),
-    Rule::allow(CHARACTER, Some(1), Some(5), READ | WRITE | MKNOD),
-    Rule::allow(CHARACTER, Some(1), Some(7), READ | WRITE | MKNOD),
-    Rule::allow(CHARACTER, Some(1), Some(8), READ | WRITE | MKNOD),
-    Rule::allow(CHARACTER, Some(1), Some(9), READ | WRITE | MKNOD),
-    Rule::allow(CHARACTER, Some(5), Some(0), READ | WRITE | MKNOD),
-    Rule::allow(CHARACTER, Some(5), Some(1), READ | WRITE | MKNOD),
-    Rule::allow(CHARACTER, Some(5), Some(2), READ | WRITE | MKNOD),
+const ALWAYS: [Rule; 10] = [
+    Rule::allow(None, None, None, MKNOD),
+    Rule::allow(Some(CHARACTER), Some(1), Some(3), ALL_RIGHTS),
+    Rule::allow(Some(CHARACTER), Some(1), Some(5), ALL_RIGHTS),
+    Rule::allow(Some(CHARACTER), Some(1), Some(7), ALL_RIGHTS),
+    Rule::allow(Some(CHARACTER), Some(1), Some(8), ALL_RIGHTS),
+    Rule::allow(Some(CHARACTER), Some(1), Some(9), ALL_RIGHTS),
+    Rule::allow(Some(CHARACTER), Some(5), Some(0), ALL_RIGHTS),
+    Rule::allow(Some(CHARACTER), Some(5), Some(1), ALL_RIGHTS),
+    Rule::allow(Some(CHARACTER), Some(5), Some(2), ALL_RIGHTS),
     // /dev/pts/*
-    Rule::allow(CHARACTER, Some(136), None, READ | WRITE | MKNOD),
+    Rule::allow(Some(CHARACTER), Some(136), None, ALL_RIGHTS),
 ];
 
 /// The most rules that a program is made for: far below the size that the kernel takes, a million instructions.
@@ -54,10 +58,10 @@ struct Rule {
 }
 
 impl Rule {
-    const fn allow(kind: u32, major: Option<u32>, minor: Option<u32>, access: u32) -> Self {
+    const fn allow(kind: Option<u32>, major: Option<u32>, minor: Option<u32>, access: u32) -> Self {
         Self {
             allow: true,
-            kind: Some(kind),
+            kind,
             major,
             minor,
             access,
@@ -98,7 +102,7 @@ impl Rule {
             };
         }
         if access == 0 {
-            access = READ | WRITE | MKNOD;
+            access = ALL_RIGHTS;
         }
         Ok(Self {
             allow: rule.allow,
@@ -127,8 +131,8 @@ impl DeviceProgram {
             ));
         }
         let given = rules.iter().map(Rule::new).collect::<Result<Vec<_>, _>>()?;
-        let last_first = ALWAYS.iter().rev().chain(given.iter().rev());
-        Ok(Some(Self(assemble(last_first))))
+        let rules: Vec<Rule> = given.into_iter().chain(ALWAYS).rev().collect();
+        Ok(Some(Self(assemble(&rules))))
     }
 
     /// Has the kernel ask the program for every access from the cgroup.
@@ -167,9 +171,13 @@ mod instruction {
     const AND_NUMBER: u8 = 0x57;
     /// `BPF_ALU64 | BPF_RSH | BPF_K`
     const SHIFT_RIGHT: u8 = 0x77;
-    /// `BPF_JMP32 | BPF_JNE | BPF_K` and `BPF_JEQ`
+    /// `BPF_ALU | BPF_MOV | BPF_K`, `BPF_ALU | BPF_RSH | BPF_X`: on words, without a sign.
+    const MOVE_WORD: u8 = 0xB4;
+    const SHIFT_WORD_RIGHT_BY: u8 = 0x7C;
+    /// `BPF_JMP32 | BPF_JNE | BPF_K`, `BPF_JEQ` and `BPF_JGT`
     const JUMP_UNLESS: u8 = 0x56;
     const JUMP_IF: u8 = 0x16;
+    const JUMP_ABOVE: u8 = 0x26;
     /// `BPF_JMP | BPF_EXIT`
     const EXIT: u8 = 0x95;
 
@@ -208,6 +216,14 @@ mod instruction {
         encode(SHIFT_RIGHT, target, 0, 0, bits)
     }
 
+    pub(super) fn set_word(target: u8, number: u32) -> u64 {
+        encode(MOVE_WORD, target, 0, 0, number)
+    }
+
+    pub(super) fn shift_right_by(target: u8, bits: u8) -> u64 {
+        encode(SHIFT_WORD_RIGHT_BY, target, bits, 0, 0)
+    }
+
     /// Skips so many instructions where the register is another number.
     pub(super) fn skip_unless(register: u8, number: u32, skipped: i16) -> u64 {
         encode(JUMP_UNLESS, register, 0, skipped, number)
@@ -218,15 +234,66 @@ mod instruction {
         encode(JUMP_IF, register, 0, skipped, number)
     }
 
+    /// Skips so many instructions where the register is a greater number.
+    pub(super) fn skip_above(register: u8, number: u32, skipped: i16) -> u64 {
+        encode(JUMP_ABOVE, register, 0, skipped, number)
+    }
+
     pub(super) fn exit() -> u64 {
         encode(EXIT, 0, 0, 0, 0)
     }
 }
 
+/// What rules that decide alike have in common: type, major number, rights.
+type Subject = (Option<u32>, Option<u32>, u32);
+
+/// The minor numbers of rules that have everything else in common.
+#[derive(Debug, Default)]
+struct Minors {
+    all: bool,
+    /// A bit for each number below 32.
+    low: u32,
+    high: BTreeSet<u32>,
+}
+
+impl Minors {
+    fn add(&mut self, minor: Option<u32>) {
+        match minor {
+            None => self.all = true,
+            Some(low @ 0..32) => self.low |= 1 << low,
+            Some(high) => drop(self.high.insert(high)),
+        }
+    }
+
+    /// The conditions under which a number is one of these; each of them is enough.
+    fn conditions(&self) -> Vec<Minor> {
+        if self.all {
+            return vec![Minor::Any];
+        }
+        let low = match self.low.count_ones() {
+            0 => None,
+            1 => Some(Minor::Is(self.low.trailing_zeros())),
+            _ => Some(Minor::OneOf(self.low)),
+        };
+        low.into_iter()
+            .chain(self.high.iter().copied().map(Minor::Is))
+            .collect()
+    }
+}
+
+/// A condition on a minor number.
+#[derive(Clone, Copy, Debug)]
+enum Minor {
+    Any,
+    Is(u32),
+    /// A bit for each number below 32.
+    OneOf(u32),
+}
+
 /// Makes the program of rules that come the last first.
-fn assemble<'a>(rules: impl Iterator<Item = &'a Rule>) -> Vec<u64> {
-    use instruction::{and, copy, exit, load_word, set, shift_right, skip_if, skip_unless};
-    use register::{CONTEXT, KIND, MAJOR, MINOR, RESULT, SCRATCH, WANTED};
+fn assemble(rules: &[Rule]) -> Vec<u64> {
+    use instruction::{and, copy, exit, load_word, set, shift_right};
+    use register::{CONTEXT, KIND, MAJOR, MINOR, RESULT, WANTED};
     let mut program = vec![
         // The first word is the type, and above it the wanted rights.
         load_word(KIND, CONTEXT, 0),
@@ -236,43 +303,82 @@ fn assemble<'a>(rules: impl Iterator<Item = &'a Rule>) -> Vec<u64> {
         load_word(MAJOR, CONTEXT, 4),
         load_word(MINOR, CONTEXT, 8),
     ];
-    for rule in rules {
-        let decision = if rule.allow {
-            // What is allowed is no longer wanted; where nothing is left, all is allowed.
-            vec![
-                and(WANTED, !rule.access),
-                skip_unless(WANTED, 0, 2),
-                set(RESULT, 1),
-                exit(),
-            ]
-        } else {
-            vec![
-                copy(SCRATCH, WANTED),
-                and(SCRATCH, rule.access),
-                skip_if(SCRATCH, 0, 2),
-                set(RESULT, 0),
-                exit(),
-            ]
-        };
-        let conditions = [(KIND, rule.kind), (MAJOR, rule.major), (MINOR, rule.minor)];
-        let conditions: Vec<(u8, u32)> = conditions
-            .into_iter()
-            .filter_map(|(register, number)| Some((register, number?)))
-            .collect();
-        // At most three conditions and five instructions.
-        let length = conditions.len() + decision.len();
-        for (index, (register, number)) in conditions.into_iter().enumerate() {
-            let skipped = i16::try_from(length - index - 1).unwrap_or(i16::MAX);
-            program.push(skip_unless(register, number, skipped));
+    // Among rules that allow, and among those that deny, the order means nothing.
+    for run in rules.chunk_by(|one, next| one.allow == next.allow) {
+        let mut subjects: BTreeMap<Subject, Minors> = BTreeMap::new();
+        for rule in run {
+            let subject = (rule.kind, rule.major, rule.access);
+            subjects.entry(subject).or_default().add(rule.minor);
         }
-        program.extend(decision);
+        let allow = run.iter().any(|rule| rule.allow);
+        for ((kind, major, access), minors) in subjects {
+            for minor in minors.conditions() {
+                if let (None, None, Minor::Any, ALL_RIGHTS) = (kind, major, minor, access) {
+                    // The kernel takes no program with instructions that are never reached.
+                    program.extend([set(RESULT, u32::from(allow)), exit()]);
+                    return program;
+                }
+                program.extend(test(kind, major, minor, access, allow));
+            }
+        }
     }
     program.extend([set(RESULT, 0), exit()]);
     program
 }
 
+/// Decides `access` where the device is one of these.
+fn test(kind: Option<u32>, major: Option<u32>, minor: Minor, access: u32, allow: bool) -> Vec<u64> {
+    use instruction::{
+        and, copy, exit, set, set_word, shift_right_by, skip_above, skip_if, skip_unless,
+    };
+    use register::{KIND, MAJOR, MINOR, RESULT, SCRATCH, WANTED};
+    // From the last instruction to the first: each condition skips all that comes after it.
+    let mut reversed = if allow {
+        // What is allowed is no longer wanted; where nothing is left, all is allowed.
+        vec![
+            exit(),
+            set(RESULT, 1),
+            skip_unless(WANTED, 0, 2),
+            and(WANTED, !access),
+        ]
+    } else {
+        vec![
+            exit(),
+            set(RESULT, 0),
+            skip_if(SCRATCH, 0, 2),
+            and(SCRATCH, access),
+            copy(SCRATCH, WANTED),
+        ]
+    };
+    match minor {
+        Minor::Any => (),
+        Minor::Is(number) => reversed.push(skip_unless(MINOR, number, distance(&reversed))),
+        Minor::OneOf(bits) => {
+            reversed.push(skip_if(SCRATCH, 0, distance(&reversed)));
+            reversed.push(and(SCRATCH, 1));
+            reversed.push(shift_right_by(SCRATCH, MINOR));
+            reversed.push(set_word(SCRATCH, bits));
+            reversed.push(skip_above(MINOR, 31, distance(&reversed)));
+        }
+    }
+    for (register, number) in [(MAJOR, major), (KIND, kind)] {
+        if let Some(number) = number {
+            reversed.push(skip_unless(register, number, distance(&reversed)));
+        }
+    }
+    reversed.reverse();
+    reversed
+}
+
+/// How far it is over instructions that are to be skipped; there are some twenty at most.
+fn distance(skipped: &[u64]) -> i16 {
+    i16::try_from(skipped.len()).unwrap_or(i16::MAX)
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Executes a program as the kernel would.
@@ -295,9 +401,12 @@ mod tests {
                 0xB7 => registers[target] = extended,
                 0x57 => registers[target] &= extended,
                 0x77 => registers[target] >>= number,
+                0xB4 => registers[target] = number.into(),
+                0x7C => registers[target] = word >> (registers[source] & 31),
+                0x26 if word > u64::from(number) => at += offset,
                 0x56 if word != u64::from(number) => at += offset,
                 0x16 if word == u64::from(number) => at += offset,
-                0x56 | 0x16 => (),
+                0x56 | 0x16 | 0x26 => (),
                 0x95 => return registers[0] != 0,
                 other => unreachable!("{other:#x}"),
             }
@@ -342,6 +451,35 @@ mod tests {
     }
 
     #[test]
+    fn rules_that_are_one_test_decide_as_each_would() {
+        let program = program(
+            r#"[{"allow":true,"type":"c","major":9,"access":"r"},
+                {"allow":false,"type":"c","major":9,"minor":0,"access":"r"},
+                {"allow":false,"type":"c","major":9,"minor":31,"access":"r"},
+                {"allow":false,"type":"c","major":9,"minor":32,"access":"r"},
+                {"allow":false,"type":"c","major":9,"minor":4294967295,"access":"r"}]"#,
+        );
+
+        assert!(!runs(&program, CHARACTER, 9, 0, READ));
+        assert!(runs(&program, CHARACTER, 9, 1, READ));
+        assert!(runs(&program, CHARACTER, 9, 30, READ));
+        assert!(!runs(&program, CHARACTER, 9, 31, READ));
+        assert!(!runs(&program, CHARACTER, 9, 32, READ));
+        assert!(runs(&program, CHARACTER, 9, 64, READ));
+        assert!(!runs(&program, CHARACTER, 9, u32::MAX, READ));
+    }
+
+    #[test]
+    fn what_comes_before_a_rule_about_everything_is_not_in_the_program() {
+        let all = program(&format!("[{DENY_ALL}]"));
+        let more = program(&format!(
+            r#"[{{"allow":true,"type":"b","major":8,"access":"r"}},{DENY_ALL}]"#
+        ));
+
+        assert_eq!(all, more);
+    }
+
+    #[test]
     fn the_default_devices_stay_usable() {
         let program = program(&format!("[{DENY_ALL}]"));
 
@@ -360,5 +498,59 @@ mod tests {
             DeviceProgram::new(&rules).unwrap_err().step,
             "linux.resources.devices.access"
         );
+    }
+
+    /// What the rules come to, one after the other as the specification lists them.
+    fn allows(rules: &[Rule], kind: u32, major: u32, minor: u32, access: u32) -> bool {
+        let is_allowed = |right: u32| {
+            let mut decided = false;
+            for rule in rules {
+                let is_about = rule.kind.is_none_or(|it| it == kind)
+                    && rule.major.is_none_or(|it| it == major)
+                    && rule.minor.is_none_or(|it| it == minor)
+                    && rule.access & right != 0;
+                if is_about {
+                    decided = rule.allow;
+                }
+            }
+            decided
+        };
+        [MKNOD, READ, WRITE]
+            .into_iter()
+            .filter(|right| access & right != 0)
+            .all(is_allowed)
+    }
+
+    fn number() -> impl Strategy<Value = u32> {
+        prop_oneof![0..3_u32, 30..34_u32, Just(u32::MAX)]
+    }
+
+    prop_compose! {
+        fn rule()(
+            allow in any::<bool>(),
+            kind in prop::option::of(BLOCK..=CHARACTER),
+            major in prop::option::of(0..3_u32),
+            minor in prop::option::of(number()),
+            access in 1..=ALL_RIGHTS,
+        ) -> Rule {
+            Rule { allow, kind, major, minor, access }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_program_decides_as_the_rules_in_their_order(
+            rules in prop::collection::vec(rule(), 0..12),
+            kind in BLOCK..=CHARACTER,
+            major in 0..3_u32,
+            minor in number(),
+            access in 1..=ALL_RIGHTS,
+        ) {
+            let last_first: Vec<Rule> = rules.iter().rev().copied().collect();
+
+            let decided = runs(&assemble(&last_first), kind, major, minor, access);
+
+            prop_assert_eq!(decided, allows(&rules, kind, major, minor, access));
+        }
     }
 }
