@@ -10,11 +10,13 @@ mod profile;
 pub mod seccomp;
 pub mod systemd;
 
+use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 
 use oci_spec::image::{Config, ImageConfiguration};
 use protocol::{Create, DeclaredStreams, Process, RootSource, WindowSize};
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use thiserror::Error;
 
@@ -244,20 +246,9 @@ impl Workload {
     ///
     /// If the configuration cannot be written as JSON.
     pub fn container(&self, process: Process, root: RootSource) -> Result<Create, WorkloadError> {
-        let mut config = self.config.clone();
-        if let Some(config) = config.as_object_mut() {
-            // What is to run needs a name, and whoever reads this starts nothing.
-            let nothing = json!({ "args": ["sh"], "cwd": "/", "user": { "uid": 0, "gid": 0 } });
-            config.insert("process".to_owned(), nothing);
-            config.remove("hostname");
-        }
-        if let Some(root) = config.get_mut("root").and_then(Value::as_object_mut) {
-            root.remove("readonly");
-        }
         Ok(Create {
             process,
-            // The maps of a value are sorted.
-            config: serde_json::to_vec(&config).map_err(WorkloadError::Json)?,
+            config: serde_json::to_vec(&OfContainer(&self.config)).map_err(WorkloadError::Json)?,
             root,
             user: None,
             groups: Vec::new(),
@@ -291,6 +282,35 @@ impl Workload {
             streams,
             seccomp: self.seccomp,
         })
+    }
+}
+
+/// A configuration as far as it says how the container is built.
+struct OfContainer<'a>(&'a Value);
+
+impl Serialize for OfContainer<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // The maps of a value are sorted, so equal containers are equal texts.
+        serializer.collect_map(self.0.as_object().into_iter().flatten().filter_map(
+            |(name, value)| {
+                let value = match name.as_str() {
+                    "hostname" => return None,
+                    // What is to run needs a name, and whoever reads this starts nothing.
+                    "process" => Cow::Owned(
+                        json!({ "args": ["sh"], "cwd": "/", "user": { "uid": 0, "gid": 0 } }),
+                    ),
+                    "root" => {
+                        let mut root = value.clone();
+                        root.as_object_mut()
+                            .into_iter()
+                            .for_each(|root| drop(root.remove("readonly")));
+                        Cow::Owned(root)
+                    }
+                    _ => Cow::Borrowed(value),
+                };
+                Some((name, value))
+            },
+        ))
     }
 }
 

@@ -428,14 +428,12 @@ impl Calls {
 
     /// Their numbers, in order.
     pub(super) fn numbers(&self) -> impl Iterator<Item = u32> {
-        let bits = self
-            .0
-            .into_iter()
-            .flat_map(|word| (0..64).map(move |bit| word >> bit & 1 == 1));
-        (0..)
-            .zip(bits)
-            .filter(|(_, is_in)| *is_in)
-            .map(|(number, _)| number)
+        (0..).step_by(64).zip(self.0).flat_map(|(first, word)| {
+            // Without its lowest bit, until there is none.
+            let left = std::iter::successors(Some(word), |left| Some(left & left.wrapping_sub(1)));
+            left.take_while(|left| *left != 0)
+                .map(move |left| first + left.trailing_zeros())
+        })
     }
 }
 

@@ -4,6 +4,8 @@
 //! translated it. So calls of the same answer that follow each other are one range, the ranges are searched by halves, and a result
 //! is there once. Jumps lead forward only: a program is put together from its end, where all that can be jumped to is already there.
 
+use std::collections::BTreeMap;
+
 use super::{ENOSYS, SeccompError, error, result};
 
 /// `BPF_MAXINSNS`, include/uapi/linux/bpf_common.h.
@@ -55,15 +57,17 @@ pub(super) struct Table {
     default: u32,
     /// For calls above the last that has a rule.
     pub(super) beyond: u32,
-    /// By number: rules with conditions in their order, and what counts where none holds.
-    calls: Vec<Answer>,
+    /// By number: what counts where no condition holds, if anything was said of it.
+    otherwise: Vec<Option<u32>>,
+    /// By number: rules with conditions, in their order.
+    conditional: BTreeMap<usize, Vec<Rule>>,
 }
 
-#[derive(Clone, Debug, Eq, PartialEq)]
-struct Answer {
-    conditional: Vec<Rule>,
+/// What is answered to a call.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Answer<'a> {
+    conditional: &'a [Rule],
     otherwise: u32,
-    is_decided: bool,
 }
 
 impl Table {
@@ -71,49 +75,72 @@ impl Table {
         Self {
             default,
             beyond: result::ERRNO | ENOSYS,
-            calls: Vec::new(),
+            otherwise: Vec::new(),
+            conditional: BTreeMap::new(),
         }
     }
 
-    /// Adds a rule. Without conditions, the first one of a call counts.
+    /// Answers calls in one way, where no conditions hold. The first answer to a call counts.
+    pub(super) fn decide(&mut self, numbers: impl IntoIterator<Item = u32>, action: u32) {
+        for number in numbers {
+            if let Some(at) = self.reach(number)
+                && let Some(otherwise) = self.otherwise.get_mut(at)
+            {
+                otherwise.get_or_insert(action);
+            }
+        }
+    }
+
+    /// Adds a rule that has conditions.
     pub(super) fn add(&mut self, number: u32, rule: Rule) {
-        let Ok(at) = usize::try_from(number) else {
-            return;
-        };
-        if at >= MAX_CALL {
-            return;
-        }
-        let nothing = Answer {
-            conditional: Vec::new(),
-            otherwise: self.default,
-            is_decided: false,
-        };
-        if self.calls.len() <= at {
-            self.calls.resize(at + 1, nothing);
-        }
-        let Some(answer) = self.calls.get_mut(at) else {
-            return;
-        };
-        match rule.conditions.is_empty() {
-            true if answer.is_decided => (),
-            true => (answer.otherwise, answer.is_decided) = (rule.action, true),
-            false if answer.conditional.contains(&rule) => (),
-            false => answer.conditional.push(rule),
+        if let Some(at) = self.reach(number) {
+            let rules = self.conditional.entry(at).or_default();
+            if !rules.contains(&rule) {
+                rules.push(rule);
+            }
         }
     }
-}
 
-impl Table {
     /// Answers a call in one way, whatever was said of it.
     pub(super) fn replace(&mut self, number: u32, action: u32) {
-        let at = usize::try_from(number).unwrap_or(usize::MAX);
-        if let Some(answer) = self.calls.get_mut(at) {
-            *answer = Answer {
-                conditional: Vec::new(),
-                otherwise: action,
-                is_decided: true,
-            };
+        if let Some(at) = self.reach(number)
+            && let Some(otherwise) = self.otherwise.get_mut(at)
+        {
+            *otherwise = Some(action);
+            self.conditional.remove(&at);
         }
+    }
+
+    /// Where the call is, which is in the table from now on; none of one that no kernel has.
+    fn reach(&mut self, number: u32) -> Option<usize> {
+        let at = usize::try_from(number).ok().filter(|at| *at < MAX_CALL)?;
+        if self.otherwise.len() <= at {
+            self.otherwise.resize(at + 1, None);
+        }
+        Some(at)
+    }
+
+    /// The first call of each range of calls with the same answer, and that.
+    fn ranges(&self) -> Vec<(u32, Answer<'_>)> {
+        let mut ranges: Vec<(u32, Answer<'_>)> = Vec::new();
+        let mut conditional = self.conditional.iter().peekable();
+        let answers = self.otherwise.iter().enumerate().map(|(at, otherwise)| {
+            let rules = conditional.next_if(|(number, _)| **number == at);
+            Answer {
+                conditional: rules.map_or(&[], |(_, rules)| rules),
+                otherwise: otherwise.unwrap_or(self.default),
+            }
+        });
+        let beyond = Answer {
+            conditional: &[],
+            otherwise: self.beyond,
+        };
+        for (number, answer) in (0..).zip(answers.chain([beyond])) {
+            if ranges.last().is_none_or(|(_, last)| *last != answer) {
+                ranges.push((number, answer));
+            }
+        }
+        ranges
     }
 }
 
@@ -161,23 +188,8 @@ impl Instruction {
 ///
 /// If the program would be longer than the kernel takes.
 pub(super) fn compile(table: &Table) -> Result<Vec<u8>, SeccompError> {
-    let beyond = Answer {
-        conditional: Vec::new(),
-        otherwise: table.beyond,
-        is_decided: true,
-    };
-    // The first call of each range, and its answer.
-    let mut ranges: Vec<(u32, &Answer)> = Vec::new();
-    for (number, answer) in (0..).zip(table.calls.iter().chain([&beyond])) {
-        let is_same = ranges.last().is_some_and(|(_, last)| {
-            last.conditional == answer.conditional && last.otherwise == answer.otherwise
-        });
-        if !is_same {
-            ranges.push((number, answer));
-        }
-    }
     let mut program = Backwards::default();
-    let found = program.search(&ranges);
+    let found = program.search(&table.ranges());
     program.go_to(found);
     let of_x86_64 = program.put(Instruction::plain(LOAD, NUMBER_AT));
     // No kernel of ours executes another; libseccomp's answer, too.
@@ -276,11 +288,11 @@ impl Backwards {
     }
 
     /// Finds the range of the call whose number is loaded, and answers. One list of ranges is halved after the other.
-    fn search(&mut self, ranges: &[(u32, &Answer)]) -> Label {
+    fn search(&mut self, ranges: &[(u32, Answer<'_>)]) -> Label {
         let (below, above) = ranges.split_at(ranges.len() / 2);
         match (below, above) {
             (_, []) => self.result(result::KILL_THREAD),
-            ([], [(_, answer), ..]) => self.answer(answer),
+            ([], [(_, answer), ..]) => self.answer(*answer),
             (_, [(first_above, _), ..]) => {
                 let (above, below) = (self.search(above), self.search(below));
                 self.branch(IF_AT_LEAST, *first_above, above, below)
@@ -289,7 +301,7 @@ impl Backwards {
     }
 
     /// Answers to one call.
-    fn answer(&mut self, answer: &Answer) -> Label {
+    fn answer(&mut self, answer: Answer<'_>) -> Label {
         let mut next = self.result(answer.otherwise);
         for rule in answer.conditional.iter().rev() {
             let mut holds = self.result(rule.action);

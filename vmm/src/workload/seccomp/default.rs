@@ -147,15 +147,7 @@ pub(in crate::workload) fn compile(
         .iter()
         .filter(|(_, wanted)| has_one(wanted))
         .fold(ALWAYS, |allowed, (calls, _)| allowed.with(*calls));
-    for number in allowed.numbers() {
-        table.add(
-            number,
-            Rule {
-                conditions: Vec::new(),
-                action: result::ALLOW,
-            },
-        );
-    }
+    table.decide(allowed.numbers(), result::ALLOW);
     special_cases(&mut table, capabilities);
     Ok(protocol::Seccomp {
         filter: compile::compile(&table)?,

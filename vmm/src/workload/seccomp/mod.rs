@@ -243,6 +243,10 @@ impl Syscall {
             }
             number
         });
+        if arguments.is_empty() {
+            table.decide(numbers, action);
+            return Ok(());
+        }
         for number in numbers {
             for conditions in &alternatives {
                 table.add(
