@@ -902,6 +902,47 @@ fn a_terminals_input_that_nobody_reads_keeps_nobody_waiting() -> Test {
 }
 
 #[test]
+fn an_id_that_is_taken_is_an_error_and_its_holder_lives_on() -> Test {
+    needs_containers!();
+    let agent = Agent::start()?;
+    let holder = Workload::new(&["cat"]);
+    let process = holder.process();
+    let mut control = agent.control()?;
+    let mut stdin = agent.connect(Role::Stream {
+        process,
+        kind: StreamKind::Stdin,
+    })?;
+    let streams = DeclaredStreams {
+        stdin: true,
+        ..DeclaredStreams::default()
+    };
+    control.send(&Request::Create(Box::new(
+        holder.create(&agent.image(), streams),
+    )))?;
+    control.send(&Request::Start(process))?;
+    assert_eq!(control.report()?, Report::Started(process));
+
+    let another = Workload::new(&["true"]);
+    control.send(&Request::Create(Box::new(
+        another.create(&agent.image(), DeclaredStreams::default()),
+    )))?;
+
+    let refused = control.report()?;
+    assert!(
+        matches!(&refused, Report::NotStarted { failure, .. } if failure.step == "creating the process"),
+        "{refused:?}"
+    );
+    stdin.write_all(b"still here")?;
+    stdin.shutdown(Shutdown::Write)?;
+    let exit = Exit {
+        status: ExitStatus::Code(0),
+        oom_killed: false,
+    };
+    assert_eq!(control.report()?, Report::Exited { process, exit });
+    Ok(())
+}
+
+#[test]
 fn two_containers_run_at_a_time() -> Test {
     needs_containers!();
     let agent = Agent::start()?;
