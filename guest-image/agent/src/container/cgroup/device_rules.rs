@@ -1,11 +1,8 @@
 //! Which devices may be used: runtime-spec `config-linux.md`, "Allowed Device list", as an eBPF program of the cgroup.
 //!
-//! Version 2 of cgroups has no file for this: a program (`BPF_PROG_TYPE_CGROUP_DEVICE`) is asked for each access. It takes the rules
-//! from the last to the first, and each decides those of the wanted rights that no later one has decided; that is what it
-//! means that they are applied in the listed order. What no rule decides is denied.
-//!
-//! The kernel follows every branch of a program before it takes it, which is most of what the rules cost a container. So rules
-//! that follow each other and decide alike are one test, as far as they can be.
+//! Version 2 of cgroups has no file for this: a program (`BPF_PROG_TYPE_CGROUP_DEVICE`) is asked for each access. It goes through
+//! the rules in the listed order, and each allows or denies some rights; what no rule is about is denied. Nothing in it branches: the
+//! kernel follows all ways through a program before it takes it, which was most of what the rules cost a container.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
@@ -114,6 +111,21 @@ impl Rule {
     }
 }
 
+impl Rule {
+    fn is_about_everything(&self) -> bool {
+        matches!(
+            self,
+            Self {
+                kind: None,
+                major: None,
+                minor: None,
+                access: ALL_RIGHTS,
+                ..
+            }
+        )
+    }
+}
+
 impl DeviceProgram {
     /// Reads `linux.resources.devices`; without a rule there is no program.
     ///
@@ -131,7 +143,7 @@ impl DeviceProgram {
             ));
         }
         let given = rules.iter().map(Rule::new).collect::<Result<Vec<_>, _>>()?;
-        let rules: Vec<Rule> = given.into_iter().chain(ALWAYS).rev().collect();
+        let rules: Vec<Rule> = given.into_iter().chain(ALWAYS).collect();
         Ok(Some(Self(assemble(&rules))))
     }
 
@@ -148,38 +160,42 @@ impl DeviceProgram {
 
 /// Registers of the program.
 mod register {
-    /// The result.
+    /// The result, and at first numbers that are soon forgotten.
     pub(super) const RESULT: u8 = 0;
-    /// The context at first: `struct bpf_cgroup_dev_ctx`.
+    /// The context: `struct bpf_cgroup_dev_ctx`.
     pub(super) const CONTEXT: u8 = 1;
     pub(super) const KIND: u8 = 2;
-    /// The rights that nobody has decided yet.
     pub(super) const WANTED: u8 = 3;
     pub(super) const MAJOR: u8 = 4;
     pub(super) const MINOR: u8 = 5;
-    pub(super) const SCRATCH: u8 = 6;
+    /// 0 where a rule is about the device; then all ones, and the rule's rights.
+    pub(super) const DIFFERENCE: u8 = 6;
+    /// The rights that there are after the rules so far.
+    pub(super) const ALLOWED: u8 = 7;
 }
 
 /// Instructions of eBPF: `Documentation/bpf/instruction-set.rst`.
 mod instruction {
     /// `BPF_LDX | BPF_MEM | BPF_W`
     const LOAD_WORD: u8 = 0x61;
-    /// `BPF_ALU64 | BPF_MOV | BPF_X` and `… | BPF_K`
-    const MOVE: u8 = 0xBF;
-    const MOVE_NUMBER: u8 = 0xB7;
-    /// `BPF_ALU64 | BPF_AND | BPF_K`
-    const AND_NUMBER: u8 = 0x57;
-    /// `BPF_ALU64 | BPF_RSH | BPF_K`
-    const SHIFT_RIGHT: u8 = 0x77;
-    /// `BPF_ALU | BPF_MOV | BPF_K`, `BPF_ALU | BPF_RSH | BPF_X`: on words, without a sign.
-    const MOVE_WORD: u8 = 0xB4;
-    const SHIFT_WORD_RIGHT_BY: u8 = 0x7C;
-    /// `BPF_JMP32 | BPF_JNE | BPF_K`, `BPF_JEQ` and `BPF_JGT`
-    const JUMP_UNLESS: u8 = 0x56;
-    const JUMP_IF: u8 = 0x16;
-    const JUMP_ABOVE: u8 = 0x26;
-    /// `BPF_JMP | BPF_EXIT`
+    /// `BPF_EXIT | BPF_JMP`
     const EXIT: u8 = 0x95;
+    /// Of 64 bits (`BPF_ALU64`) with another register (`BPF_X`): `BPF_MOV`, `BPF_OR`, `BPF_AND`.
+    const COPY: u8 = 0xBF;
+    const OR: u8 = 0x4F;
+    const AND: u8 = 0x5F;
+    /// Of 64 bits with a number (`BPF_K`), which is extended by its sign.
+    const SET: u8 = 0xB7;
+    const ADD_NUMBER: u8 = 0x07;
+    const OR_NUMBER: u8 = 0x47;
+    const AND_NUMBER: u8 = 0x57;
+    const XOR_NUMBER: u8 = 0xA7;
+    const SHIFT_RIGHT: u8 = 0x77;
+    const SHIFT_SIGN_RIGHT: u8 = 0xC7;
+    /// Of 32 bits (`BPF_ALU`), after which the upper half is 0.
+    const SET_WORD: u8 = 0xB4;
+    const XOR_WORD: u8 = 0xA4;
+    const SHIFT_WORD_RIGHT_BY: u8 = 0x7C;
 
     fn encode(code: u8, target: u8, source: u8, offset: i16, number: u32) -> u64 {
         let [offset_low, offset_high] = offset.to_le_bytes();
@@ -201,42 +217,56 @@ mod instruction {
     }
 
     pub(super) fn copy(target: u8, source: u8) -> u64 {
-        encode(MOVE, target, source, 0, 0)
+        encode(COPY, target, source, 0, 0)
+    }
+
+    pub(super) fn or(target: u8, source: u8) -> u64 {
+        encode(OR, target, source, 0, 0)
+    }
+
+    pub(super) fn and(target: u8, source: u8) -> u64 {
+        encode(AND, target, source, 0, 0)
     }
 
     pub(super) fn set(target: u8, number: u32) -> u64 {
-        encode(MOVE_NUMBER, target, 0, 0, number)
+        encode(SET, target, 0, 0, number)
     }
 
-    pub(super) fn and(target: u8, number: u32) -> u64 {
+    pub(super) fn or_number(target: u8, number: u32) -> u64 {
+        encode(OR_NUMBER, target, 0, 0, number)
+    }
+
+    pub(super) fn and_number(target: u8, number: u32) -> u64 {
         encode(AND_NUMBER, target, 0, 0, number)
+    }
+
+    pub(super) fn subtract_one(target: u8) -> u64 {
+        encode(ADD_NUMBER, target, 0, 0, u32::MAX)
+    }
+
+    pub(super) fn invert(target: u8) -> u64 {
+        encode(XOR_NUMBER, target, 0, 0, u32::MAX)
     }
 
     pub(super) fn shift_right(target: u8, bits: u32) -> u64 {
         encode(SHIFT_RIGHT, target, 0, 0, bits)
     }
 
+    pub(super) fn spread_sign(target: u8) -> u64 {
+        encode(SHIFT_SIGN_RIGHT, target, 0, 0, 63)
+    }
+
     pub(super) fn set_word(target: u8, number: u32) -> u64 {
-        encode(MOVE_WORD, target, 0, 0, number)
+        encode(SET_WORD, target, 0, 0, number)
     }
 
-    pub(super) fn shift_right_by(target: u8, bits: u8) -> u64 {
-        encode(SHIFT_WORD_RIGHT_BY, target, bits, 0, 0)
+    pub(super) fn xor_word(target: u8, number: u32) -> u64 {
+        encode(XOR_WORD, target, 0, 0, number)
     }
 
-    /// Skips so many instructions where the register is another number.
-    pub(super) fn skip_unless(register: u8, number: u32, skipped: i16) -> u64 {
-        encode(JUMP_UNLESS, register, 0, skipped, number)
-    }
-
-    /// Skips so many instructions where the register is this number.
-    pub(super) fn skip_if(register: u8, number: u32, skipped: i16) -> u64 {
-        encode(JUMP_IF, register, 0, skipped, number)
-    }
-
-    /// Skips so many instructions where the register is a greater number.
-    pub(super) fn skip_above(register: u8, number: u32, skipped: i16) -> u64 {
-        encode(JUMP_ABOVE, register, 0, skipped, number)
+    /// Shifts by the lowest five bits of another register.
+    pub(super) fn shift_word_right_by(target: u8, source: u8) -> u64 {
+        encode(SHIFT_WORD_RIGHT_BY, target, source, 0, 0)
     }
 
     pub(super) fn exit() -> u64 {
@@ -270,14 +300,9 @@ impl Minors {
         if self.all {
             return vec![Minor::Any];
         }
-        let low = match self.low.count_ones() {
-            0 => None,
-            1 => Some(Minor::Is(self.low.trailing_zeros())),
-            _ => Some(Minor::OneOf(self.low)),
-        };
-        low.into_iter()
-            .chain(self.high.iter().copied().map(Minor::Is))
-            .collect()
+        let low = (self.low != 0).then_some(Minor::OneOf(self.low));
+        let high = self.high.iter().copied().map(Minor::Is);
+        low.into_iter().chain(high).collect()
     }
 }
 
@@ -290,19 +315,25 @@ enum Minor {
     OneOf(u32),
 }
 
-/// Makes the program of rules that come the last first.
+/// Makes the program of rules.
 fn assemble(rules: &[Rule]) -> Vec<u64> {
-    use instruction::{and, copy, exit, load_word, set, shift_right};
-    use register::{CONTEXT, KIND, MAJOR, MINOR, RESULT, WANTED};
+    use instruction::{
+        and, and_number, copy, exit, invert, load_word, set, shift_right, spread_sign, subtract_one,
+    };
+    use register::{ALLOWED, CONTEXT, KIND, MAJOR, MINOR, RESULT, WANTED};
     let mut program = vec![
         // The first word is the type, and above it the wanted rights.
         load_word(KIND, CONTEXT, 0),
         copy(WANTED, KIND),
-        and(KIND, 0xFFFF),
+        and_number(KIND, 0xFFFF),
         shift_right(WANTED, 16),
         load_word(MAJOR, CONTEXT, 4),
         load_word(MINOR, CONTEXT, 8),
+        set(ALLOWED, 0),
     ];
+    // Nothing stays of what comes before a rule about everything.
+    let first = rules.iter().rposition(Rule::is_about_everything);
+    let rules = rules.get(first.unwrap_or(0)..).unwrap_or_default();
     // Among rules that allow, and among those that deny, the order means nothing.
     for run in rules.chunk_by(|one, next| one.allow == next.allow) {
         let mut subjects: BTreeMap<Subject, Minors> = BTreeMap::new();
@@ -313,66 +344,72 @@ fn assemble(rules: &[Rule]) -> Vec<u64> {
         let allow = run.iter().any(|rule| rule.allow);
         for ((kind, major, access), minors) in subjects {
             for minor in minors.conditions() {
-                if let (None, None, Minor::Any, ALL_RIGHTS) = (kind, major, minor, access) {
-                    // The kernel takes no program with instructions that are never reached.
-                    program.extend([set(RESULT, u32::from(allow)), exit()]);
-                    return program;
-                }
-                program.extend(test(kind, major, minor, access, allow));
+                apply(&mut program, (kind, major, access), minor, allow);
             }
         }
     }
-    program.extend([set(RESULT, 0), exit()]);
+    program.extend([
+        // 1 where nothing that is wanted is not allowed.
+        copy(RESULT, ALLOWED),
+        invert(RESULT),
+        and(RESULT, WANTED),
+        subtract_one(RESULT),
+        spread_sign(RESULT),
+        and_number(RESULT, 1),
+        exit(),
+    ]);
     program
 }
 
-/// Decides `access` where the device is one of these.
-fn test(kind: Option<u32>, major: Option<u32>, minor: Minor, access: u32, allow: bool) -> Vec<u64> {
+/// Allows or denies rights where the device is one of these.
+fn apply(program: &mut Vec<u64>, (kind, major, access): Subject, minor: Minor, allow: bool) {
     use instruction::{
-        and, copy, exit, set, set_word, shift_right_by, skip_above, skip_if, skip_unless,
+        and, and_number, copy, invert, or, or_number, set, set_word, shift_right,
+        shift_word_right_by, spread_sign, subtract_one, xor_word,
     };
-    use register::{KIND, MAJOR, MINOR, RESULT, SCRATCH, WANTED};
-    // From the last instruction to the first: each condition skips all that comes after it.
-    let mut reversed = if allow {
-        // What is allowed is no longer wanted; where nothing is left, all is allowed.
-        vec![
-            exit(),
-            set(RESULT, 1),
-            skip_unless(WANTED, 0, 2),
-            and(WANTED, !access),
-        ]
-    } else {
-        vec![
-            exit(),
-            set(RESULT, 0),
-            skip_if(SCRATCH, 0, 2),
-            and(SCRATCH, access),
-            copy(SCRATCH, WANTED),
-        ]
-    };
-    match minor {
-        Minor::Any => (),
-        Minor::Is(number) => reversed.push(skip_unless(MINOR, number, distance(&reversed))),
-        Minor::OneOf(bits) => {
-            reversed.push(skip_if(SCRATCH, 0, distance(&reversed)));
-            reversed.push(and(SCRATCH, 1));
-            reversed.push(shift_right_by(SCRATCH, MINOR));
-            reversed.push(set_word(SCRATCH, bits));
-            reversed.push(skip_above(MINOR, 31, distance(&reversed)));
-        }
+    use register::{ALLOWED, DIFFERENCE, KIND, MAJOR, MINOR, RESULT};
+    if let (None, None, Minor::Any) = (kind, major, minor) {
+        program.push(match allow {
+            true => or_number(ALLOWED, access),
+            false => and_number(ALLOWED, !access),
+        });
+        return;
     }
-    for (register, number) in [(MAJOR, major), (KIND, kind)] {
+    program.push(set(DIFFERENCE, 0));
+    let is = match minor {
+        Minor::Is(number) => Some(number),
+        Minor::Any | Minor::OneOf(_) => None,
+    };
+    for (register, number) in [(KIND, kind), (MAJOR, major), (MINOR, is)] {
         if let Some(number) = number {
-            reversed.push(skip_unless(register, number, distance(&reversed)));
+            program.extend([
+                copy(RESULT, register),
+                xor_word(RESULT, number),
+                or(DIFFERENCE, RESULT),
+            ]);
         }
     }
-    reversed.reverse();
-    reversed
-}
-
-/// How far it is over instructions that are to be skipped; there are some twenty at most.
-fn distance(skipped: &[u64]) -> i16 {
-    i16::try_from(skipped.len()).unwrap_or(i16::MAX)
+    if let Minor::OneOf(bits) = minor {
+        program.extend([
+            copy(RESULT, MINOR),
+            shift_right(RESULT, 5),
+            or(DIFFERENCE, RESULT),
+            // The bits of the others, so that 1 is a difference, too.
+            set_word(RESULT, !bits),
+            shift_word_right_by(RESULT, MINOR),
+            and_number(RESULT, 1),
+            or(DIFFERENCE, RESULT),
+        ]);
+    }
+    program.extend([
+        subtract_one(DIFFERENCE),
+        spread_sign(DIFFERENCE),
+        and_number(DIFFERENCE, access),
+    ]);
+    match allow {
+        true => program.push(or(ALLOWED, DIFFERENCE)),
+        false => program.extend([invert(DIFFERENCE), and(ALLOWED, DIFFERENCE)]),
+    }
 }
 
 #[cfg(test)]
@@ -394,22 +431,26 @@ mod tests {
             // The kernel extends an operand of 64 bits with its sign.
             let extended = i64::from(number.cast_signed()).cast_unsigned();
             let word = registers[target] & u64::from(u32::MAX);
+            let other = registers[source];
             at += 1;
-            match code {
-                0x61 => registers[target] = context[offset / 4].into(),
-                0xBF => registers[target] = registers[source],
-                0xB7 => registers[target] = extended,
-                0x57 => registers[target] &= extended,
-                0x77 => registers[target] >>= number,
-                0xB4 => registers[target] = number.into(),
-                0x7C => registers[target] = word >> (registers[source] & 31),
-                0x26 if word > u64::from(number) => at += offset,
-                0x56 if word != u64::from(number) => at += offset,
-                0x16 if word == u64::from(number) => at += offset,
-                0x56 | 0x16 | 0x26 => (),
+            registers[target] = match code {
+                0x61 => context[offset / 4].into(),
+                0xBF => other,
+                0x4F => registers[target] | other,
+                0x5F => registers[target] & other,
+                0xB7 => extended,
+                0x07 => registers[target].wrapping_add(extended),
+                0x47 => registers[target] | extended,
+                0x57 => registers[target] & extended,
+                0xA7 => registers[target] ^ extended,
+                0x77 => registers[target] >> number,
+                0xC7 => (registers[target].cast_signed() >> number).cast_unsigned(),
+                0xB4 => number.into(),
+                0xA4 => word ^ u64::from(number),
+                0x7C => word >> (other & 31),
                 0x95 => return registers[0] != 0,
-                other => unreachable!("{other:#x}"),
-            }
+                code => unreachable!("{code:#x}"),
+            };
         }
     }
 
@@ -546,9 +587,7 @@ mod tests {
             minor in number(),
             access in 1..=ALL_RIGHTS,
         ) {
-            let last_first: Vec<Rule> = rules.iter().rev().copied().collect();
-
-            let decided = runs(&assemble(&last_first), kind, major, minor, access);
+            let decided = runs(&assemble(&rules), kind, major, minor, access);
 
             prop_assert_eq!(decided, allows(&rules, kind, major, minor, access));
         }
