@@ -5,8 +5,11 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use protocol::{ContainerId, ExitStatus, FailureKind, Filesystem, ProcessId, RootSource, Upper};
+use protocol::{
+    ContainerId, DeclaredStreams, ExitStatus, Filesystem, ProcessId, RootSource, StreamKind, Upper,
+};
 
 use super::*;
 
