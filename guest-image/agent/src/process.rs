@@ -566,9 +566,10 @@ impl Process {
         self.stdin = stdin
             .zip(duplicate())
             .map(|(source, sink)| Input::new(source, sink, true));
-        self.stdout = stdout
-            .zip(duplicate())
-            .map(|(sink, source)| Output::new(source, sink));
+        self.stdout = duplicate().map(|source| match stdout {
+            Some(sink) => Output::new(source, sink),
+            None => Output::discarding(source),
+        });
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         // One that has ended already would never let go of it.
         if let State::Launching { ended: None, .. } = self.state {
@@ -612,13 +613,17 @@ impl Process {
                 .iter_mut()
                 .for_each(|pump| pump.advance(results)),
         }
-        if self.part == Part::Joined && self.stdout.as_ref().is_some_and(Output::is_done) {
+        let is_unseen = || self.stdout.as_ref().is_some_and(Output::is_done);
+        let plan = &self.plan.process;
+        if self.part == Part::Joined
+            && plan.terminal.is_some()
+            && plan.streams.stdout
+            && is_unseen()
+        {
             // Nobody looks at its terminal any more: letting go of it is the hang-up.
             self.terminal = None;
             self.terminal_side = None;
-            if self.plan.process.terminal.is_some() {
-                self.stdin = None;
-            }
+            self.stdin = None;
         }
     }
 

@@ -1,11 +1,19 @@
 //! `vmm exec`: other commands in a machine that runs.
 
+use std::time::Duration;
+
 use rustix::process::Signal;
 use tests::process::{Finished, MACHINE_LIMIT, Running};
 use tests::terminal::OnTerminal;
 use tests::{Fixture, Invocation};
 
 use super::busybox;
+
+/// How long a hundred commands may take to start at once, where KVM is software and the processor shared.
+const HUNDRED_LIMIT: Duration = Duration::from_secs(600);
+
+/// Lets scripts wait for each other without using the processor: `await NAME` goes on when `tell NAME` does.
+const WAITING: &str = "meet() { [ -p /$1 ] || mkfifo /$1 2> /dev/null; }; await() { meet $1; read said < /$1; }; tell() { meet $1; echo > /$1; };";
 
 /// A machine whose workload sleeps, and what is run in it.
 struct Machine {
@@ -18,10 +26,15 @@ const NAME: &str = "web";
 const WHERE: &str = "for n in pid mnt net uts ipc cgroup user; do readlink /proc/$1/ns/$n; done; cat /proc/$1/cgroup; ls -di /proc/$1/root/.";
 
 impl Machine {
-    fn start(options: &[&str], command: &[&str]) -> Self {
+    /// The image alone.
+    fn loaded() -> Self {
         let fixture = Fixture::with_machines();
         fixture.load(&busybox(&fixture)).run().succeeded();
-        let machine = Self { fixture };
+        Self { fixture }
+    }
+
+    fn start(options: &[&str], command: &[&str]) -> Self {
+        let machine = Self::loaded();
         machine.run(NAME, options, command);
         machine
     }
@@ -48,13 +61,29 @@ impl Machine {
     }
 
     fn script(&self, options: &[&str], script: &str) -> Finished {
-        self.exec(options, &["sh", "-c", script]).run()
+        self.exec(options, &["sh", "-c", &waiting(script)]).run()
+    }
+
+    /// Starts a script, and waits until it is ready.
+    fn ready(&self, script: &str) -> Running {
+        let script = waiting(&format!("echo ready; {script}"));
+        let running = self
+            .exec(&["-i"], &["sh", "-c", &script])
+            .open_input()
+            .start();
+        running.wait_for_stdout("ready\n");
+        running
     }
 
     fn on_terminal(&self, script: &str) -> OnTerminal {
         let arguments = ["exec", "-it", NAME, "sh", "-c", script];
         self.fixture.on_terminal(arguments)
     }
+}
+
+/// A script with the means of [`WAITING`].
+fn waiting(script: &str) -> String {
+    format!("{WAITING} {script}")
 }
 
 #[test]
@@ -192,16 +221,10 @@ fn what_cannot_be_run_has_the_codes_of_a_run() {
 fn a_detached_command_goes_on_without_its_client() {
     let machine = Machine::usual();
 
-    let detached = machine.script(
-        &["-d"],
-        "echo lost; while ! [ -e /stop ]; do sleep 0.05; done; touch /done",
-    );
+    let detached = machine.script(&["-d"], "echo lost; await stop; tell done");
 
     detached.succeeded().stdout_is("").stderr_is("");
-    let waits = machine.script(
-        &[],
-        "touch /stop; while ! [ -e /done ]; do sleep 0.05; done; echo done",
-    );
+    let waits = machine.script(&[], "tell stop; await done; echo done");
     waits.succeeded().stdout_is("done\n");
     machine
         .exec(&["--detach"], &["no-such-command"])
@@ -245,16 +268,14 @@ fn keys_reach_the_command_and_control_c_is_its_interrupt() {
 #[test]
 fn the_terminal_is_restored_when_the_client_is_terminated() {
     let machine = Machine::usual();
-    let script = "trap 'touch /hung-up; exit' HUP; echo ready; while :; do sleep 0.1; done";
-    let terminal = machine.on_terminal(script);
+    let script = "trap 'tell hung-up; exit' HUP; echo ready; while :; do sleep 0.1; done";
+    let terminal = machine.on_terminal(&waiting(script));
     terminal.wait_for("ready");
 
     terminal.signal(Signal::TERM);
 
     terminal.finish().code_is(143);
-    machine
-        .script(&[], "while ! [ -e /hung-up ]; do sleep 0.05; done")
-        .succeeded();
+    machine.script(&[], "await hung-up").succeeded();
 }
 
 #[test]
@@ -267,12 +288,12 @@ fn a_terminal_is_refused_where_there_is_none() {
         .refused(&["terminal"]);
 }
 
-/// The n-th of many commands at once, which waits for the others.
+/// The n-th of many commands at once, which waits for the end of its input.
 fn one_of_many(machine: &Machine, number: u8) -> Running {
-    let script =
-        format!("cat > /dev/null; echo number {number}; echo error {number} >&2; exit {number}");
+    let script = format!("echo number {number}; cat; echo error {number} >&2; exit {number}");
     machine
         .exec(&["-i"], &["sh", "-c", &script])
+        .limit(HUNDRED_LIMIT)
         .open_input()
         .start()
 }
@@ -284,12 +305,8 @@ fn a_hundred_at_once_have_their_own_streams_and_exit_codes() {
     let many: Vec<Running> = (0..100)
         .map(|number| one_of_many(&machine, number))
         .collect();
+    many.iter().for_each(|one| one.wait_for_stdout("number"));
 
-    let together = machine.script(
-        &[],
-        "while [ $(pgrep -x cat | wc -l) -lt 100 ]; do sleep 0.1; done; echo all",
-    );
-    together.succeeded().stdout_is("all\n");
     (0..).zip(many).for_each(|(number, one)| {
         one.finish()
             .code_is(number)
@@ -301,38 +318,27 @@ fn a_hundred_at_once_have_their_own_streams_and_exit_codes() {
 #[test]
 fn a_command_whose_client_is_killed_loses_its_streams_and_goes_on() {
     let machine = Machine::usual();
-    let script = "echo ready; cat; echo ended > /input; while ! [ -e /stop ]; do sleep 0.05; done; touch /done";
-    let client = machine
-        .exec(&["-i"], &["sh", "-c", script])
-        .open_input()
-        .start();
-    client.wait_for_stdout("ready\n");
+    let client = machine.ready("cat; await goes-on; tell done");
 
     client.signal(Signal::KILL);
     client.finish();
 
-    let waits = "while ! [ -e /input ]; do sleep 0.05; done; touch /stop; while ! [ -e /done ]; do sleep 0.05; done; cat /input";
-    machine.script(&[], waits).succeeded().stdout_is("ended\n");
+    let waits = machine.script(&[], "tell goes-on; await done; echo done");
+    waits.succeeded().stdout_is("done\n");
 }
 
 #[test]
 fn a_command_ends_with_the_workload() {
-    let machine = Machine::start(
-        &[],
-        &[
-            "sh",
-            "-c",
-            "while ! [ -e /stop ]; do sleep 0.05; done; exit 3",
-        ],
-    );
-    let running = machine
-        .exec(&[], &["sh", "-c", "echo ready; exec sleep 1000"])
-        .start();
-    running.wait_for_stdout("ready\n");
+    let script = waiting("await stop; exit 3");
+    let machine = Machine::start(&[], &["sh", "-c", &script]);
+    let running = machine.ready("cat");
 
-    let last = machine.script(&[], "echo last words; touch /stop; exec sleep 1000");
+    let last = machine.script(&[], "echo last words; tell stop; exec sleep 1000");
 
-    running.finish().code_is(137).stdout_is("ready\n");
+    running
+        .finish_with_open_input()
+        .code_is(137)
+        .stdout_is("ready\n");
     last.code_is(137).stdout_is("last words\n");
     machine.fixture.nothing_runs();
 }
@@ -340,14 +346,11 @@ fn a_command_ends_with_the_workload() {
 #[test]
 fn a_command_ends_with_a_machine_that_is_killed() {
     let machine = Machine::usual();
-    let running = machine
-        .exec(&[], &["sh", "-c", "echo ready; exec sleep 1000"])
-        .start();
-    running.wait_for_stdout("ready\n");
+    let running = machine.ready("cat");
 
     machine.vmm(&["kill", NAME]).run().succeeded();
 
-    running.finish().code_is(137);
+    running.finish_with_open_input().code_is(137);
     machine.fixture.nothing_runs();
 }
 
@@ -393,19 +396,21 @@ fn two_machines_have_their_own_commands() {
 
 #[test]
 fn a_container_that_has_divided_its_cgroup_is_joined_where_its_first_process_is() {
-    let divide = "mkdir /sys/fs/cgroup/scope && echo 1 > /sys/fs/cgroup/scope/cgroup.procs && echo +memory > /sys/fs/cgroup/cgroup.subtree_control && touch /divided; exec sleep 1000";
-    let machine = Machine::start(&["--systemd=always"], &["sh", "-c", divide]);
-    let divided = machine.script(&[], "true");
-    divided.succeeded();
+    let divide = "cd /sys/fs/cgroup && mkdir scope && echo 1 > scope/cgroup.procs && echo +memory > cgroup.subtree_control && echo divided; exec sleep 1000";
+    let machine = Machine::loaded();
+    let workload = machine
+        .fixture
+        .run_name(
+            "busybox:test",
+            &["--name", NAME, "--systemd=always"],
+            &["sh", "-c", divide],
+        )
+        .start();
+    workload.wait_for_stdout("divided\n");
 
-    let joined = machine.script(
-        &[],
-        "while ! [ -e /divided ]; do sleep 0.05; done; echo yes",
-    );
-    let after = machine.script(&[], "cat /proc/self/cgroup");
+    let joined = machine.script(&[], "cat /proc/self/cgroup");
 
-    joined.succeeded().stdout_is("yes\n");
-    after.succeeded().stdout_is("0::/scope\n");
+    joined.succeeded().stdout_is("0::/scope\n");
 }
 
 #[test]
@@ -413,9 +418,7 @@ fn a_machine_with_commands_is_not_written_down() {
     let machine = Machine::usual();
     let file = machine.fixture.path("snapshot");
     let file = file.to_str().unwrap_or_default();
-    let client = machine.exec(&["-i"], &["cat"]).open_input().start();
-    let known = machine.script(&[], "while ! pgrep -x cat > /dev/null; do sleep 0.05; done");
-    known.succeeded();
+    let client = machine.ready("cat");
 
     let refused = machine.vmm(&["snapshot", NAME, file]).run();
     client.finish().succeeded();

@@ -54,8 +54,8 @@ const FORWARDED: [i32; 7] = [
 ];
 
 /// How many processes there may be beside the workload's own: each has up to three of the machine's vsock connections
-/// (`devices/src/virtio/vsock/queue.rs`).
-const MAX_SESSIONS: usize = 160;
+/// (`devices/src/virtio/vsock/queue.rs`), and six of the descriptors of the guest's PID 1, of which Linux gives it 1024.
+const MAX_SESSIONS: usize = 128;
 
 /// How long a VM process whose guest hung up may take to say why.
 const LAST_WORD: Timespec = Timespec {

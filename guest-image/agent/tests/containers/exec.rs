@@ -391,6 +391,20 @@ fn a_terminal_is_one_of_the_containers_own_and_hangs_up_with_its_connection() ->
 }
 
 #[test]
+fn a_terminal_that_nobody_looks_at_keeps_nobody_waiting() -> Test {
+    needs_containers!();
+    let mut container = Container::usual()?;
+    container.spec["terminal"] = json!(true);
+    let exec = container.exec(1, "tty && seq 100000; exit 5", none());
+
+    container.begin(exec)?;
+
+    container.starts(1)?;
+    assert_eq!(container.ends(1)?, ExitStatus::Code(5));
+    Ok(())
+}
+
+#[test]
 fn what_cannot_be_executed_is_told_apart() -> Test {
     needs_containers!();
     let mut container = Container::usual()?;
