@@ -25,7 +25,7 @@ use crate::workload::environment::Variable;
 pub use self::container::ContainerArgs;
 pub use self::later::Later;
 pub use self::machines::{
-    ForkArgs, MachinesArgs, SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
+    ExecArgs, ForkArgs, MachinesArgs, SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
 };
 
 /// Runs OCI images, each in a microVM of its own.
@@ -58,7 +58,7 @@ Examples:
   vmm ps                              List the machines that run
   vmm doctor                          Say what this host can do
 
-Exit codes of `vmm run`: the command's own; 128+n if signal n ended it;
+Exit codes of `vmm run` and `vmm exec`: the command's own; 128+n if signal n ended it;
 125 if vmm failed; 126 if the command cannot be executed; 127 if it was not found.";
 
 /// Arguments that every command understands.
@@ -77,6 +77,8 @@ pub struct GlobalArgs {
 pub enum Command {
     /// Run a command in a new machine
     Run(Later<RunArgs>),
+    /// Run another command in a machine that runs
+    Exec(Later<ExecArgs>),
     /// List machines
     Ps(Later<PsArgs>),
     /// Send a signal to the workload of machines

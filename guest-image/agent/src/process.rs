@@ -6,6 +6,8 @@
 //! ```
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use protocol::{Exit, ExitStatus, FailureKind, Report, StartFailure, StreamKind, WindowSize};
 use rustix::event::PollFlags;
@@ -15,7 +17,9 @@ use rustix::pty::OpenptFlags;
 use crate::container::channel::{LaunchChannel, LaunchNews};
 use crate::container::hooks::{Files, Moment, Runner};
 use crate::container::launch::{self, Launched};
-use crate::container::{self, Cgroup, Namespaces, Plan, Released, Staged};
+use crate::container::{
+    self, Cgroup, ContainerPlan, Joint, Namespaces, Part, Plan, ProcessPlan, Released, Staged,
+};
 use crate::fork_point::ForkPoint;
 use crate::pump::{Input, Interests, Output};
 use crate::step::failure;
@@ -24,6 +28,13 @@ use crate::sys::{self, OneProcessor};
 /// How many signals wait for a process that is not its program yet: as many as there are signals, more are dropped.
 const MAX_PENDING: usize = 64;
 
+/// How long the streams of a process that joined its container may stay open after its end: what it left behind may hold them for
+/// ever. As docker's.
+const STREAMS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What asks a process to end that joined its container.
+const SIGTERM: u8 = 15;
+
 /// How a process ended that nobody saw end.
 const KILLED: ExitStatus = ExitStatus::Signal(9);
 
@@ -31,6 +42,7 @@ const KILLED: ExitStatus = ExitStatus::Signal(9);
 #[derive(Debug)]
 pub(crate) struct Process {
     id: protocol::Process,
+    part: Part,
     plan: Plan,
     state: State,
     connections: Connections,
@@ -68,7 +80,7 @@ enum State {
     /// Is its program.
     Running { pid: Pid },
     /// Was reaped; output may be under way.
-    Ended { status: ExitStatus },
+    Ended { status: ExitStatus, at: Instant },
     /// Did not start, and is not reported yet: its `poststop` hooks come first, and its child's end before them.
     Failing {
         child: Option<Pid>,
@@ -97,10 +109,29 @@ pub(crate) struct Connection {
 }
 
 impl Process {
-    /// Makes a process that waits for its start.
+    /// Makes the first process of a container, which waits for its start.
     pub(crate) fn new(id: protocol::Process, plan: Plan) -> Self {
+        Self::of(id, Part::First, plan)
+    }
+
+    /// Makes another process of a container, which waits for its start.
+    pub(crate) fn joining(
+        id: protocol::Process,
+        container: Rc<ContainerPlan>,
+        process: ProcessPlan,
+    ) -> Self {
+        let plan = Plan {
+            container,
+            process,
+            stop_signal: SIGTERM,
+        };
+        Self::of(id, Part::Joined, plan)
+    }
+
+    fn of(id: protocol::Process, part: Part, plan: Plan) -> Self {
         Self {
             id,
+            part,
             plan,
             state: State::Created {
                 start_requested: false,
@@ -168,8 +199,32 @@ impl Process {
         }
     }
 
-    /// Stops it, or lets it go on. Returns whether it does; only its program can be stopped.
+    /// What it is in its container.
+    pub(crate) fn part(&self) -> Part {
+        self.part
+    }
+
+    /// What it is made by, for those that join its container.
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Its container, for a process that joins it.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub(crate) fn joint(&self) -> Result<Joint, StartFailure> {
+        let first = self.program().ok_or_else(container::ended)?;
+        Joint::of(first, self.cgroup.as_ref())
+    }
+
+    /// Stops its container, or lets it go on. Returns whether it does; only where the first process is its program, and no other is
+    /// there, whose host would not know of it.
     pub(crate) fn freeze(&self, is_frozen: bool) -> bool {
+        if self.part == Part::Joined {
+            return matches!(self.state, State::Reported { .. });
+        }
         let cgroup = self.cgroup.as_ref();
         self.program().is_some() && cgroup.is_some_and(|cgroup| cgroup.freeze(is_frozen))
     }
@@ -209,47 +264,70 @@ impl Process {
         }
     }
 
-    /// Launches the process if it is to start and all streams are there, in the container that is staged if it is its own. Reports
-    /// only a failure.
-    pub(crate) fn launch_if_ready(&mut self, staged: &mut Option<Staged>) -> Option<Report> {
+    /// Whether it is to start, and all its streams are there.
+    pub(crate) fn is_ready(&self) -> bool {
         let State::Created {
             start_requested: true,
         } = self.state
         else {
-            return None;
+            return false;
         };
-        if self.pending.contains(&Signal::KILL) {
+        let (declared, there) = (self.plan.process.streams, &self.connections);
+        let is_there =
+            |declared: bool, connection: &Option<Connection>| !declared || connection.is_some();
+        self.is_killed()
+            || (is_there(declared.stdin, &there.stdin)
+                && is_there(declared.stdout, &there.stdout)
+                && is_there(declared.stderr, &there.stderr))
+    }
+
+    /// Whether it must not start any more.
+    fn is_killed(&self) -> bool {
+        self.pending.contains(&Signal::KILL)
+    }
+
+    /// Launches a first process that is ready, in the container that is staged if it is its own. Reports only a failure.
+    pub(crate) fn launch(&mut self, staged: &mut Option<Staged>) -> Option<Report> {
+        self.begin(|process| match process.release(staged)? {
+            Some(launched) => Ok(launched),
+            None => {
+                // Kept before the launch, so that it is removed also if that fails.
+                let cgroup = process.cgroup.insert(process.plan.container.cgroup.make()?);
+                launch::launch(&process.plan, cgroup)
+            }
+        })
+    }
+
+    /// Launches a process that is ready in a container that it joins. Reports only a failure.
+    pub(crate) fn join(&mut self, container: Result<Joint, StartFailure>) -> Option<Report> {
+        self.begin(|process| {
+            launch::join(&process.plan.container, &process.plan.process, &container?)
+        })
+    }
+
+    fn begin(
+        &mut self,
+        launch: impl FnOnce(&mut Self) -> Result<Launched, StartFailure>,
+    ) -> Option<Report> {
+        if self.is_killed() {
             return self.fail(failure(
                 FailureKind::Failed,
                 "starting the process",
                 "it was killed before it started",
             ));
         }
-        let (declared, there) = (self.plan.process.streams, &self.connections);
-        let waits_for =
-            |declared: bool, connection: &Option<Connection>| declared && connection.is_none();
-        if waits_for(declared.stdin, &there.stdin)
-            || waits_for(declared.stdout, &there.stdout)
-            || waits_for(declared.stderr, &there.stderr)
-        {
-            return None;
-        }
-        match self.launch(staged) {
-            Ok(()) => None,
+        match launch(self) {
+            Ok(launched) => {
+                self.watch(launched);
+                None
+            }
             Err(failure) => self.fail(failure),
         }
     }
 
-    fn launch(&mut self, staged: &mut Option<Staged>) -> Result<(), StartFailure> {
-        let launched = match self.release(staged)? {
-            Some(launched) => launched,
-            None => {
-                // Kept before the launch, so that it is removed also if that fails.
-                let cgroup = self.cgroup.insert(self.plan.container.cgroup.make()?);
-                launch::launch(&self.plan, cgroup)?
-            }
-        };
-        let needs_maker = self.plan.container.namespaces.needs_maker();
+    /// Follows a process on its way to its program.
+    fn watch(&mut self, launched: Launched) {
+        let needs_maker = self.part == Part::Joined || self.plan.container.namespaces.needs_maker();
         self.state = State::Launching {
             pid: launched.pid,
             // One that waited is made.
@@ -278,7 +356,6 @@ impl Process {
                 .zip(stderr.take())
                 .map(|(source, sink)| Output::new(source, sink));
         }
-        Ok(())
     }
 
     /// Launches the process in the container that is staged. One that is another's, or of no use, makes room.
@@ -343,16 +420,19 @@ impl Process {
                 }
                 LaunchNews::Terminal(terminal) => self.use_terminal(terminal),
                 LaunchNews::HungUp if *is_maker || self.runner.is_some() => {
+                    let step = match self.part {
+                        Part::First => "making the container",
+                        Part::Joined => "joining the container",
+                    };
                     return self.give_up(failure(
                         FailureKind::Failed,
-                        "making the container",
+                        step,
                         "its process was killed",
                     ));
                 }
                 LaunchNews::HungUp => {
                     let (pid, ended) = (*pid, *ended);
-                    self.state =
-                        ended.map_or(State::Running { pid }, |status| State::Ended { status });
+                    self.state = ended.map_or(State::Running { pid }, State::ended);
                     return self.begin_hooks_of_start(pid);
                 }
                 LaunchNews::Failed(failure) => return self.fail(failure),
@@ -368,7 +448,7 @@ impl Process {
         if container.namespaces.has_user() {
             self.plan.process.grant(pid)?;
         }
-        if container.hooks.needs_runner() {
+        if self.part == Part::First && container.hooks.needs_runner() {
             let files = self.files.insert(Files::of(pid)?);
             self.runner = Runner::start(&container.hooks, Moment::Create, files, Some(pid))?;
         }
@@ -454,8 +534,23 @@ impl Process {
         if let Some(runner) = self.runner.take() {
             runner.kill();
         }
-        self.cgroup.iter().for_each(Cgroup::kill);
+        self.kill();
         self.fail(failure)
+    }
+
+    /// Kills it, whatever it is: a first process with its whole container.
+    fn kill(&self) {
+        match (self.part, &self.state) {
+            (Part::First, _) => self.cgroup.iter().for_each(Cgroup::kill),
+            (
+                Part::Joined,
+                State::Launching {
+                    pid, ended: None, ..
+                }
+                | State::Running { pid },
+            ) => kill(*pid, Signal::KILL),
+            (Part::Joined, _) => (),
+        }
     }
 
     /// Joins the terminal's controlling side with the connections.
@@ -471,9 +566,10 @@ impl Process {
         self.stdin = stdin
             .zip(duplicate())
             .map(|(source, sink)| Input::new(source, sink, true));
-        self.stdout = stdout
-            .zip(duplicate())
-            .map(|(sink, source)| Output::new(source, sink));
+        self.stdout = duplicate().map(|source| match stdout {
+            Some(sink) => Output::new(source, sink),
+            None => Output::discarding(source),
+        });
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         // One that has ended already would never let go of it.
         if let State::Launching { ended: None, .. } = self.state {
@@ -517,6 +613,18 @@ impl Process {
                 .iter_mut()
                 .for_each(|pump| pump.advance(results)),
         }
+        let is_unseen = || self.stdout.as_ref().is_some_and(Output::is_done);
+        let plan = &self.plan.process;
+        if self.part == Part::Joined
+            && plan.terminal.is_some()
+            && plan.streams.stdout
+            && is_unseen()
+        {
+            // Nobody looks at its terminal any more: letting go of it is the hang-up.
+            self.terminal = None;
+            self.terminal_side = None;
+            self.stdin = None;
+        }
     }
 
     /// Ends the process before it began. Its child, if there is one, has said so and exits by itself. Reports that, unless hooks
@@ -556,9 +664,7 @@ impl Process {
                 pid: own, ended, ..
             } if *own == pid => *ended = Some(exit_status(wait_status)),
             State::Running { pid: own } if *own == pid => {
-                self.state = State::Ended {
-                    status: exit_status(wait_status),
-                };
+                self.state = State::ended(exit_status(wait_status));
             }
             State::Reported { child } | State::Failing { child, .. } if *child == Some(pid) => {
                 *child = None;
@@ -567,7 +673,7 @@ impl Process {
             _ => return,
         }
         self.terminal_side = None;
-        if !self.plan.container.namespaces.makes_pid() {
+        if self.part == Part::First && !self.plan.container.namespaces.makes_pid() {
             // What it started would hold its output open, and outlive its container.
             self.cgroup.iter().for_each(Cgroup::kill);
         }
@@ -579,9 +685,12 @@ impl Process {
             return None;
         }
         let report = match &self.state {
-            State::Ended { status } => {
+            State::Ended { status, .. } => {
                 let is_sent = |output: &Option<Output>| output.as_ref().is_none_or(Output::is_done);
-                if !is_sent(&self.stdout) || !is_sent(&self.stderr) {
+                let is_over = self
+                    .deadline()
+                    .is_some_and(|deadline| deadline <= Instant::now());
+                if !is_over && (!is_sent(&self.stdout) || !is_sent(&self.stderr)) {
                     return None;
                 }
                 let oom_killed = self.cgroup.as_ref().is_some_and(Cgroup::was_oom_killed);
@@ -601,7 +710,20 @@ impl Process {
             _ => return None,
         };
         self.stdin = None;
+        if self.part == Part::Joined {
+            self.stdout = None;
+            self.stderr = None;
+            self.terminal = None;
+        }
         self.delete(report)
+    }
+
+    /// When its end is reported in any case.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match (self.part, &self.state) {
+            (Part::Joined, State::Ended { at, .. }) => Some(*at + STREAMS_PATIENCE),
+            _ => None,
+        }
     }
 
     /// Gives back the report, unless the container is to go first, and hooks are to run after that.
@@ -658,7 +780,7 @@ impl Process {
                 }
             }
             State::Launching { ended: None, .. } if signal == Signal::KILL => {
-                self.cgroup.iter().for_each(Cgroup::kill);
+                self.kill();
                 self.runner.iter().for_each(Runner::kill);
             }
             State::Created { .. } if signal == Signal::KILL => self.pending = vec![signal],
@@ -688,6 +810,15 @@ impl Process {
     pub(crate) fn resize(&self, size: WindowSize) {
         if let Some(terminal) = &self.terminal {
             let _ = rustix::termios::tcsetwinsize(terminal.as_fd(), container::winsize(size));
+        }
+    }
+}
+
+impl State {
+    fn ended(status: ExitStatus) -> Self {
+        Self::Ended {
+            status,
+            at: Instant::now(),
         }
     }
 }

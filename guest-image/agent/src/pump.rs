@@ -50,6 +50,8 @@ pub(crate) struct Output {
     sink: Option<OwnedFd>,
     /// Whether another connection is to come in the place of the one that was lost.
     is_detached: bool,
+    /// Whether nobody ever wants what comes.
+    is_discarded: bool,
     held: Held,
 }
 
@@ -77,6 +79,18 @@ impl Output {
             source: Some(source),
             sink: Some(sink.socket),
             is_detached: false,
+            is_discarded: false,
+            held: Held::default(),
+        }
+    }
+
+    /// Makes a pump from `source` to nowhere: whoever writes there is not to wait.
+    pub(crate) fn discarding(source: OwnedFd) -> Self {
+        Self {
+            source: Some(source),
+            sink: None,
+            is_detached: false,
+            is_discarded: true,
             held: Held::default(),
         }
     }
@@ -163,6 +177,9 @@ impl Output {
             Ok(1..) | Err(Errno::AGAIN | Errno::INTR) => (),
             // EIO is how a terminal says that its last user has gone.
             Ok(0) | Err(_) => self.source = None,
+        }
+        if self.is_discarded {
+            self.held = Held::default();
         }
     }
 

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use protocol::{
-    Create, FrameBuffer, Handover, Hello, MAGIC, MAX_HELLO_BYTES, MAX_REPORT_BYTES,
-    MAX_REQUEST_BYTES, Report, Request, Role, StreamKind, VERSION,
+    Create, Exec, FrameBuffer, Handover, Hello, MAGIC, MAX_HELLO_BYTES, MAX_REPORT_BYTES,
+    MAX_REQUEST_BYTES, Report, Request, Role, StartFailure, StreamKind, VERSION,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -16,13 +17,13 @@ use rustix::process::WaitOptions;
 use thiserror::Error;
 
 use crate::clone;
-use crate::container::{Plan, Staged};
+use crate::container::{self, Part, Plan, ProcessPlan, Staged};
 use crate::doorbell::Vmm;
 use crate::process::{Connection, Process, exists_already, no_such_process};
 
 /// How many connections may wait for their hello or for the creation of their process. The host, who alone can connect, has
-/// no use for more.
-const MAX_WAITING: usize = 64;
+/// no use for more: it has no more connections.
+const MAX_WAITING: usize = 512;
 
 /// What is read from the control connection at once: a usual request.
 const READ_BYTES: usize = 4 << 10;
@@ -149,11 +150,12 @@ impl<'a> Server<'a> {
 
     /// Waits until something can be done, and says what; nothing where it is time to tidy.
     fn wait(&self) -> rustix::io::Result<Vec<(Source, PollFlags)>> {
-        let mut sources = vec![Source::Listener, Source::Children];
-        let mut fds = vec![
-            PollFd::new(&self.listener, PollFlags::IN),
-            PollFd::new(&self.children, PollFlags::IN),
-        ];
+        let mut sources = vec![Source::Children];
+        let mut fds = vec![PollFd::new(&self.children, PollFlags::IN)];
+        if self.strangers.len() < MAX_WAITING {
+            sources.push(Source::Listener);
+            fds.push(PollFd::new(&self.listener, PollFlags::IN));
+        }
         if let Some(control) = &self.control {
             let sending = if control.unsent.is_empty() {
                 PollFlags::empty()
@@ -184,11 +186,12 @@ impl<'a> Server<'a> {
                 }
             }
         }
-        let until_tidying = self.tidy_at.map(|moment| {
+        let deadlines = self.processes.values().filter_map(Process::deadline);
+        let until_deadline = deadlines.chain(self.tidy_at).min().map(|moment| {
             let left = moment.saturating_duration_since(Instant::now());
             Timespec::try_from(left).unwrap_or_default()
         });
-        rustix::event::poll(&mut fds, until_tidying.as_ref())?;
+        rustix::event::poll(&mut fds, until_deadline.as_ref())?;
         let results = fds.iter().map(PollFd::revents);
         Ok(sources
             .into_iter()
@@ -242,12 +245,10 @@ impl<'a> Server<'a> {
         let Ok(connection) = rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC) else {
             return;
         };
-        if self.strangers.len() < MAX_WAITING {
-            self.strangers.push(Stranger {
-                connection,
-                hello: FrameBuffer::new(MAX_HELLO_BYTES),
-            });
-        }
+        self.strangers.push(Stranger {
+            connection,
+            hello: FrameBuffer::new(MAX_HELLO_BYTES),
+        });
     }
 
     /// Reads a hello, and gives the connection to whom it is for.
@@ -364,6 +365,7 @@ impl<'a> Server<'a> {
     fn serve(&mut self, request: Request) {
         match request {
             Request::Create(create) => self.create(*create),
+            Request::Exec(exec) => self.exec(*exec),
             Request::Start(id) => match self.processes.get_mut(&id) {
                 Some(process) => process.request_start(),
                 None => self.report(&Report::NotStarted {
@@ -465,9 +467,46 @@ impl<'a> Server<'a> {
                 failure: exists_already(),
             });
         }
-        match Plan::new(create) {
-            Ok(plan) => {
-                let mut process = Process::new(id, plan);
+        let process = Plan::new(create).map(|plan| Process::new(id, plan));
+        self.take_process(id, process);
+    }
+
+    /// Makes another process of a container.
+    fn exec(&mut self, exec: Exec) {
+        let id = exec.process;
+        if self.processes.contains_key(&id) {
+            return self.report(&Report::NotStarted {
+                process: id,
+                failure: exists_already(),
+            });
+        }
+        let process = match self.first_of(id) {
+            None => Err(container::ended()),
+            Some(first) => {
+                let Plan {
+                    container, process, ..
+                } = first.plan();
+                ProcessPlan::joining(exec, process.seccomp.as_ref())
+                    .map(|process| Process::joining(id, Rc::clone(container), process))
+            }
+        };
+        self.take_process(id, process);
+    }
+
+    /// The first process of another's container.
+    fn first_of(&self, id: protocol::Process) -> Option<&Process> {
+        let mut of_container = self
+            .processes
+            .iter()
+            .filter(|(other, _)| other.container == id.container);
+        let first = of_container.find(|(_, process)| process.part() == Part::First);
+        first.map(|(_, process)| process)
+    }
+
+    /// Takes over a process that was made, with the streams that came before it.
+    fn take_process(&mut self, id: protocol::Process, process: Result<Process, StartFailure>) {
+        match process {
+            Ok(mut process) => {
                 for (_, kind, connection) in
                     self.unclaimed.extract_if(.., |(owner, _, _)| *owner == id)
                 {
@@ -497,14 +536,35 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Starts what is ready to start, reports what has ended.
+    /// Starts what is ready to start, reports what has ended: the first process of a container, after which the host may hang up,
+    /// last.
     fn advance_processes(&mut self) {
-        let ids: Vec<protocol::Process> = self.processes.keys().copied().collect();
+        let ids: Vec<protocol::Process> = self.processes.keys().rev().copied().collect();
         for id in ids {
-            let mut staged = self.staged.take();
-            self.with_process(id, |process| process.launch_if_ready(&mut staged));
-            self.staged = staged;
+            self.launch_if_ready(id);
             self.with_process(id, Process::report_end);
+        }
+    }
+
+    fn launch_if_ready(&mut self, id: protocol::Process) {
+        let process = self.processes.get(&id);
+        let Some(part) = process
+            .filter(|process| process.is_ready())
+            .map(Process::part)
+        else {
+            return;
+        };
+        match part {
+            Part::First => {
+                let mut staged = self.staged.take();
+                self.with_process(id, |process| process.launch(&mut staged));
+                self.staged = staged;
+            }
+            Part::Joined => {
+                let container = self.first_of(id).map(Process::joint);
+                let container = container.unwrap_or_else(|| Err(container::ended()));
+                self.with_process(id, |process| process.join(container));
+            }
         }
     }
 

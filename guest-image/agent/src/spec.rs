@@ -422,10 +422,7 @@ impl Config {
                 field if field.is_empty() => "reading config.json".to_owned(),
                 field => field,
             };
-            // Where in a text that the host has made the error is, is of no use to anybody.
-            let message = error.to_string();
-            let message = message.split(" at line ").next().unwrap_or_default();
-            invalid(step, message)
+            invalid(step, without_place(&error))
         })
     }
 
@@ -446,7 +443,23 @@ impl Config {
 }
 
 impl Process {
-    fn unsupported_field(&self) -> Option<String> {
+    /// Parses a `process` that stands alone.
+    ///
+    /// # Errors
+    ///
+    /// If the bytes are not JSON of the right shape. The path of the field is named.
+    pub(crate) fn parse(json: &[u8]) -> Result<Self, StartFailure> {
+        serde_json::from_slice(json).map_err(|error| {
+            let step = match field_at(json, error.line(), error.column()) {
+                field if field.is_empty() => "process".to_owned(),
+                field => format!("process.{field}"),
+            };
+            invalid(step, without_place(&error))
+        })
+    }
+
+    /// Names the first field that asks for something the agent does not do.
+    pub(crate) fn unsupported_field(&self) -> Option<String> {
         first_given(&[
             ("process.commandLine", self.command_line),
             ("process.apparmorProfile", self.apparmor_profile),
@@ -484,6 +497,13 @@ impl Linux {
             ),
         ])
     }
+}
+
+/// What is wrong: where in a text that the host has made is of no use to anybody.
+fn without_place(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let message = message.split(" at line ").next().unwrap_or_default();
+    message.to_owned()
 }
 
 /// The path of the field in which a JSON text is at a place, like `process.rlimits[1].soft`: what surrounds the byte before it.
@@ -678,6 +698,13 @@ mod tests {
     #[test]
     fn a_text_that_is_no_json_is_said_to_be_none() {
         assert_eq!(wrong("hello").0, "reading config.json");
+    }
+
+    #[test]
+    fn a_process_that_stands_alone_is_named_in_the_path_of_its_fields() {
+        let failure = Process::parse(br#"{"cwd":"/","args":{}}"#).unwrap_err();
+
+        assert_eq!(failure.step, "process.args");
     }
 
     #[test]

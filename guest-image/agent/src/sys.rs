@@ -587,8 +587,8 @@ pub(crate) fn signal(number: u8) -> Option<Signal> {
 ///
 /// The kernel's, see vsock(7).
 pub(crate) fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
-    /// How many connections may wait: more than one process's four, fewer than a flood.
-    const BACKLOG: c_int = 32;
+    /// How many connections may wait: as many as the host may have.
+    const BACKLOG: c_int = 512;
     let family = libc::sa_family_t::try_from(libc::AF_VSOCK).map_err(io::Error::other)?;
     let length =
         libc::socklen_t::try_from(size_of::<libc::sockaddr_vm>()).map_err(io::Error::other)?;

@@ -21,12 +21,16 @@
 //!  |--- Freeze -------------------------------------------->|   containers stop
 //!  |                       doorbell: DOORBELL_FREEZE <------|   containers go on
 //!  |<== stdout and stderr bytes, then a shut-down of each ==|
+//!  |--- Exec{container, process, spec, …}, Start ---------->|   another process in the container, with streams of its own
+//!  |<-- Started | NotStarted, then Exited ------------------|
 //!  |<-- Exited{status, oom_killed} -------------------------|   after the last byte and the shut-downs
 //!  |--- PowerOff, or a hang-up of connection 1 ------------>|
 //!  |                        doorbell: DOORBELL_END <--------|   synced
 //! ```
 //!
 //! The host need not wait for an answer before it sends the next frame: hello, create and start may travel together.
+//! When a container's first process ends, so does everything in it; the other processes are reported as far as they can be
+//! before it is.
 //! A half-close of the stdin connection is the end of the process's input. A close of a stdout or stderr connection by the
 //! host closes the pipe that the process writes to.
 //!
@@ -47,13 +51,13 @@ pub use frame::{
     FrameBuffer, FrameError, MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES, encode,
 };
 pub use message::{
-    ContainerId, Create, DeclaredStreams, Exit, ExitStatus, FailureKind, Filesystem, Handover,
-    Hello, MAGIC, Process, ProcessId, Report, Request, Role, RootSource, SEED_BYTES, Seccomp,
-    StartFailure, StreamKind, Upper, WindowSize,
+    ContainerId, Create, DeclaredStreams, Exec, Exit, ExitStatus, FailureKind, Filesystem,
+    Handover, Hello, MAGIC, Process, ProcessId, Report, Request, Role, RootSource, SEED_BYTES,
+    Seccomp, StartFailure, StreamKind, Upper, WindowSize,
 };
 
 /// Version of the conversation. The two sides talk only if it is the same.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// The vsock port on which the agent listens.
 pub const AGENT_PORT: u32 = 1024;

@@ -87,6 +87,8 @@ pub enum StreamKind {
 pub enum Request {
     /// Makes a container with its first process ready to start.
     Create(Box<Create>),
+    /// Makes another process of a container whose first process runs, ready to start.
+    Exec(Box<Exec>),
     /// Starts the process, once all its declared streams are connected.
     Start(Process),
     /// Sends a signal to the process. One that is not running (any more) is left alone.
@@ -163,6 +165,23 @@ pub struct Create {
     pub streams: DeclaredStreams,
     /// What `linux.seccomp` of the config comes to. The config itself has none: the agent compiles nothing.
     pub seccomp: Option<Seccomp>,
+}
+
+/// Another process of a container. It is in the container's namespaces, cgroup and root.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Exec {
+    /// The names that all later messages use. The process's id must not be that of any process that the container ever had.
+    pub process: Process,
+    /// The `process` object of an OCI runtime-spec `config.json`, as JSON.
+    pub spec: Vec<u8>,
+    /// The user, as [`Create::user`].
+    pub user: Option<String>,
+    /// Groups that the user is in besides, as [`Create::groups`].
+    pub groups: Vec<String>,
+    /// The streams that the host connects. One that is not declared is `/dev/null`.
+    pub streams: DeclaredStreams,
+    /// Whether the filter of system calls of the container's first process is this one's, too.
+    pub is_filtered: bool,
 }
 
 /// A filter of system calls: seccomp(2).
@@ -244,7 +263,8 @@ pub enum Report {
         /// Why.
         failure: StartFailure,
     },
-    /// The process ended, all its output was written, and its stream connections are shut down.
+    /// The process ended, all its output was written, and its stream connections are shut down. What others still hold open of an
+    /// [`Exec`]'s streams is not waited for for long.
     Exited {
         /// Which process.
         process: Process,

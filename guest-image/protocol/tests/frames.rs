@@ -2,10 +2,10 @@
 
 use proptest::prelude::*;
 use protocol::{
-    ContainerId, Create, DeclaredStreams, Exit, ExitStatus, FailureKind, Filesystem, FrameBuffer,
-    FrameError, Hello, MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES, Process, ProcessId,
-    Report, Request, Role, RootSource, Seccomp, StartFailure, StreamKind, Upper, WindowSize,
-    encode,
+    ContainerId, Create, DeclaredStreams, Exec, Exit, ExitStatus, FailureKind, Filesystem,
+    FrameBuffer, FrameError, Hello, MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES, Process,
+    ProcessId, Report, Request, Role, RootSource, Seccomp, StartFailure, StreamKind, Upper,
+    WindowSize, encode,
 };
 
 fn process() -> impl Strategy<Value = Process> {
@@ -89,9 +89,21 @@ fn create() -> impl Strategy<Value = Create> {
         )
 }
 
+fn exec() -> impl Strategy<Value = Exec> {
+    (create(), any::<bool>()).prop_map(|(create, is_filtered)| Exec {
+        process: create.process,
+        spec: create.config,
+        user: create.user,
+        groups: create.groups,
+        streams: create.streams,
+        is_filtered,
+    })
+}
+
 fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         create().prop_map(|create| Request::Create(Box::new(create))),
+        exec().prop_map(|exec| Request::Exec(Box::new(exec))),
         process().prop_map(Request::Start),
         (process(), any::<u8>()).prop_map(|(process, signal)| Request::Signal { process, signal }),
         (process(), any::<u16>(), any::<u16>()).prop_map(|(process, rows, columns)| {
@@ -274,7 +286,7 @@ fn the_encoding_of_the_first_fields_is_fixed() {
     )
     .unwrap();
 
-    assert_eq!(hello, [6, 0, 0, 0, 0xF6, 0xDA, 0xB5, 0x03, 3, 0]);
+    assert_eq!(hello, [6, 0, 0, 0, 0xF6, 0xDA, 0xB5, 0x03, 4, 0]);
     assert_eq!(welcome, [2, 0, 0, 0, 0, 1]);
 }
 

@@ -7,6 +7,7 @@ mod complete_kvm;
 mod containers;
 mod crun;
 mod environment;
+mod exec;
 mod exit_codes;
 mod files;
 mod guest_image;

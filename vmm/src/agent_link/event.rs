@@ -1,20 +1,20 @@
-//! What the client wants forwarded to the workload while it runs: signals and window sizes.
+//! What is to be told to the agent while the workload runs: signals and window sizes, and other processes.
 //!
-//! Events travel through a pipe, so that a signal handler's thread, or the handler itself, can send them, and the link can
-//! wait for them together with everything else.
+//! A byte in a pipe announces each event, so that other threads can send them, and the link can wait for them together with
+//! everything else. The pipe's size bounds how many wait.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
-use protocol::WindowSize;
+use protocol::{Exec, Process, WindowSize};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
-/// Length of an event in the pipe. A write of no more than `PIPE_BUF` bytes is atomic, pipe(7).
-const EVENT_BYTES: usize = 5;
+use super::WorkloadExit;
 
 /// Something to forward.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Debug)]
 pub enum Event {
     /// A signal, by its number.
     Signal(u8),
@@ -27,18 +27,44 @@ pub enum Event {
         /// For several copies.
         at_fork_point: bool,
     },
+    /// Another process is to run in the container. Its streams are connected already.
+    Exec {
+        /// The process.
+        exec: Box<Exec>,
+        /// Who is to be told what becomes of it.
+        watcher: Box<dyn Watcher>,
+    },
+    /// The terminal of another process has this size now.
+    ResizeOf(Process, WindowSize),
+    /// Nobody wants another process any more that may not have started yet. One that runs goes on.
+    Abandon(Process),
+}
+
+/// Who wants to know what becomes of a process. Dropped untold, it knows that the machine has ended.
+pub trait Watcher: std::fmt::Debug + Send {
+    /// Its program runs.
+    fn started(&mut self);
+
+    /// It has ended, or will never run.
+    fn ended(&mut self, exit: WorkloadExit);
 }
 
 /// The sending end. Closing it ends the events, not the workload.
 #[derive(Debug)]
-pub struct EventSender(OwnedFd);
+pub struct EventSender {
+    events: Sender<Event>,
+    bell: OwnedFd,
+}
 
 /// The receiving end, for [`super::AgentLink::run`].
 #[derive(Debug)]
-pub struct EventReceiver(OwnedFd);
+pub struct EventReceiver {
+    events: Receiver<Event>,
+    bell: OwnedFd,
+}
 
 /// What a receiver found.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Debug)]
 pub(super) enum Received {
     Event(Event),
     Nothing,
@@ -51,64 +77,47 @@ pub(super) enum Received {
 ///
 /// If there are no descriptors left.
 pub fn event_channel() -> io::Result<(EventSender, EventReceiver)> {
-    let (receiver, sender) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-    Ok((EventSender(sender), EventReceiver(receiver)))
+    let (heard, bell) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    let (sender, receiver) = channel();
+    let sender = EventSender {
+        events: sender,
+        bell,
+    };
+    let receiver = EventReceiver {
+        events: receiver,
+        bell: heard,
+    };
+    Ok((sender, receiver))
 }
 
 impl EventSender {
-    /// Sends an event. It neither waits nor allocates, so a signal handler may call it.
+    /// Sends an event, without waiting.
     ///
     /// # Errors
     ///
     /// If thousands of events wait already, or the receiver is gone.
     pub fn send(&self, event: Event) -> io::Result<()> {
-        rustix::io::write(&self.0, &encode(event))?;
-        Ok(())
+        rustix::io::write(&self.bell, &[0])?;
+        self.events
+            .send(event)
+            .map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 
 impl EventReceiver {
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.bell.as_fd()
     }
 
     /// Takes the next event.
     pub(super) fn receive(&self) -> io::Result<Received> {
-        let mut bytes = [0; EVENT_BYTES];
-        match rustix::io::read(&self.0, &mut bytes) {
+        match rustix::io::read(&self.bell, &mut [0]) {
             Ok(0) => Ok(Received::End),
-            // Writes are atomic and of this length, so a shorter read cannot be an event.
-            Ok(EVENT_BYTES) => Ok(decode(bytes).map_or(Received::Nothing, Received::Event)),
-            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(Received::Nothing),
+            // Its event is there, or comes with the sender's next step.
+            Ok(_) => Ok(self.events.recv().map_or(Received::End, Received::Event)),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(Received::Nothing),
             Err(error) => Err(error.into()),
         }
-    }
-}
-
-fn encode(event: Event) -> [u8; EVENT_BYTES] {
-    match event {
-        Event::Signal(number) => [0, number, 0, 0, 0],
-        Event::Resize(WindowSize { rows, columns }) => {
-            let ([a, b], [c, d]) = (rows.to_ne_bytes(), columns.to_ne_bytes());
-            [1, a, b, c, d]
-        }
-        Event::Freeze { at_fork_point } => [2, u8::from(at_fork_point), 0, 0, 0],
-        Event::Stop => [3, 0, 0, 0, 0],
-    }
-}
-
-fn decode(bytes: [u8; EVENT_BYTES]) -> Option<Event> {
-    match bytes {
-        [0, number, ..] => Some(Event::Signal(number)),
-        [1, a, b, c, d] => Some(Event::Resize(WindowSize {
-            rows: u16::from_ne_bytes([a, b]),
-            columns: u16::from_ne_bytes([c, d]),
-        })),
-        [2, at_fork_point, ..] => Some(Event::Freeze {
-            at_fork_point: at_fork_point != 0,
-        }),
-        [3, ..] => Some(Event::Stop),
-        _ => None,
     }
 }
 
@@ -117,44 +126,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_arrive_in_order() {
+    fn events_arrive_in_order_and_end_with_their_sender() {
         let (sender, receiver) = event_channel().unwrap();
-        let size = WindowSize {
-            rows: 24,
-            columns: 80,
-        };
         sender.send(Event::Signal(15)).unwrap();
-        sender.send(Event::Resize(size)).unwrap();
-        let freeze = [false, true].map(|at_fork_point| Event::Freeze { at_fork_point });
-        for event in freeze {
-            sender.send(event).unwrap();
-        }
+        sender.send(Event::Stop).unwrap();
         drop(sender);
 
         let received = [
             receiver.receive().unwrap(),
             receiver.receive().unwrap(),
             receiver.receive().unwrap(),
-            receiver.receive().unwrap(),
-            receiver.receive().unwrap(),
         ];
 
-        assert_eq!(
+        assert!(matches!(
             received,
             [
                 Received::Event(Event::Signal(15)),
-                Received::Event(Event::Resize(size)),
-                Received::Event(freeze[0]),
-                Received::Event(freeze[1]),
+                Received::Event(Event::Stop),
                 Received::End
             ]
-        );
+        ));
     }
 
     #[test]
     fn no_event_is_nothing() {
         let (_sender, receiver) = event_channel().unwrap();
 
-        assert_eq!(receiver.receive().unwrap(), Received::Nothing);
+        assert!(matches!(receiver.receive().unwrap(), Received::Nothing));
     }
 }

@@ -8,31 +8,29 @@
 mod client;
 mod event;
 mod pump;
+mod streams;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use protocol::{
-    AGENT_PORT, Create, DeclaredStreams, Exit, FrameBuffer, FrameError, Hello, MAX_HELLO_BYTES,
-    MAX_REPORT_BYTES, MAX_REQUEST_BYTES, Process, Report, Request, Role, StartFailure, StreamKind,
-    VERSION,
+    AGENT_PORT, Create, Exec, Exit, FailureKind, FrameBuffer, FrameError, Hello, MAX_HELLO_BYTES,
+    MAX_REPORT_BYTES, MAX_REQUEST_BYTES, Process, Report, Request, Role, StartFailure, VERSION,
 };
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use thiserror::Error;
 
-use self::client::ClientSink;
-pub use self::event::{Event, EventReceiver, EventSender, event_channel};
-use self::pump::{Input, Output};
+pub use self::event::{Event, EventReceiver, EventSender, Watcher, event_channel};
+pub use self::streams::{ClientStreams, Connections, Pumps, STREAM_END_PATIENCE, Side};
 
-/// How long a stream may stay silent and open after the exit was reported, before the rest is given up. An honest agent
-/// ends all streams before it reports.
-pub const STREAM_END_PATIENCE: Duration = Duration::from_secs(5);
+/// What ends a process that nobody waits for.
+const SIGKILL: u8 = 9;
 
 /// What is read from the control connection at once.
 const READ_BYTES: usize = 4 << 10;
@@ -96,29 +94,6 @@ pub enum WorkloadExit {
     NotStarted(StartFailure),
 }
 
-/// The client's side of the standard streams. A stream that is `None` is not connected: `/dev/null` for the process.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ClientStreams<'fd> {
-    /// Read until its end, which becomes the end of the process's input.
-    pub stdin: Option<BorrowedFd<'fd>>,
-    /// Written to. When it is closed, the process's output is closed.
-    pub stdout: Option<BorrowedFd<'fd>>,
-    /// Written to. Must be `None` for a process with a terminal.
-    pub stderr: Option<BorrowedFd<'fd>>,
-}
-
-impl ClientStreams<'_> {
-    /// What [`Create::streams`] has to say for these.
-    #[must_use]
-    pub fn declared(&self) -> DeclaredStreams {
-        DeclaredStreams {
-            stdin: self.stdin.is_some(),
-            stdout: self.stdout.is_some(),
-            stderr: self.stderr.is_some(),
-        }
-    }
-}
-
 /// What the agent is asked for.
 #[derive(Clone, Debug)]
 pub enum Job {
@@ -146,22 +121,12 @@ pub struct AgentLink {
     is_welcome: bool,
 }
 
-/// The connections of a process's streams.
-#[derive(Debug, Default)]
-struct Connections {
-    stdin: Option<UnixStream>,
-    stdout: Option<UnixStream>,
-    stderr: Option<UnixStream>,
-}
-
 /// Which descriptor a poll result belongs to.
 #[derive(Clone, Copy, Debug)]
 enum Source {
     Control,
     Events,
-    Stdin(usize),
-    Stdout(usize),
-    Stderr(usize),
+    Stream(Side),
 }
 
 impl AgentLink {
@@ -186,7 +151,7 @@ impl AgentLink {
     }
 
     /// Runs a container's first process to its end: creates and starts it, or takes it over, carries its streams from and to the
-    /// client, and forwards what comes through `events`. `started` is called once its program runs.
+    /// client, and forwards what comes through `events`, other processes among it. `started` is called once its program runs.
     ///
     /// `create.streams` must be what [`ClientStreams::declared`] says of `client`.
     ///
@@ -202,7 +167,7 @@ impl AgentLink {
         started: &mut dyn FnMut(),
     ) -> Result<WorkloadExit, LinkError> {
         let process = job.process();
-        let connections = connect_streams(dialer, process, client.declared())?;
+        let connections = Connections::dial(dialer, process, client.declared())?;
         match job {
             Job::Create(create) => {
                 self.queue(&Request::Create(create))?;
@@ -292,23 +257,6 @@ fn dial(dialer: &dyn Dialer, role: Role) -> Result<UnixStream, LinkError> {
     Ok(connection)
 }
 
-fn connect_streams(
-    dialer: &dyn Dialer,
-    process: Process,
-    declared: DeclaredStreams,
-) -> Result<Connections, LinkError> {
-    let connect = |wanted: bool, kind: StreamKind| {
-        wanted
-            .then(|| dial(dialer, Role::Stream { process, kind }))
-            .transpose()
-    };
-    Ok(Connections {
-        stdin: connect(declared.stdin, StreamKind::Stdin)?,
-        stdout: connect(declared.stdout, StreamKind::Stdout)?,
-        stderr: connect(declared.stderr, StreamKind::Stderr)?,
-    })
-}
-
 /// The guest's words, fit for a terminal: bounded, and with nothing that a terminal would obey.
 fn printable(failure: StartFailure) -> StartFailure {
     let clean = |text: String| text.replace(is_unprintable, "\u{FFFD}");
@@ -329,18 +277,24 @@ fn is_unprintable(character: char) -> bool {
     character.is_control() || matches!(character, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
-/// A process from its start to its end.
+/// The workload's process from its start to its end, and the processes that join it meanwhile.
 #[derive(Debug)]
 struct Session<'a> {
     link: &'a mut AgentLink,
     process: Process,
-    stdin: Option<Input<'a>>,
-    stdout: Option<Output<'a>>,
-    stderr: Option<Output<'a>>,
+    pumps: Pumps<'a>,
     events: &'a EventReceiver,
     events_are_open: bool,
     is_started: bool,
     exit: Option<Exit>,
+    others: BTreeMap<Process, Other>,
+}
+
+/// A process that joined.
+#[derive(Debug)]
+struct Other {
+    watcher: Box<dyn Watcher>,
+    is_started: bool,
 }
 
 impl<'a> Session<'a> {
@@ -351,30 +305,15 @@ impl<'a> Session<'a> {
         client: ClientStreams<'a>,
         events: &'a EventReceiver,
     ) -> Self {
-        let Connections {
-            stdin,
-            stdout,
-            stderr,
-        } = connections;
         Self {
             link,
             process,
-            stdin: client
-                .stdin
-                .zip(stdin)
-                .map(|(source, sink)| Input::new(source, sink)),
-            stdout: client
-                .stdout
-                .zip(stdout)
-                .map(|(sink, source)| Output::new(source, ClientSink::new(sink))),
-            stderr: client
-                .stderr
-                .zip(stderr)
-                .map(|(sink, source)| Output::new(source, ClientSink::new(sink))),
+            pumps: Pumps::new(connections, client),
             events,
             events_are_open: true,
             is_started: false,
             exit: None,
+            others: BTreeMap::new(),
         }
     }
 
@@ -401,13 +340,7 @@ impl<'a> Session<'a> {
 
     /// The exit, if it was reported and all output has reached the client, or never will.
     fn finished(&self, last_progress: Instant) -> Option<Exit> {
-        let exit = self.exit?;
-        let outputs = || [&self.stdout, &self.stderr].into_iter().flatten();
-        let is_complete = outputs().all(Output::is_done);
-        // What waits for the client is not the guest's fault, and is waited for.
-        let is_given_up = last_progress.elapsed() >= STREAM_END_PATIENCE
-            && !outputs().any(Output::waits_for_client);
-        (is_complete || is_given_up).then_some(exit)
+        self.exit.filter(|_| self.pumps.are_done(last_progress))
     }
 
     /// Waits until something can be done, and says what.
@@ -428,26 +361,11 @@ impl<'a> Session<'a> {
             sources.push(Source::Events);
             fds.push(PollFd::from_borrowed_fd(self.events.as_fd(), PollFlags::IN));
         }
-        let stdin = self
-            .stdin
-            .iter()
-            .flat_map(|pump| pump.interests(Source::Stdin));
-        let stdout = self
-            .stdout
-            .iter()
-            .flat_map(|pump| pump.interests(Source::Stdout));
-        let stderr = self
-            .stderr
-            .iter()
-            .flat_map(|pump| pump.interests(Source::Stderr));
-        for (source, fd, interest) in stdin.chain(stdout).chain(stderr) {
-            sources.push(source);
+        for (side, fd, interest) in self.pumps.interests() {
+            sources.push(Source::Stream(side));
             fds.push(PollFd::from_borrowed_fd(fd, interest));
         }
-        let timeout = self.exit.map(|_| Timespec {
-            tv_sec: i64::try_from(STREAM_END_PATIENCE.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: 0,
-        });
+        let timeout = self.exit.map(|_| Pumps::patience());
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) => (),
             Err(Errno::INTR) => return Ok(Vec::new()),
@@ -477,18 +395,7 @@ impl<'a> Session<'a> {
                     }
                 }
                 Source::Events => self.forward_events()?,
-                Source::Stdin(side) => self
-                    .stdin
-                    .iter_mut()
-                    .for_each(|pump| pump.advance(side, *result)),
-                Source::Stdout(side) => self
-                    .stdout
-                    .iter_mut()
-                    .for_each(|pump| pump.advance(side, *result)),
-                Source::Stderr(side) => self
-                    .stderr
-                    .iter_mut()
-                    .for_each(|pump| pump.advance(side, *result)),
+                Source::Stream(side) => self.pumps.advance(side, *result),
             }
         }
         Ok(None)
@@ -511,35 +418,100 @@ impl<'a> Session<'a> {
                     if process == self.process && self.is_started && self.exit.is_none() =>
                 {
                     self.exit = Some(exit);
-                    // The process will not read any more.
-                    self.stdin = None;
+                    self.pumps.end_input();
+                    // Whatever of them has not ended before has ended with it.
+                    self.others.clear();
                 }
+                report if self.hear_of_other(&report) => (),
                 _ => return Err(LinkError::OutOfTurn),
             }
         }
         Ok(None)
     }
 
+    /// Deals with a report about a process that joined. Returns whether it makes sense. The watcher may be gone.
+    fn hear_of_other(&mut self, report: &Report) -> bool {
+        let (Report::Started(process)
+        | Report::NotStarted { process, .. }
+        | Report::Exited { process, .. }) = report
+        else {
+            return false;
+        };
+        let Some(mut other) = self.others.remove(process) else {
+            return false;
+        };
+        match (report, other.is_started) {
+            (Report::Started(process), false) => {
+                other.is_started = true;
+                other.watcher.started();
+                self.others.insert(*process, other);
+            }
+            (Report::NotStarted { failure, .. }, false) => {
+                let failure = printable(failure.clone());
+                other.watcher.ended(WorkloadExit::NotStarted(failure));
+            }
+            (Report::Exited { exit, .. }, true) => {
+                other.watcher.ended(WorkloadExit::Exited(*exit));
+            }
+            _ => return false,
+        }
+        true
+    }
+
     fn forward_events(&mut self) -> Result<(), LinkError> {
-        let process = self.process;
-        match self.events.receive().map_err(LinkError::Events)? {
-            // The process will not take it any more.
-            event::Received::Event(_) if self.exit.is_some() => Ok(()),
-            event::Received::Event(Event::Signal(signal)) => {
-                self.link.queue(&Request::Signal { process, signal })
-            }
-            event::Received::Event(Event::Stop) => self.link.queue(&Request::Stop(process)),
-            event::Received::Event(Event::Resize(size)) => {
-                self.link.queue(&Request::Resize { process, size })
-            }
-            event::Received::Event(Event::Freeze { at_fork_point }) => {
-                self.link.queue(&Request::Freeze { at_fork_point })
-            }
-            event::Received::Nothing => Ok(()),
+        let event = match self.events.receive().map_err(LinkError::Events)? {
+            event::Received::Event(event) => event,
+            event::Received::Nothing => return Ok(()),
             event::Received::End => {
                 self.events_are_open = false;
-                Ok(())
+                return Ok(());
             }
+        };
+        // The process will not take it any more, and nothing can join it.
+        if self.exit.is_some() {
+            return Ok(());
+        }
+        let process = self.process;
+        self.link.queue(&match event {
+            Event::Signal(signal) => Request::Signal { process, signal },
+            Event::Stop => Request::Stop(process),
+            Event::Resize(size) => Request::Resize { process, size },
+            Event::Freeze { at_fork_point } => Request::Freeze { at_fork_point },
+            Event::ResizeOf(process, size) => Request::Resize { process, size },
+            Event::Abandon(process) => match self.others.get(&process) {
+                Some(other) if !other.is_started => Request::Signal {
+                    process,
+                    signal: SIGKILL,
+                },
+                _ => return Ok(()),
+            },
+            Event::Exec { exec, watcher } => {
+                self.begin(exec, watcher);
+                return Ok(());
+            }
+        })
+    }
+
+    /// Lets another process join.
+    fn begin(&mut self, exec: Box<Exec>, mut watcher: Box<dyn Watcher>) {
+        let process = exec.process;
+        let queued = self
+            .link
+            .queue(&Request::Exec(exec))
+            .and_then(|()| self.link.queue(&Request::Start(process)));
+        match queued {
+            Ok(()) => {
+                let other = Other {
+                    watcher,
+                    is_started: false,
+                };
+                self.others.insert(process, other);
+            }
+            Err(error) => watcher.ended(WorkloadExit::NotStarted(StartFailure {
+                kind: FailureKind::Failed,
+                step: "asking the guest".to_owned(),
+                message: error.to_string(),
+            })),
         }
     }
 }

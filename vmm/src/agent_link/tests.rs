@@ -5,8 +5,12 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use protocol::{ContainerId, ExitStatus, FailureKind, Filesystem, ProcessId, RootSource, Upper};
+use protocol::{
+    ContainerId, DeclaredStreams, ExitStatus, Filesystem, ProcessId, RootSource, StreamKind, Upper,
+    WindowSize,
+};
 
 use super::*;
 
@@ -445,4 +449,138 @@ fn garbage_on_the_control_connection_is_malformed() {
     });
 
     assert!(matches!(exit, Err(LinkError::Malformed(_))));
+}
+
+const OTHER: Process = Process {
+    container: ContainerId(1),
+    process: ProcessId(1),
+};
+
+/// What a client of another process is told, in order.
+#[derive(Clone, Debug)]
+struct Told(mpsc::Sender<Option<WorkloadExit>>);
+
+impl Watcher for Told {
+    fn started(&mut self) {
+        self.0.send(None).unwrap();
+    }
+
+    fn ended(&mut self, exit: WorkloadExit) {
+        self.0.send(Some(exit)).unwrap();
+    }
+}
+
+fn exec(spec: &[u8]) -> (Event, mpsc::Receiver<Option<WorkloadExit>>) {
+    let (sender, told) = mpsc::channel();
+    let exec = Exec {
+        process: OTHER,
+        spec: spec.to_vec(),
+        user: None,
+        groups: Vec::new(),
+        streams: DeclaredStreams::default(),
+        is_filtered: true,
+    };
+    let event = Event::Exec {
+        exec: Box::new(exec),
+        watcher: Box::new(Told(sender)),
+    };
+    (event, told)
+}
+
+#[test]
+fn another_process_is_asked_for_and_its_client_is_told_of_it() {
+    let (sender, events) = event_channel().unwrap();
+    let (event, told) = exec(b"{}");
+    let size = WindowSize {
+        rows: 3,
+        columns: 4,
+    };
+    sender.send(event).unwrap();
+    sender.send(Event::ResizeOf(OTHER, size)).unwrap();
+
+    let exit = run(ClientStreams::default(), &events, move |mut guest| {
+        guest.start();
+        assert!(matches!(guest.request(), Request::Exec(exec) if exec.process == OTHER));
+        assert_eq!(guest.request(), Request::Start(OTHER));
+        guest.report(&Report::Started(OTHER));
+        let process = OTHER;
+        assert_eq!(guest.request(), Request::Resize { process, size });
+        guest.report(&Report::Exited {
+            process,
+            exit: EXIT,
+        });
+        guest.exit();
+    });
+
+    assert_eq!(exit.unwrap(), WorkloadExit::Exited(EXIT));
+    let told: Vec<_> = told.iter().collect();
+    assert_eq!(told, [None, Some(WorkloadExit::Exited(EXIT))]);
+}
+
+#[test]
+fn a_process_that_ends_with_the_workload_has_a_client_that_is_told_nothing_more() {
+    let (sender, events) = event_channel().unwrap();
+    let (event, told) = exec(b"{}");
+    sender.send(event).unwrap();
+
+    let exit = run(ClientStreams::default(), &events, |mut guest| {
+        guest.start();
+        assert!(matches!(guest.request(), Request::Exec(_)));
+        guest.report(&Report::Started(OTHER));
+        guest.exit();
+    });
+
+    assert_eq!(exit.unwrap(), WorkloadExit::Exited(EXIT));
+    assert_eq!(told.iter().collect::<Vec<_>>(), [None]);
+}
+
+#[test]
+fn a_process_that_nobody_wants_any_more_is_killed_if_it_has_not_started() {
+    let (sender, events) = event_channel().unwrap();
+    let (event, told) = exec(b"{}");
+    sender.send(event).unwrap();
+    sender.send(Event::Abandon(OTHER)).unwrap();
+
+    let exit = run(ClientStreams::default(), &events, |mut guest| {
+        guest.start();
+        assert!(matches!(guest.request(), Request::Exec(_)));
+        assert_eq!(guest.request(), Request::Start(OTHER));
+        let killed = Request::Signal {
+            process: OTHER,
+            signal: 9,
+        };
+        assert_eq!(guest.request(), killed);
+        guest.exit();
+    });
+
+    assert_eq!(exit.unwrap(), WorkloadExit::Exited(EXIT));
+    assert!(told.iter().next().is_none());
+}
+
+#[test]
+fn a_process_that_is_too_much_for_a_frame_fails_alone() {
+    let (sender, events) = event_channel().unwrap();
+    let (event, told) = exec(&vec![b' '; MAX_REQUEST_BYTES]);
+    sender.send(event).unwrap();
+
+    let exit = run(ClientStreams::default(), &events, move |mut guest| {
+        guest.start();
+        let failure = told.recv().unwrap();
+        assert!(matches!(failure, Some(WorkloadExit::NotStarted(_))));
+        guest.exit();
+    });
+
+    assert_eq!(exit.unwrap(), WorkloadExit::Exited(EXIT));
+}
+
+#[test]
+fn a_report_about_a_process_that_nobody_asked_for_ends_the_conversation() {
+    let (_sender, events) = event_channel().unwrap();
+
+    let exit = run(ClientStreams::default(), &events, |mut guest| {
+        guest.start();
+        guest.report(&Report::Started(OTHER));
+    });
+
+    assert!(matches!(exit, Err(LinkError::OutOfTurn)));
 }

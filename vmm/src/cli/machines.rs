@@ -4,12 +4,58 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::{parse_user, parse_variable, parse_workdir};
+use crate::workload::environment::Variable;
+
 /// Arguments of `vmm pause` and `vmm resume`.
 #[derive(Debug, Clone, Args)]
 pub struct MachinesArgs {
     /// Names, ids or beginnings of ids
     #[arg(value_name = "MACHINE", required = true)]
     pub machines: Vec<String>,
+}
+
+/// Arguments of `vmm exec`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+What is not chosen is as for the machine's own command: environment, directory, user, limits and rights.
+
+Examples:
+  vmm exec web ls -l /srv
+  vmm exec -it web sh
+  tar -c . | vmm exec -i -w /srv web tar -x
+  vmm exec -d -u app -e LEVEL=2 web refresh")]
+pub struct ExecArgs {
+    /// Do not wait for the command's end, only for its start
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Set a variable, or pass this one on from here if there is no value
+    #[arg(short, long, value_name = "NAME[=VALUE]", allow_hyphen_values = true, value_parser = parse_variable)]
+    pub env: Vec<Variable>,
+    /// Set the variables that FILE lists, one NAME[=VALUE] a line; lines with # are comments
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// Keep standard input open and pass it to the command
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command every capability of the guest, and no filter
+    #[arg(long)]
+    pub privileged: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// User, and group, that the command runs as: names of the image, or numbers
+    #[arg(short, long, value_name = "USER[:GROUP]", value_parser = parse_user)]
+    pub user: Option<String>,
+    /// Directory that the command starts in
+    #[arg(short, long, value_name = "DIR", value_parser = parse_workdir)]
+    pub workdir: Option<String>,
+    /// Name, id or beginning of an id
+    #[arg(value_name = "MACHINE")]
+    pub machine: String,
+    /// The command and its arguments
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
+    pub command: Vec<String>,
 }
 
 /// Arguments of `vmm snapshot`.

@@ -8,6 +8,7 @@ mod bench;
 mod completion;
 mod df;
 mod doctor;
+mod exec;
 mod guest;
 mod images;
 mod kill;
@@ -45,6 +46,7 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
         Command::Run(arguments) => run::run(arguments, &here()?, &cli.global),
         Command::Prepare(arguments) => prepare::run(arguments, &here()?),
         Command::Template(command) => template::run(command, &here()?),
+        Command::Exec(arguments) => exec::run(arguments, &here()?),
         Command::Ps(arguments) => ps::run(arguments, &here()?),
         Command::Kill(arguments) => kill::kill(arguments, &here()?),
         Command::Rm(arguments) => kill::rm(arguments, &here()?),

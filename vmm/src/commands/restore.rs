@@ -52,7 +52,7 @@ pub(super) fn run_here(
     reporter: &mut Option<StartReporter>,
 ) -> Result<ExitCode, Report> {
     let mut timings = Timings::start();
-    has_keyboard(arguments)?;
+    has_keyboard(arguments.interactive, arguments.tty)?;
     let opened = Opened::open(file)?;
     is_resumable(&opened, directories)?;
     if arguments.tty && !opened.snapshot.subject.has_terminal {
@@ -189,6 +189,7 @@ fn resume(
         &choices,
         subject.has_terminal,
         subject.streams,
+        subject.basis.clone(),
     )?;
     timings.end_of("plan");
 

@@ -31,6 +31,7 @@ use crate::timings::Timings;
 use crate::vm_process::{ChannelError, SpawnError};
 use crate::workload::container::{ContainerChoices, SecurityOption};
 use crate::workload::environment::{OwnEnvironment, read_file};
+use crate::workload::exec::Basis;
 use crate::workload::{Choices, CpuTime, Limits, Terminal, Workload, WorkloadError};
 
 /// Runs a workload and returns its exit code.
@@ -78,7 +79,7 @@ fn run_here(
     reporter: &mut Option<StartReporter>,
 ) -> Result<ExitCode, Report> {
     let mut timings = Timings::start();
-    has_keyboard(arguments)?;
+    has_keyboard(arguments.interactive, arguments.tty)?;
     let kvm = open_kvm()?;
     let quirks = Quirks::of_host(&directories.cache().join("host.json"))?;
     let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
@@ -153,6 +154,7 @@ fn run_here(
         &machine_choices,
         has_terminal,
         plan.create.streams.into(),
+        Basis::of(&plan.create),
     )?;
     let started = start(&kvm, &plan.machine, &templates, &recipes, &signals)?;
     let attended = Attended {
@@ -183,8 +185,8 @@ fn run_here(
 }
 
 /// Refuses to pass on keys where there is no keyboard.
-pub(super) fn has_keyboard(arguments: &RunArgs) -> Result<(), RunError> {
-    match arguments.tty && arguments.interactive && !io::stdin().is_terminal() {
+pub(super) fn has_keyboard(interactive: bool, tty: bool) -> Result<(), RunError> {
+    match tty && interactive && !io::stdin().is_terminal() {
         true => Err(RunError::NoTerminal),
         false => Ok(()),
     }
@@ -197,6 +199,7 @@ pub(super) fn facts(
     choices: &MachineChoices,
     has_terminal: bool,
     streams: Streams,
+    basis: Basis,
 ) -> Result<Facts, Report> {
     let record = machine.record();
     Ok(Facts {
@@ -209,6 +212,7 @@ pub(super) fn facts(
             memory: choices.memory.to_string(),
             has_terminal,
             streams,
+            basis,
         },
         ram_bytes: plan.machine.ram.bytes(),
         pause_mark: machine.pause_mark(),

@@ -3,6 +3,7 @@
 //! One thing at a time, each on a thread of its own, since it waits for the machine.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use crate::agent_link::Event;
 use crate::report::chain;
 use crate::snapshot::{Origin, Parent, Subject, Target, Writer};
 use crate::state::{Action, PauseMark};
+use crate::workload::exec::Basis;
 
 /// How long the agent may take to stop what runs, on the slowest host under load.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(30);
@@ -55,6 +57,16 @@ impl Actions {
         }
     }
 
+    /// Whether the machine stands still. While something is being done with it that is not said.
+    pub(super) fn is_paused(&self) -> bool {
+        self.state.try_lock().is_ok_and(|state| state.is_paused)
+    }
+
+    /// What other processes of the workload's container begin with.
+    pub(super) fn basis(&self) -> &Basis {
+        &self.facts.subject.basis
+    }
+
     /// Does what was asked for, and returns when it is done; why not, as a sentence.
     pub(super) fn act(&self, run: &Run<'_>, action: Action) -> Result<(), String> {
         let mut state = match self.state.try_lock() {
@@ -96,6 +108,12 @@ impl Actions {
                 },
                 false,
             ) => {
+                if run.sessions.load(Ordering::SeqCst) > 0 {
+                    return Err(
+                        "commands of `vmm exec` run in the machine, and a copy of them would have no client"
+                            .to_owned(),
+                    );
+                }
                 let parent = match (incremental, &state.last) {
                     (false, _) => None,
                     (true, Some(last)) => Some(last.clone()),

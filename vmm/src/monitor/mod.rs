@@ -16,22 +16,26 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Scope;
 
-use protocol::{ExitStatus, FailureKind};
+use protocol::{ExitStatus, FailureKind, Process, ProcessId, WindowSize};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 
 use crate::agent_link::{
-    AgentLink, ClientStreams, Dialer, Event, EventReceiver, EventSender, Job, LinkError,
-    WorkloadExit, event_channel,
+    AgentLink, ClientStreams, Connections, Dialer, Event, EventReceiver, EventSender, Job,
+    LinkError, Watcher, WorkloadExit, event_channel,
 };
 use crate::outcome::{NotStarted, Outcome};
+use crate::plan::FIRST;
 use crate::process;
-use crate::report::Help;
-use crate::state::{Action, Answerer, Control, ControlServer, Signal, Status, Timestamp};
+use crate::report::{Help, chain};
+use crate::state::{
+    Action, Answerer, Control, ControlServer, ExecRequest, SessionOffer, SessionTeller, Signal,
+    Status, Timestamp,
+};
 use crate::vm_process::{ChannelError, End, Report, VmProcess};
 
 use self::actions::Actions;
@@ -48,6 +52,10 @@ const FORWARDED: [i32; 7] = [
     libc::SIGUSR2,
     libc::SIGWINCH,
 ];
+
+/// How many processes there may be beside the workload's own: each has up to three of the machine's vsock connections
+/// (`devices/src/virtio/vsock/queue.rs`), and six of the descriptors of the guest's PID 1, of which Linux gives it 1024.
+const MAX_SESSIONS: usize = 128;
 
 /// How long a VM process whose guest hung up may take to say why.
 const LAST_WORD: Timespec = Timespec {
@@ -109,6 +117,17 @@ impl Signals {
     /// When the host gives no descriptor.
     pub fn take() -> Result<Self, MonitorError> {
         process::signal_descriptor(&FORWARDED)
+            .map(Self)
+            .map_err(MonitorError::Watch)
+    }
+
+    /// Takes over the signal of a window's size alone.
+    ///
+    /// # Errors
+    ///
+    /// When the host gives no descriptor.
+    pub fn take_window() -> Result<Self, MonitorError> {
+        process::signal_descriptor(&[libc::SIGWINCH])
             .map(Self)
             .map_err(MonitorError::Watch)
     }
@@ -182,6 +201,7 @@ impl Supervised<'_> {
             status: Mutex::new(Status::Created),
             ended_by: AtomicU8::new(0),
             sender,
+            sessions: Arc::default(),
         };
         let actions = Actions::new(facts);
         std::thread::scope(|scope| {
@@ -193,6 +213,7 @@ impl Supervised<'_> {
                 control_is_open: true,
                 has_terminal,
                 impatience: 0,
+                last_process: FIRST.process.0,
             };
             let attendant = std::thread::Builder::new()
                 .name("monitor".to_owned())
@@ -236,6 +257,8 @@ struct Run<'a> {
     ended_by: AtomicU8,
     /// What the agent is to be told meanwhile.
     sender: EventSender,
+    /// How many processes there are beside the workload's own.
+    sessions: Arc<AtomicUsize>,
 }
 
 impl Run<'_> {
@@ -413,6 +436,8 @@ struct Attendant<'a> {
     has_terminal: bool,
     /// How many SIGINT and SIGTERM have come.
     impatience: u8,
+    /// The last process's id.
+    last_process: u32,
 }
 
 impl<'env> Attendant<'env> {
@@ -462,6 +487,7 @@ impl<'env> Attendant<'env> {
                     run: self.run,
                     scope,
                     actions,
+                    last_process: &mut self.last_process,
                 };
                 if let Err(error) = self.control.handle(&mut requests) {
                     tracing::warn!(%error, "the control socket failed");
@@ -513,13 +539,14 @@ fn deliver(run: &Run<'_>, signal: u8, event: Event) {
 }
 
 /// Answers requests of other clients.
-struct Requests<'run, 'scope, 'env> {
+struct Requests<'turn, 'run, 'scope, 'env> {
     run: &'run Run<'run>,
     scope: &'scope Scope<'scope, 'env>,
     actions: &'env Actions,
+    last_process: &'turn mut u32,
 }
 
-impl<'run: 'scope, 'scope> Control for Requests<'run, 'scope, '_> {
+impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
     /// SIGKILL needs no help of the guest's.
     fn kill(&mut self, signal: Signal) -> Result<(), String> {
         if i32::from(signal.number()) == libc::SIGKILL {
@@ -542,6 +569,104 @@ impl<'run: 'scope, 'scope> Control for Requests<'run, 'scope, '_> {
         if let Err(error) = started {
             tracing::warn!(%error, "a request was not carried out");
         }
+    }
+
+    fn exec(&mut self, request: ExecRequest, offer: SessionOffer) -> Result<u32, String> {
+        let run = self.run;
+        if !run.is_running() {
+            return Err("the workload does not run".to_owned());
+        }
+        if self.actions.is_paused() {
+            return Err("the machine is paused".to_owned());
+        }
+        if run.sessions.load(Ordering::SeqCst) >= MAX_SESSIONS {
+            return Err(format!(
+                "{MAX_SESSIONS} commands run in the machine already, and no more can"
+            ));
+        }
+        let id = self
+            .last_process
+            .checked_add(1)
+            .ok_or("no more commands can be told apart")?;
+        *self.last_process = id;
+        let process = process_of(id);
+        let ExecRequest { choices, streams } = request;
+        let exec = self
+            .actions
+            .basis()
+            .exec(choices, process, streams)
+            .map_err(|error| format!("the container's configuration cannot be read: {error}"))?;
+        let connections =
+            Connections::dial(&Guest(run.vm), process, streams).map_err(|error| chain(&error))?;
+        let teller = offer
+            .open(&connections.descriptors())
+            .map_err(|error| error.to_string())?;
+        let event = Event::Exec {
+            exec: Box::new(exec),
+            watcher: Box::new(Watched::new(teller, &run.sessions)),
+        };
+        // A watcher that is dropped tells the client.
+        if let Err(error) = run.sender.send(event) {
+            tracing::debug!(%error, "a command was not asked for");
+        }
+        Ok(id)
+    }
+
+    fn resize(&mut self, process: u32, size: WindowSize) {
+        self.tell(Event::ResizeOf(process_of(process), size));
+    }
+
+    fn abandon(&mut self, process: u32) {
+        self.tell(Event::Abandon(process_of(process)));
+    }
+}
+
+impl Requests<'_, '_, '_, '_> {
+    fn tell(&self, event: Event) {
+        if let Err(error) = self.run.sender.send(event) {
+            tracing::debug!(%error, "the guest is not told of a client");
+        }
+    }
+}
+
+/// Another process of the workload's container.
+fn process_of(id: u32) -> Process {
+    Process {
+        process: ProcessId(id),
+        ..FIRST
+    }
+}
+
+/// The client of another process, counted for as long as that is there.
+#[derive(Debug)]
+struct Watched {
+    teller: SessionTeller,
+    sessions: Arc<AtomicUsize>,
+}
+
+impl Watched {
+    fn new(teller: SessionTeller, sessions: &Arc<AtomicUsize>) -> Self {
+        sessions.fetch_add(1, Ordering::SeqCst);
+        Self {
+            teller,
+            sessions: Arc::clone(sessions),
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.sessions.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Watcher for Watched {
+    fn started(&mut self) {
+        self.teller.started();
+    }
+
+    fn ended(&mut self, exit: WorkloadExit) {
+        self.teller.ended(outcome_of(exit));
     }
 }
 

@@ -30,6 +30,7 @@ use crate::machine::{
 };
 use crate::report::Help;
 use crate::state::{ImageLabel, MachineId, Timestamp};
+use crate::workload::exec::Basis;
 
 /// How many increments may stand on one whole snapshot.
 const MAX_PARENTS: usize = 64;
@@ -82,6 +83,7 @@ impl Snapshot {
                 memory: "64m".to_owned(),
                 has_terminal: false,
                 streams: DeclaredStreams::default().into(),
+                basis: Basis::for_tests(),
             },
             memory_checksum: 0,
             machine: SavedMachine::for_tests(),
@@ -173,6 +175,8 @@ pub struct Subject {
     pub has_terminal: bool,
     /// Which of its streams are connected.
     pub streams: Streams,
+    /// What other processes of it begin with.
+    pub basis: Basis,
 }
 
 /// [`DeclaredStreams`], as they are written down.

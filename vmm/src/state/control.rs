@@ -15,40 +15,61 @@
 //!                                <-   {"ended":{…}}          when the machine has ended
 //!   {"act":"pause"}              ->
 //!                                <-   "done"  or  {"failed":{…}}   when that is done
+//!   {"exec":{…}}                 ->
+//!                                <-   "session"  or  {"failed":{…}}   with the connections of the process's streams
+//!                                <-   "started"
+//!   {"resize":{…}}               ->
+//!                                <-   {"outcome":{…}}        when the process has ended, or will never run
 //! ```
+//!
+//! A session's client may send its first line and its request at once, and may go at any time: a process that runs goes on.
 //!
 //! The monitor has one poll loop and no thread for this: [`ControlServer`] is one descriptor that
 //! becomes readable, and a method that does what there is to do without ever waiting.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use protocol::{DeclaredStreams, WindowSize};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::record::{Ended, Status};
 use super::signal::Signal;
+use crate::outcome::{NotStarted, Outcome};
 use crate::report::Help;
 use crate::snapshot::Target;
+use crate::workload::exec::ExecChoices;
 
 /// Version of the conversation. The two sides talk only if it is the same.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// The socket's file in the machine's directory.
 const SOCKET: &str = "control.sock";
-/// A request is some dozens of bytes and a path.
-const MAX_REQUEST_BYTES: usize = 8192;
+/// The longest request: a command and its environment, of which Linux passes on 2 MiB, as JSON.
+const MAX_REQUEST_BYTES: usize = 3 << 20;
+/// How much of requests that are not complete may be kept for all clients together.
+const MAX_PENDING_BYTES: usize = 16 << 20;
+/// What is read of a request at once.
+const READ_BYTES: usize = 16 << 10;
 /// A reply holds at most a sentence or two.
 const MAX_REPLY_BYTES: u64 = 64 << 10;
 /// Clients beyond this many wait in the socket's backlog, or are refused.
-const MAX_CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS: usize = 256;
 /// How long a client waits for the answer of a monitor that may be busy booting.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 /// The listener's place among the epoll's tokens; connections count up from the next.
@@ -74,6 +95,19 @@ enum Request {
     Wait,
     /// Asks for something that takes its time; the answer comes when it is done.
     Act(Action),
+    /// Asks for another process.
+    Exec(Box<ExecRequest>),
+    /// Tells the size of the process's terminal.
+    Resize(WindowSize),
+}
+
+/// Another process, as a client asks for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// The process.
+    pub choices: ExecChoices,
+    /// Which of its streams the client wants.
+    pub streams: DeclaredStreams,
 }
 
 /// What a monitor can be asked to do with its machine as a whole.
@@ -152,6 +186,76 @@ enum Reply {
     Status(Status),
     /// How the machine ended.
     Ended(Ended),
+    /// The process is asked for; its connections come along.
+    Session,
+    /// Its program runs.
+    Started,
+    /// How it ended, or why it does not run.
+    Outcome(Outcome),
+}
+
+/// A client that can be given a process.
+#[derive(Debug)]
+pub struct SessionOffer(UnixStream);
+
+impl SessionOffer {
+    /// Hands over the connections of the process's streams.
+    ///
+    /// # Errors
+    ///
+    /// If the client is gone.
+    pub fn open(self, connections: &[BorrowedFd<'_>]) -> io::Result<SessionTeller> {
+        send_with(&self.0, &Reply::Session, connections)?;
+        Ok(SessionTeller {
+            stream: self.0,
+            is_started: false,
+            is_told: false,
+        })
+    }
+}
+
+/// The way to tell a client what becomes of its process, from any thread.
+///
+/// Dropped before the end was told, it tells that the process ended with its machine.
+#[derive(Debug)]
+pub struct SessionTeller {
+    stream: UnixStream,
+    is_started: bool,
+    is_told: bool,
+}
+
+impl SessionTeller {
+    /// Tells that the program runs.
+    pub fn started(&mut self) {
+        self.is_started = true;
+        self.tell(&Reply::Started);
+    }
+
+    /// Tells the end.
+    pub fn ended(&mut self, outcome: Outcome) {
+        self.is_told = true;
+        self.tell(&Reply::Outcome(outcome));
+    }
+
+    fn tell(&self, reply: &Reply) {
+        // A client that is gone does not want to know.
+        let _ = write_reply(&self.stream, reply);
+    }
+}
+
+impl Drop for SessionTeller {
+    fn drop(&mut self) {
+        if self.is_told {
+            return;
+        }
+        self.tell(&Reply::Outcome(match self.is_started {
+            true => Outcome::Killed,
+            false => Outcome::NotStarted {
+                reason: NotStarted::Failed,
+                message: "the machine has ended".to_owned(),
+            },
+        }));
+    }
 }
 
 /// What the monitor does when it is asked to.
@@ -170,6 +274,19 @@ pub trait Control {
 
     /// Begins to do something with the machine.
     fn act(&mut self, action: Action, answerer: Answerer);
+
+    /// Lets another process run, and opens the session. Returns the process's id.
+    ///
+    /// # Errors
+    ///
+    /// One sentence for the client.
+    fn exec(&mut self, request: ExecRequest, offer: SessionOffer) -> Result<u32, String>;
+
+    /// Passes on the size of a process's terminal.
+    fn resize(&mut self, process: u32, size: WindowSize);
+
+    /// The client of a process is gone. One that has not started need not start any more.
+    fn abandon(&mut self, process: u32);
 }
 
 /// The monitor's end of the control socket.
@@ -203,6 +320,8 @@ enum ConnectionState {
     Waiting,
     /// It waits for what it asked for.
     Acting,
+    /// It has a process of this id.
+    Session(u32),
 }
 
 /// The conversation with a client is over.
@@ -289,11 +408,20 @@ impl ControlServer {
     }
 
     fn converse(&mut self, token: u64, control: &mut dyn Control) {
+        let pending: usize = self.connections.values().map(Connection::pending).sum();
         let Some(connection) = self.connections.get_mut(&token) else {
             return;
         };
-        if connection.converse(control).is_ok() {
+        let others_bytes = pending - connection.pending();
+        let limit_bytes = MAX_REQUEST_BYTES.min(MAX_PENDING_BYTES.saturating_sub(others_bytes));
+        if connection.converse(control, limit_bytes).is_ok() {
             return;
+        }
+        if let ConnectionState::Session(process) = connection.state {
+            control.abandon(process);
+            // Whoever tells of the process has the stream, too.
+            let _ = connection.stream.shutdown(Shutdown::Both);
+            let _ = epoll::delete(&self.epoll, &connection.stream);
         }
         // Closing the stream takes it out of the epoll.
         self.connections.remove(&token);
@@ -309,9 +437,14 @@ impl AsFd for ControlServer {
 }
 
 impl Connection {
+    /// How much is kept of a request that is not complete.
+    fn pending(&self) -> usize {
+        self.received.len()
+    }
+
     /// Reads what has come and answers every whole line of it.
-    fn converse(&mut self, control: &mut dyn Control) -> Result<(), HangUp> {
-        let mut chunk = [0; 1024];
+    fn converse(&mut self, control: &mut dyn Control, limit_bytes: usize) -> Result<(), HangUp> {
+        let mut chunk = [0; READ_BYTES];
         loop {
             let count = match self.stream.read(&mut chunk) {
                 Ok(0) => return Err(HangUp),
@@ -320,12 +453,16 @@ impl Connection {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(_) => return Err(HangUp),
             };
-            self.received.extend_from_slice(&chunk[..count]);
-            while let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.received.drain(..=end).collect();
-                self.answer(&line, control)?;
+            let mut rest = &chunk[..count];
+            while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                let (line, next) = rest.split_at(end + 1);
+                let mut request = std::mem::take(&mut self.received);
+                request.extend_from_slice(line);
+                self.answer(&request, control)?;
+                rest = next;
             }
-            if self.received.len() > MAX_REQUEST_BYTES {
+            self.received.extend_from_slice(rest);
+            if self.received.len() > limit_bytes {
                 return Err(HangUp);
             }
         }
@@ -364,16 +501,33 @@ impl Connection {
                 control.act(action, Answerer::new(stream));
                 Ok(())
             }
+            (ConnectionState::Greeted, Request::Exec(request)) => {
+                let stream = self.stream.try_clone().map_err(|_| HangUp)?;
+                match control.exec(*request, SessionOffer(stream)) {
+                    Ok(process) => {
+                        self.state = ConnectionState::Session(process);
+                        Ok(())
+                    }
+                    Err(message) => self.fail(message),
+                }
+            }
+            (ConnectionState::Session(process), Request::Resize(size)) => {
+                control.resize(process, size);
+                Ok(())
+            }
             (
                 ConnectionState::New
                 | ConnectionState::Greeted
                 | ConnectionState::Waiting
-                | ConnectionState::Acting,
+                | ConnectionState::Acting
+                | ConnectionState::Session(_),
                 Request::Hello { .. }
                 | Request::Kill { .. }
                 | Request::Status
                 | Request::Wait
-                | Request::Act(_),
+                | Request::Act(_)
+                | Request::Exec(_)
+                | Request::Resize(_),
             ) => Err(HangUp),
         }
     }
@@ -389,9 +543,33 @@ impl Connection {
 }
 
 fn write_reply(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
-    let mut line = serde_json::to_vec(reply)?;
+    stream.write_all(&line(reply)?)
+}
+
+fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
-    stream.write_all(&line)
+    Ok(line)
+}
+
+/// As many descriptors as come along with a line.
+const MAX_PASSED: usize = 3;
+
+/// Writes a short reply, and descriptors along with it.
+fn send_with(stream: &UnixStream, reply: &Reply, passed: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let line = line(reply)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PASSED))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !passed.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(passed)) {
+        return Err(ErrorKind::InvalidInput.into());
+    }
+    let flags = SendFlags::NOSIGNAL;
+    let sent = sendmsg(stream, &[IoSlice::new(&line)], &mut ancillary, flags)?;
+    match sent == line.len() {
+        true => Ok(()),
+        // So full that it does not take a few bytes: nobody reads there.
+        false => Err(ErrorKind::WouldBlock.into()),
+    }
 }
 
 /// A client's end of the control socket.
@@ -409,34 +587,14 @@ impl ControlClient {
     /// [`ControlError::NotRunning`] if nobody listens, [`ControlError::OtherVersion`] if the monitor
     /// is of another version of `vmm`.
     pub fn connect(directory: &Path) -> Result<Self, ControlError> {
-        let stream = match with_short_path(directory, UnixStream::connect) {
-            Ok(stream) => stream,
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::NotFound | ErrorKind::ConnectionRefused
-                ) =>
-            {
-                return Err(ControlError::NotRunning(directory.to_owned()));
-            }
-            Err(error) => return Err(ControlError::io(directory, error)),
-        };
-        stream
-            .set_read_timeout(Some(REPLY_TIMEOUT))
-            .and_then(|()| stream.set_write_timeout(Some(REPLY_TIMEOUT)))
-            .map_err(|error| ControlError::io(directory, error))?;
+        let stream = connect(directory)?;
         let mut client = Self {
             stream: BufReader::new(stream),
             directory: directory.to_owned(),
         };
-        match client.ask(&Request::Hello { version: VERSION })? {
-            Reply::Hello { version: VERSION } => Ok(client),
-            Reply::Hello { version } => Err(ControlError::OtherVersion {
-                directory: directory.to_owned(),
-                version,
-            }),
-            _ => Err(ControlError::Unexpected(directory.to_owned())),
-        }
+        let reply = client.ask(&Request::Hello { version: VERSION })?;
+        check_hello(directory, &reply)?;
+        Ok(client)
     }
 
     /// Asks for a signal to the workload.
@@ -514,6 +672,182 @@ impl ControlClient {
     }
 }
 
+/// Connects to the monitor of the machine in `directory`.
+fn connect(directory: &Path) -> Result<UnixStream, ControlError> {
+    let stream = match with_short_path(directory, UnixStream::connect) {
+        Ok(stream) => stream,
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused
+            ) =>
+        {
+            return Err(ControlError::NotRunning(directory.to_owned()));
+        }
+        Err(error) => return Err(ControlError::io(directory, error)),
+    };
+    stream
+        .set_read_timeout(Some(REPLY_TIMEOUT))
+        .and_then(|()| stream.set_write_timeout(Some(REPLY_TIMEOUT)))
+        .map_err(|error| ControlError::io(directory, error))?;
+    Ok(stream)
+}
+
+fn check_hello(directory: &Path, reply: &Reply) -> Result<(), ControlError> {
+    match reply {
+        Reply::Hello { version: VERSION } => Ok(()),
+        Reply::Hello { version } => Err(ControlError::OtherVersion {
+            directory: directory.to_owned(),
+            version: *version,
+        }),
+        _ => Err(ControlError::Unexpected(directory.to_owned())),
+    }
+}
+
+/// A client's end of the control socket while it has a process.
+#[derive(Debug)]
+pub struct Session {
+    stream: UnixStream,
+    received: Vec<u8>,
+    directory: PathBuf,
+}
+
+/// What a client hears of its process.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum SessionNews {
+    /// Its program runs.
+    Started,
+    /// It has ended, or will never run.
+    Ended(Outcome),
+}
+
+impl Session {
+    /// Asks the monitor of the machine in `directory` for a process. Gives the connections of its streams, too.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Refused`] with the monitor's reason, or as [`ControlClient::connect`].
+    pub fn open(
+        directory: &Path,
+        request: &ExecRequest,
+    ) -> Result<(Self, Vec<OwnedFd>), ControlError> {
+        let failed = |error| ControlError::io(directory, error);
+        let stream = connect(directory)?;
+        let hello = line(&Request::Hello { version: VERSION }).map_err(failed)?;
+        let exec = line(&Request::Exec(Box::new(request.clone()))).map_err(failed)?;
+        if exec.len() > MAX_REQUEST_BYTES {
+            return Err(ControlError::TooLong);
+        }
+        (&stream)
+            .write_all(&[hello, exec].concat())
+            .map_err(failed)?;
+        let mut session = Self {
+            stream,
+            received: Vec::new(),
+            directory: directory.to_owned(),
+        };
+        let mut passed = Vec::new();
+        let hello = session.next(&mut passed)?;
+        check_hello(directory, &hello)?;
+        match session.next(&mut passed)? {
+            Reply::Session => Ok((session, passed)),
+            Reply::Failed { message } => Err(ControlError::Refused(message)),
+            _ => Err(ControlError::Unexpected(directory.to_owned())),
+        }
+    }
+
+    /// Takes the news that have come, without waiting. The descriptor is readable when there are some.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Io`] if the monitor went without a word.
+    pub fn receive(&mut self) -> Result<Vec<SessionNews>, ControlError> {
+        self.read(RecvFlags::DONTWAIT, &mut Vec::new())?;
+        let mut news = Vec::new();
+        while let Some(reply) = self.take()? {
+            news.push(match reply {
+                Reply::Started => SessionNews::Started,
+                Reply::Outcome(outcome) => SessionNews::Ended(outcome),
+                Reply::Failed { message } => return Err(ControlError::Refused(message)),
+                _ => return Err(ControlError::Unexpected(self.directory.clone())),
+            });
+        }
+        Ok(news)
+    }
+
+    /// Tells the size of the terminal.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Io`] if the monitor is gone.
+    pub fn resize(&mut self, size: WindowSize) -> Result<(), ControlError> {
+        line(&Request::Resize(size))
+            .and_then(|line| self.stream.write_all(&line))
+            .map_err(|error| ControlError::io(&self.directory, error))
+    }
+
+    /// Waits for the next reply.
+    fn next(&mut self, passed: &mut Vec<OwnedFd>) -> Result<Reply, ControlError> {
+        loop {
+            if let Some(reply) = self.take()? {
+                return Ok(reply);
+            }
+            self.read(RecvFlags::empty(), passed)?;
+        }
+    }
+
+    /// Reads what has come, and the descriptors that came along.
+    fn read(&mut self, flags: RecvFlags, passed: &mut Vec<OwnedFd>) -> Result<(), ControlError> {
+        let mut bytes = [0; 4096];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PASSED))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received = recvmsg(
+            &self.stream,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut ancillary,
+            flags | RecvFlags::CMSG_CLOEXEC,
+        );
+        let count = match received {
+            Ok(received) if received.bytes > 0 => received.bytes,
+            Ok(_) => return Err(self.failed(ErrorKind::UnexpectedEof.into())),
+            Err(Errno::INTR) => return Ok(()),
+            Err(Errno::AGAIN) if flags.contains(RecvFlags::DONTWAIT) => return Ok(()),
+            Err(error) => return Err(self.failed(error.into())),
+        };
+        passed.extend(ancillary.drain().flat_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect::<Vec<_>>(),
+            _ => Vec::new(),
+        }));
+        self.received
+            .extend_from_slice(bytes.get(..count).unwrap_or_default());
+        match u64::try_from(self.received.len()).is_ok_and(|length| length <= MAX_REPLY_BYTES) {
+            true => Ok(()),
+            false => Err(self.failed(ErrorKind::InvalidData.into())),
+        }
+    }
+
+    /// Takes the next reply that is complete.
+    fn take(&mut self) -> Result<Option<Reply>, ControlError> {
+        let Some(end) = self.received.iter().position(|byte| *byte == b'\n') else {
+            return Ok(None);
+        };
+        let line: Vec<u8> = self.received.drain(..=end).collect();
+        serde_json::from_slice(&line)
+            .map(Some)
+            .map_err(|error| self.failed(error.into()))
+    }
+
+    fn failed(&self, error: io::Error) -> ControlError {
+        ControlError::io(&self.directory, error)
+    }
+}
+
+impl AsFd for Session {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
 /// Lets `act` name a machine's socket by a path that fits: socket addresses hold 107 bytes (`unix(7)`),
 /// and a machine's directory alone may be longer.
 fn with_short_path<T>(
@@ -568,6 +902,9 @@ pub enum ControlError {
     /// The monitor could not do it.
     #[error("{0}")]
     Refused(String),
+    /// More than a monitor takes.
+    #[error("the command and its environment are too long")]
+    TooLong,
 }
 
 impl ControlError {
@@ -586,7 +923,7 @@ impl Help for ControlError {
             Self::OtherVersion { .. } => {
                 Some("use the vmm that started the machine, or end its process".to_owned())
             }
-            Self::Io { .. } | Self::Unexpected(_) | Self::Refused(_) => None,
+            Self::Io { .. } | Self::Unexpected(_) | Self::Refused(_) | Self::TooLong => None,
         }
     }
 }
@@ -601,7 +938,12 @@ mod tests {
     use super::*;
 
     /// A monitor that notes what it was asked for.
+    #[derive(Default)]
     struct Monitor {
+        executed: Vec<Vec<String>>,
+        resized: Vec<(u32, WindowSize)>,
+        abandoned: Vec<u32>,
+        teller: Option<SessionTeller>,
         killed: Vec<Signal>,
         acted: Vec<Action>,
         refuse: bool,
@@ -627,6 +969,30 @@ mod tests {
             self.acted.push(action);
             std::thread::spawn(move || answerer.tell(refused.map_or(Ok(()), Err)));
         }
+
+        fn exec(&mut self, request: ExecRequest, offer: SessionOffer) -> Result<u32, String> {
+            if self.refuse {
+                return Err("it is paused".to_owned());
+            }
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let mut teller = offer.open(&[theirs.as_fd()]).unwrap();
+            (&ours).write_all(b"through the stream").unwrap();
+            self.executed.push(request.choices.arguments);
+            teller.started();
+            self.teller = Some(teller);
+            Ok(7)
+        }
+
+        fn resize(&mut self, process: u32, size: WindowSize) {
+            self.resized.push((process, size));
+            if let Some(mut teller) = self.teller.take() {
+                teller.ended(Outcome::Exited(42));
+            }
+        }
+
+        fn abandon(&mut self, process: u32) {
+            self.abandoned.push(process);
+        }
     }
 
     fn ended() -> Ended {
@@ -647,9 +1013,8 @@ mod tests {
         fs::create_dir(&directory).unwrap();
         let mut server = ControlServer::bind(&directory).unwrap();
         let mut monitor = Monitor {
-            killed: Vec::new(),
-            acted: Vec::new(),
             refuse,
+            ..Monitor::default()
         };
         let (done, is_done) = mpsc::channel::<()>();
         std::thread::scope(|scope| {
@@ -715,6 +1080,76 @@ mod tests {
         });
     }
 
+    fn exec_request() -> ExecRequest {
+        ExecRequest {
+            choices: ExecChoices {
+                arguments: vec!["sh".to_owned()],
+                ..ExecChoices::default()
+            },
+            streams: DeclaredStreams::default(),
+        }
+    }
+
+    #[test]
+    fn a_session_has_the_streams_and_hears_of_the_start_and_the_end() {
+        let size = WindowSize {
+            rows: 1,
+            columns: 2,
+        };
+
+        let monitor = with_monitor(false, |directory| {
+            let (mut session, passed) = Session::open(directory, &exec_request()).unwrap();
+            let mut text = [0; 18];
+            let stream = passed.into_iter().next().unwrap();
+            UnixStream::from(stream).read_exact(&mut text).unwrap();
+            assert_eq!(&text, b"through the stream");
+            let started = session.next(&mut Vec::new()).unwrap();
+            session.resize(size).unwrap();
+            let ended = session.next(&mut Vec::new()).unwrap();
+            assert_eq!(started, Reply::Started);
+            assert_eq!(ended, Reply::Outcome(Outcome::Exited(42)));
+        });
+
+        assert_eq!(monitor.executed, [["sh"]]);
+        assert_eq!(monitor.resized, [(7, size)]);
+    }
+
+    #[test]
+    fn a_session_that_its_client_leaves_is_abandoned() {
+        let monitor = with_monitor(false, |directory| {
+            drop(Session::open(directory, &exec_request()).unwrap());
+            // Answered after the monitor has noticed.
+            ControlClient::connect(directory).unwrap().status().unwrap();
+        });
+
+        assert_eq!(monitor.abandoned, [7]);
+    }
+
+    #[test]
+    fn a_session_ends_with_its_machine() {
+        let monitor = with_monitor(false, |directory| {
+            let (mut session, _) = Session::open(directory, &exec_request()).unwrap();
+            session.next(&mut Vec::new()).unwrap();
+            std::mem::forget(session);
+        });
+        let (client, stream) = UnixStream::pair().unwrap();
+        let teller = SessionOffer(stream).open(&[]).unwrap();
+
+        drop((teller, monitor));
+
+        let mut said = String::new();
+        (&client).read_to_string(&mut said).unwrap();
+        assert!(said.contains("the machine has ended"), "{said}");
+    }
+
+    #[test]
+    fn a_refused_process_has_the_monitors_reason() {
+        with_monitor(true, |directory| {
+            let error = Session::open(directory, &exec_request()).unwrap_err();
+            assert_eq!(error.to_string(), "it is paused");
+        });
+    }
+
     #[test]
     fn the_status_is_told() {
         with_monitor(false, |directory| {
@@ -754,7 +1189,7 @@ mod tests {
             stream.write_all(b"{\"hello\":{\"version\":99}}\n").unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).unwrap();
-            assert_eq!(answer, "{\"hello\":{\"version\":2}}\n");
+            assert_eq!(answer, "{\"hello\":{\"version\":3}}\n");
         });
     }
 
@@ -775,7 +1210,7 @@ mod tests {
     fn an_endless_request_is_cut_off() {
         with_monitor(false, |directory| {
             let mut stream = with_short_path(directory, UnixStream::connect).unwrap();
-            let flood = vec![b'x'; 1 << 20];
+            let flood = vec![b'x'; MAX_REQUEST_BYTES + READ_BYTES];
             // The monitor hangs up in the midst of it.
             let _ = stream.write_all(&flood);
             let mut answer = Vec::new();

@@ -13,7 +13,10 @@ mod registry;
 mod signal;
 mod words;
 
-pub use control::{Action, Answerer, Control, ControlClient, ControlError, ControlServer};
+pub use control::{
+    Action, Answerer, Control, ControlClient, ControlError, ControlServer, ExecRequest, Session,
+    SessionNews, SessionOffer, SessionTeller,
+};
 pub use detach::{DetachError, StartReporter, StartWaiter, detach};
 pub use id::{IdError, MachineId};
 pub use name::{MachineName, NameError};

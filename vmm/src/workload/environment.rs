@@ -192,13 +192,27 @@ pub(super) fn compose(
     for change in changes {
         match change {
             Variable::Set { name, value } => set(&mut environment, name, value),
-            Variable::Inherit { name } => match host.value(name) {
-                Some(value) => set(&mut environment, name, &value),
-                None => environment.retain(|entry| name_of(entry) != name),
-            },
+            Variable::Inherit { name } => {
+                self::change(&mut environment, name, host.value(name).as_deref());
+            }
         }
     }
     environment
+}
+
+/// Sets a variable, or removes it if there is no value.
+pub(super) fn change(environment: &mut Vec<String>, name: &str, value: Option<&str>) {
+    match value {
+        Some(value) => set(environment, name, value),
+        None => environment.retain(|entry| name_of(entry) != name),
+    }
+}
+
+/// Names the kind of terminal, unless it is named already.
+pub(super) fn add_terminal(environment: &mut Vec<String>) {
+    if !environment.iter().any(|entry| name_of(entry) == "TERM") {
+        environment.push(format!("TERM={DEFAULT_TERM}"));
+    }
 }
 
 fn set(environment: &mut Vec<String>, name: &str, value: &str) {

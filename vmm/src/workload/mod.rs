@@ -5,6 +5,7 @@
 
 pub mod container;
 pub mod environment;
+pub mod exec;
 mod given;
 mod profile;
 pub mod seccomp;

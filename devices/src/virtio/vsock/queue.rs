@@ -19,7 +19,7 @@ use super::packet::{HOST_CID, Header, Ports, TYPE_STREAM, op, shutdown};
 use crate::virtio::{DeviceMemory, MarkingSlice, QueueError, Turn, next_chain};
 
 /// How many connections there may be at once.
-pub(super) const MAX_CONNECTIONS: usize = 256;
+pub(super) const MAX_CONNECTIONS: usize = 512;
 /// How many RST replies may wait for room in the receive queue.
 const MAX_RESETS: usize = 256;
 /// How many connections that the host has closed may wait for the guest to let go.

@@ -1,5 +1,6 @@
 //! The process between its making and its program: builds the container around itself, then becomes what runs in it, one step a line.
 
+use std::ffi::c_int;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use protocol::StartFailure;
@@ -155,22 +156,27 @@ fn make_process<'plan>(
             .try_for_each(Sysctl::set)?;
     }
     outside.namespaces.join_user()?;
-    let step = || "making the process".to_owned();
-    let (maker_ends, of_maker) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).step(step)?;
-    let made = sys::clone(namespaces.at_clone(), None, Parent::CallersParent).step(step)?;
-    if let Side::Parent(pid) = made {
-        agent.made(pid)?;
-        sys::exit_maker();
-    }
-    // The agent is to hear of the process before it hears from it.
-    drop(of_maker);
-    rustix::io::read(&maker_ends, &mut [0]).step(step)?;
+    give_way(namespaces.at_clone(), agent)?;
     begin_process(container)?;
     rootfs::unlock()?;
     if namespaces.makes_network() {
         loopback::set_up()?;
     }
     Ok(first_half)
+}
+
+/// Makes the process that the calling maker was only there for, as a sibling, and ends. Returns in the process.
+pub(super) fn give_way(namespaces: c_int, agent: &AgentChannel) -> Result<(), StartFailure> {
+    let step = || "making the process".to_owned();
+    let (maker_ends, of_maker) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).step(step)?;
+    let made = sys::clone(namespaces, None, Parent::CallersParent).step(step)?;
+    if let Side::Parent(pid) = made {
+        agent.made(pid)?;
+        sys::exit_maker();
+    }
+    // The agent is to hear of the process before it hears from it.
+    drop(of_maker);
+    rustix::io::read(&maker_ends, &mut [0]).map(drop).step(step)
 }
 
 /// Gives the process what every first process of a container has.
@@ -184,14 +190,24 @@ fn begin_process(container: &ContainerPlan) -> Result<(), StartFailure> {
     Ok(())
 }
 
-/// Becomes the program of a container that was built around the calling process. Returns only the reason why it did not.
+/// What a process is in its container.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Part {
+    /// The first, around which the container is built, and with which it ends.
+    First,
+    /// One that joins the container, and leaves it as it is.
+    Joined,
+}
+
+/// Becomes the program of the container that the calling process is in. Returns only the reason why it did not.
 pub(super) fn become_program(
+    part: Part,
     container: &ContainerPlan,
     process: &ProcessPlan,
     stdio: ChildStdio,
     agent: &AgentChannel,
 ) -> StartFailure {
-    match prepare(container, process, stdio, agent) {
+    match prepare(part, container, process, stdio, agent) {
         Ok(environment) => {
             let execute = || program::execute(&process.arguments, &environment);
             match process.init {
@@ -205,6 +221,7 @@ pub(super) fn become_program(
 
 /// Does all but the exec, and says with which environment to do that.
 fn prepare(
+    part: Part,
     container: &ContainerPlan,
     process: &ProcessPlan,
     stdio: ChildStdio,
@@ -212,7 +229,7 @@ fn prepare(
 ) -> Result<Vec<String>, StartFailure> {
     let terminal = process
         .terminal
-        .map(|terminal| open_terminal(terminal, agent))
+        .map(|terminal| open_terminal(terminal, part, agent))
         .transpose()?;
     if let Some(name) = &process.hostname {
         rustix::system::sethostname(name.as_bytes())
@@ -224,7 +241,7 @@ fn prepare(
     }
     let identity = process.user.resolve()?;
     connect_stdio(stdio, terminal.as_ref(), &identity)?;
-    enter_working_directory(&process.working_directory)?;
+    enter_working_directory(&process.working_directory, part)?;
     if process.root_is_read_only {
         paths::make_root_read_only()?;
     }
@@ -250,7 +267,9 @@ fn prepare(
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).step(|| "setting no_new_privs".to_owned())?;
     }
-    container.hooks.start_container()?;
+    if part == Part::First {
+        container.hooks.start_container()?;
+    }
     filter_last.map_or(Ok(()), Filter::install)?;
     Ok(environment(process, &identity.home))
 }
@@ -289,8 +308,13 @@ fn make_devices(
         .try_for_each(devices::DeviceNode::make)
 }
 
-/// Opens a terminal of the container's own devpts, sends its controlling side away and gives the process's side.
-fn open_terminal(terminal: Terminal, agent: &AgentChannel) -> Result<OwnedFd, StartFailure> {
+/// Opens a terminal of the container's own devpts, sends its controlling side away and gives the process's side. That of the first
+/// process is the container's console.
+fn open_terminal(
+    terminal: Terminal,
+    part: Part,
+    agent: &AgentChannel,
+) -> Result<OwnedFd, StartFailure> {
     let step = || "making a terminal".to_owned();
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let controller = rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty()).step(step)?;
@@ -300,9 +324,11 @@ fn open_terminal(terminal: Terminal, agent: &AgentChannel) -> Result<OwnedFd, St
     }
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let side = rustix::pty::ioctl_tiocgptpeer(&controller, flags).step(step)?;
-    let name = rustix::pty::ptsname(&controller, Vec::new()).step(step)?;
-    mounts::make_file("/dev/console").step(step)?;
-    rustix::mount::mount_bind(name, "/dev/console").step(step)?;
+    if part == Part::First {
+        let name = rustix::pty::ptsname(&controller, Vec::new()).step(step)?;
+        mounts::make_file("/dev/console").step(step)?;
+        rustix::mount::mount_bind(name, "/dev/console").step(step)?;
+    }
     rustix::process::ioctl_tiocsctty(&side).step(step)?;
     agent.send_terminal(controller.as_fd()).step(step)?;
     Ok(side)
@@ -364,14 +390,14 @@ fn connect_stdio(
     Ok(())
 }
 
-/// Goes to the working directory, made if need be, as docker does.
-fn enter_working_directory(path: &str) -> Result<(), StartFailure> {
+/// Goes to the working directory, as docker does: it is made for the first process if need be, and has to be there for others.
+fn enter_working_directory(path: &str, part: Part) -> Result<(), StartFailure> {
     let step = || format!("entering the working directory {path}");
     if path == "/" {
         return Ok(());
     }
     match rustix::process::chdir(path) {
-        Err(Errno::NOENT) => {
+        Err(Errno::NOENT) if part == Part::First => {
             mounts::make_directories(path).step(step)?;
             rustix::process::chdir(path).step(step)
         }

@@ -9,7 +9,8 @@ use rustix::process::Pid;
 
 use super::cgroup::Cgroup;
 use super::channel::{self, AgentChannel, LaunchChannel};
-use super::child::{self, ChildStdio};
+use super::child::{self, ChildStdio, Part};
+use super::join::Joint;
 use super::outside::Outside;
 use super::plan::{ContainerPlan, Plan, ProcessPlan};
 use crate::step::Step as _;
@@ -45,7 +46,13 @@ pub(crate) fn launch(plan: &Plan, cgroup: &Cgroup) -> Result<Launched, StartFail
         &plan.container,
         cgroup,
         |agent, outside| match child::build(&plan.container, outside, agent) {
-            Ok(()) => child::become_program(&plan.container, &plan.process, child_stdio, agent),
+            Ok(()) => child::become_program(
+                Part::First,
+                &plan.container,
+                &plan.process,
+                child_stdio,
+                agent,
+            ),
             Err(failure) => failure,
         },
     )?;
@@ -79,6 +86,39 @@ pub(super) fn make_child(
             // Whoever holds the other end in a copy would keep this process from noticing that the agent let go of it.
             drop(ours);
             theirs.failed(life(&theirs, &outside));
+            sys::exit_child()
+        }
+    }
+}
+
+/// Makes another process of a container.
+///
+/// # Errors
+///
+/// If a pipe or the process cannot be made.
+pub(crate) fn join(
+    container: &ContainerPlan,
+    process: &ProcessPlan,
+    joint: &Joint,
+) -> Result<Launched, StartFailure> {
+    let (agent_stdio, child_stdio) = pipes(container, process)?;
+    let (ours, theirs) = channel::pair().step(|| "making the launch channel".to_owned())?;
+    match joint.clone_into_cgroup()? {
+        Side::Parent(pid) => Ok(Launched {
+            pid,
+            channel: ours,
+            stdio: agent_stdio,
+            processor: None,
+        }),
+        Side::Child => {
+            drop(ours);
+            let failure = match joint.enter(container, &theirs) {
+                Ok(()) => {
+                    child::become_program(Part::Joined, container, process, child_stdio, &theirs)
+                }
+                Err(failure) => failure,
+            };
+            theirs.failed(failure);
             sys::exit_child()
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! [`Plan::new`] decides everything and refuses what is not supported, before anything exists. [`launch::launch`] makes
 //! the process; in the child, [`child::build`] builds the container around itself, step by step, and [`child::become_program`]
-//! becomes the program. [`Staged`] does the first half ahead.
+//! becomes the program. [`Staged`] does the first half ahead. Another process of a container joins what was built: [`Joint`].
 
 mod capabilities;
 mod cgroup;
@@ -13,6 +13,7 @@ mod devices;
 pub(crate) mod hooks;
 mod id_mappings;
 mod init;
+mod join;
 pub(crate) mod launch;
 mod loopback;
 mod mount_options;
@@ -34,8 +35,9 @@ mod user;
 use rustix::fs::{Mode, OFlags};
 
 pub(crate) use cgroup::{Cgroup, MOUNT_POINT as CGROUP_MOUNT_POINT};
-pub(crate) use child::winsize;
-pub(crate) use plan::Plan;
+pub(crate) use child::{Part, winsize};
+pub(crate) use join::{Joint, ended};
+pub(crate) use plan::{ContainerPlan, Plan, ProcessPlan};
 pub(crate) use staged::{Namespaces, Released, Staged};
 
 /// Writes a value into a file of the kernel's, in one piece.

@@ -233,6 +233,20 @@ impl NamespacesPlan {
         self.made & flag != 0 || self.joined.iter().any(|joined| joined.flag == flag)
     }
 
+    /// `CLONE_NEW*` of all that the container does not share with the agent: what another process of it has to join.
+    pub(crate) fn all(&self) -> c_int {
+        let joined = self.joined.iter().map(|joined| joined.flag);
+        let others = [
+            (self.makes_cgroup, libc::CLONE_NEWCGROUP),
+            (self.user.is_some(), libc::CLONE_NEWUSER),
+            (self.time.is_some(), CLONE_NEWTIME),
+        ];
+        let others = others
+            .into_iter()
+            .filter_map(|(has, flag)| has.then_some(flag));
+        joined.chain(others).fold(self.made, |all, flag| all | flag)
+    }
+
     /// Opens what is joined, and makes what is made ahead.
     ///
     /// # Errors
@@ -409,6 +423,16 @@ mod tests {
             refused(r#"[{"type":"mount"},{"type":"time"}]"#, linux),
             "linux.timeOffsets.realtime"
         );
+    }
+
+    #[test]
+    fn another_process_joins_all_that_the_container_has_of_its_own() {
+        let namespaces = r#"[{"type":"mount"},{"type":"pid"},{"type":"cgroup"},{"type":"time"},{"type":"ipc","path":"/x"}]"#;
+
+        let all = plan(namespaces, "{}").unwrap().all();
+
+        let wanted = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
+        assert_eq!(all, wanted | libc::CLONE_NEWCGROUP | CLONE_NEWTIME);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Everything about a container that can be decided before it exists.
 
 use std::ffi::CString;
+use std::rc::Rc;
 
-use protocol::{Create, DeclaredStreams, RootSource, StartFailure, WindowSize};
+use protocol::{Create, DeclaredStreams, Exec, RootSource, StartFailure, WindowSize};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +27,7 @@ use crate::step::{Step as _, invalid, unsupported};
 /// What will be done to make the container and its first process.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    pub(crate) container: ContainerPlan,
+    pub(crate) container: Rc<ContainerPlan>,
     pub(crate) process: ProcessPlan,
     /// What asks the process to end.
     pub(crate) stop_signal: u8,
@@ -85,6 +86,65 @@ impl ContainerPlan {
 }
 
 impl ProcessPlan {
+    /// Decides how to make another process of a container. It has the container's filter if it is to be filtered.
+    ///
+    /// # Errors
+    ///
+    /// If its `process` is malformed, makes no sense or asks for something that is not supported.
+    pub(crate) fn joining(exec: Exec, filter: Option<&Filter>) -> Result<Self, StartFailure> {
+        let process = spec::Process::parse(&exec.spec)?;
+        if let Some(field) = process.unsupported_field() {
+            return Err(unsupported(field, "this field is not supported"));
+        }
+        Ok(Self {
+            seccomp: filter.filter(|_| exec.is_filtered).cloned(),
+            ..Self::new(process, exec.streams, exec.user, exec.groups)?
+        })
+    }
+
+    /// Decides what a `process` says.
+    fn new(
+        process: spec::Process,
+        streams: DeclaredStreams,
+        user: Option<String>,
+        groups: Vec<String>,
+    ) -> Result<Self, StartFailure> {
+        if let Some(affinity) = &process.exec_cpu_affinity {
+            scheduling::check_exec_affinity(affinity)?;
+        }
+        Ok(Self {
+            hostname: None,
+            domainname: None,
+            root_is_read_only: false,
+            terminal: terminal(&process, streams)?,
+            streams,
+            user: match user {
+                Some(text) => UserChoice::Text { text, groups },
+                None => UserChoice::Numbers {
+                    uid: process.user.uid,
+                    gid: process.user.gid,
+                    additional_gids: process.user.additional_gids,
+                },
+            },
+            umask: process.user.umask,
+            arguments: arguments(process.args)?,
+            environment: process.env,
+            working_directory: working_directory(process.cwd)?,
+            capabilities: Capabilities::new(&process.capabilities.unwrap_or_default()),
+            limits: rlimits::read(&process.rlimits)?,
+            no_new_privileges: process.no_new_privileges,
+            oom_score_adj: process.oom_score_adj,
+            scheduler: process.scheduler.as_ref().map(Scheduler::new).transpose()?,
+            io_priority: process
+                .io_priority
+                .as_ref()
+                .map(IoPriority::new)
+                .transpose()?,
+            seccomp: None,
+            init: false,
+        })
+    }
+
     /// Gives a process that is in a user namespace what only the machine's root may give.
     ///
     /// # Errors
@@ -151,10 +211,6 @@ impl Plan {
             ..
         } = config;
         let process = process.ok_or_else(|| invalid("process", "the config has no process"))?;
-        let terminal = terminal(&process, create.streams)?;
-        if let Some(affinity) = &process.exec_cpu_affinity {
-            scheduling::check_exec_affinity(affinity)?;
-        }
         let namespaces = NamespacesPlan::new(&linux.namespaces, &linux)?;
         for (field, name) in [("hostname", &hostname), ("domainname", &domainname)] {
             if name.as_ref().is_some_and(|name| !name.is_empty()) && !namespaces.has_uts() {
@@ -201,38 +257,12 @@ impl Plan {
             hostname: hostname.filter(|name| !name.is_empty()),
             domainname: domainname.filter(|name| !name.is_empty()),
             root_is_read_only: root.unwrap_or_default().readonly,
-            terminal,
-            streams: create.streams,
-            user: match create.user {
-                Some(text) => UserChoice::Text {
-                    text,
-                    groups: create.groups,
-                },
-                None => UserChoice::Numbers {
-                    uid: process.user.uid,
-                    gid: process.user.gid,
-                    additional_gids: process.user.additional_gids,
-                },
-            },
-            umask: process.user.umask,
-            arguments: arguments(process.args)?,
-            environment: process.env,
-            working_directory: working_directory(process.cwd)?,
-            capabilities: Capabilities::new(&process.capabilities.unwrap_or_default()),
-            limits: rlimits::read(&process.rlimits)?,
-            no_new_privileges: process.no_new_privileges,
-            oom_score_adj: process.oom_score_adj,
-            scheduler: process.scheduler.as_ref().map(Scheduler::new).transpose()?,
-            io_priority: process
-                .io_priority
-                .as_ref()
-                .map(IoPriority::new)
-                .transpose()?,
             seccomp: create.seccomp.map(Filter::new).transpose()?,
             init: create.init,
+            ..ProcessPlan::new(process, create.streams, create.user, create.groups)?
         };
         Ok(Self {
-            container,
+            container: Rc::new(container),
             process,
             stop_signal: create.stop_signal,
         })

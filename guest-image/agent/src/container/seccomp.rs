@@ -16,7 +16,7 @@ const INSTRUCTION_BYTES: usize = 8;
 const FLAGS: u32 = 0b111;
 
 /// A filter that can be installed.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Filter {
     instructions: Vec<u64>,
     flags: u32,

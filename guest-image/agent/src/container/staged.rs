@@ -6,6 +6,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 use protocol::{FailureKind, StartFailure};
 use rustix::fs::{Mode, OFlags};
@@ -18,7 +19,7 @@ use rustix::process::{Pid, Signal, WaitOptions};
 
 use super::cgroup::Cgroup;
 use super::channel::{AgentChannel, LaunchChannel, LaunchNews};
-use super::child::{self, ChildStdio};
+use super::child::{self, ChildStdio, Part};
 use super::launch::{self, Launched};
 use super::outside::Outside;
 use super::plan::{ContainerPlan, ProcessPlan};
@@ -32,7 +33,7 @@ const STREAMS: usize = 3;
 /// A container that waits for what is to run in it.
 #[derive(Debug)]
 pub(crate) struct Staged {
-    container: ContainerPlan,
+    container: Rc<ContainerPlan>,
     cgroup: Cgroup,
     pid: Pid,
     channel: LaunchChannel,
@@ -77,7 +78,7 @@ impl Staged {
     ///
     /// If it cannot be built, or has hooks, which run for one container and not for those that will be copies of it; nothing of it
     /// remains.
-    pub(crate) fn new(container: ContainerPlan) -> Result<Self, StartFailure> {
+    pub(crate) fn new(container: Rc<ContainerPlan>) -> Result<Self, StartFailure> {
         if !container.hooks.is_empty() {
             return Err(invalid("hooks", "a container with hooks is not made ahead"));
         }
@@ -117,7 +118,7 @@ impl Staged {
 
     /// Whether this is the container that is wanted.
     pub(crate) fn is(&self, wanted: &ContainerPlan) -> bool {
-        self.container == *wanted
+        *self.container == *wanted
     }
 
     /// Lets its process become a program. Gives the container back if that cannot be told it.
@@ -224,7 +225,7 @@ fn live(container: &ContainerPlan, outside: &Outside<'_>, agent: &AgentChannel) 
     match told {
         Ok((process, stdio)) => {
             sys::use_every_processor();
-            child::become_program(container, &process, stdio, agent)
+            child::become_program(Part::First, container, &process, stdio, agent)
         }
         Err(failure) => failure,
     }

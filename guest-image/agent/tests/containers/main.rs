@@ -1,6 +1,7 @@
 //! Containers made by the agent on this machine, seen from inside.
 
 mod bad_input;
+mod exec;
 mod harness;
 mod hooks;
 mod mounts;

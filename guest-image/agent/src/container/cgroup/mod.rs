@@ -13,6 +13,7 @@ use protocol::{ContainerId, StartFailure};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 use self::device_rules::DeviceProgram;
 use self::resources::Setting;
@@ -24,6 +25,9 @@ pub(crate) const MOUNT_POINT: &str = "/sys/fs/cgroup";
 
 /// How long processes may take to stop: one inside the kernel stops when it comes out.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// `PATH_MAX`, with the lines of other hierarchies, where there are some.
+const MAX_PATH_BYTES: u64 = 8 << 10;
 
 /// What to make and what to write into it.
 #[derive(Debug, PartialEq)]
@@ -295,6 +299,19 @@ fn remove_below(cgroup: &str) {
     for path in paths.iter().skip(1).rev() {
         let _ = rustix::fs::rmdir(path);
     }
+}
+
+/// The cgroup that a process is in: proc(5), `/proc/PID/cgroup`.
+pub(super) fn path_of(process: Pid) -> rustix::io::Result<String> {
+    let path = format!("/proc/{}/cgroup", process.as_raw_nonzero());
+    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut text = String::new();
+    std::fs::File::from(file)
+        .take(MAX_PATH_BYTES)
+        .read_to_string(&mut text)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"));
+    Ok(format!("{MOUNT_POINT}{}", path.ok_or(Errno::NOENT)?))
 }
 
 fn write_file(directory: impl AsFd, file: &str, value: &str) -> rustix::io::Result<()> {
