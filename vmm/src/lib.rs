@@ -9,6 +9,7 @@ pub mod image;
 pub mod limits;
 pub mod logging;
 pub mod machine;
+pub mod moment;
 pub mod monitor;
 pub mod outcome;
 pub mod plan;
