@@ -8,6 +8,7 @@ pub mod guest;
 pub mod image;
 pub mod limits;
 pub mod logging;
+pub mod logs;
 pub mod machine;
 pub mod moment;
 pub mod monitor;
