@@ -5,6 +5,7 @@
 
 mod container;
 mod later;
+mod life;
 mod machines;
 
 use std::error::Error;
@@ -24,6 +25,8 @@ use crate::workload::environment::Variable;
 
 pub use self::container::ContainerArgs;
 pub use self::later::Later;
+pub(crate) use self::life::label_of;
+pub use self::life::{InspectArgs, LifeArgs, LogsArgs, PsArgs, RenameArgs, StopArgs, Tail};
 pub use self::machines::{
     ForkArgs, MachinesArgs, SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
 };
@@ -79,8 +82,18 @@ pub enum Command {
     Run(Later<RunArgs>),
     /// List machines
     Ps(Later<PsArgs>),
+    /// Show what a machine in the background has written
+    Logs(Later<LogsArgs>),
+    /// Show what is known of machines
+    Inspect(Later<InspectArgs>),
+    /// Ask the workload of machines to end, and kill those that do not
+    Stop(Later<StopArgs>),
     /// Send a signal to the workload of machines
     Kill(Later<KillArgs>),
+    /// Wait until machines have ended, and print their exit codes
+    Wait(Later<MachinesArgs>),
+    /// Give a machine another name
+    Rename(Later<RenameArgs>),
     /// Remove machines that have ended
     Rm(Later<RmArgs>),
     /// Let machines stand still, without using the processor
@@ -275,6 +288,9 @@ pub struct RunArgs {
     /// Remove the machine's record when it ends; always so unless -d is given
     #[arg(long, help_heading = "Machine")]
     pub rm: bool,
+    /// The machine's life.
+    #[command(flatten)]
+    pub life: LifeArgs,
     /// Boot FILE in place of the guest image's kernel
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     pub kernel: Option<PathBuf>,
@@ -497,28 +513,6 @@ impl ListArgs {
     }
 }
 
-/// Arguments of `vmm ps`.
-#[derive(Debug, Clone, Args)]
-#[command(after_help = "\
-Examples:
-  vmm ps
-  vmm ps -a --json
-  vmm kill $(vmm ps -q)")]
-pub struct PsArgs {
-    /// List machines that have ended, too
-    #[arg(short, long)]
-    pub all: bool,
-    /// Print only ids
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// Do not shorten ids and commands
-    #[arg(long)]
-    pub no_trunc: bool,
-    /// The format.
-    #[command(flatten)]
-    pub list: ListArgs,
-}
-
 /// Arguments of `vmm kill`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
@@ -545,6 +539,9 @@ pub struct RmArgs {
     /// Kill the machine if it runs
     #[arg(short, long)]
     pub force: bool,
+    /// Remove its volumes, too: there are none that belong to a machine
+    #[arg(long)]
+    pub volumes: bool,
     /// Names, ids or beginnings of ids
     #[arg(value_name = "MACHINE", required = true)]
     pub machines: Vec<String>,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-/// Arguments of `vmm pause` and `vmm resume`.
+/// Arguments of `vmm pause`, `vmm resume` and `vmm wait`.
 #[derive(Debug, Clone, Args)]
 pub struct MachinesArgs {
     /// Names, ids or beginnings of ids

@@ -8,10 +8,14 @@ mod bench;
 mod completion;
 mod df;
 mod doctor;
+mod format;
 mod guest;
 mod images;
+mod inspect;
 mod kill;
+mod life;
 mod load;
+mod logs;
 mod output;
 mod pause;
 mod prepare;
@@ -23,6 +27,7 @@ pub mod run;
 mod save;
 mod snapshot;
 mod start;
+mod stop;
 mod template;
 mod time;
 
@@ -46,6 +51,11 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
         Command::Prepare(arguments) => prepare::run(arguments, &here()?),
         Command::Template(command) => template::run(command, &here()?),
         Command::Ps(arguments) => ps::run(arguments, &here()?),
+        Command::Logs(arguments) => logs::run(arguments, &here()?),
+        Command::Inspect(arguments) => inspect::run(arguments, &here()?),
+        Command::Stop(arguments) => stop::stop(arguments, &here()?),
+        Command::Wait(arguments) => stop::wait(arguments, &here()?),
+        Command::Rename(arguments) => stop::rename(arguments, &here()?),
         Command::Kill(arguments) => kill::kill(arguments, &here()?),
         Command::Rm(arguments) => kill::rm(arguments, &here()?),
         Command::Pause(arguments) => pause::run(arguments, &Action::Pause, &here()?),

@@ -4,7 +4,8 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use super::attend::{Attended, print_timings, report_outcome};
+use super::attend::{Attended, Log, print_timings, report_outcome};
+use super::life::{IdFile, name_in_files, settings};
 use super::load::import_options;
 use super::progress::ImportProgress;
 use super::restore;
@@ -17,6 +18,7 @@ use crate::image::{
     FindError, ImageSource, ImportError, ImportOptions, Store, StoreError, StoredImage,
 };
 use crate::limits::{ByteSize, CpuQuota, MemoryLimit};
+use crate::logs::LogConfig;
 use crate::machine::host::{ProbeError, Quirks, open_kvm};
 use crate::monitor::{Facts, MonitorError, Signals, client_streams, window_size};
 use crate::outcome::ExitCode;
@@ -103,11 +105,22 @@ fn run_here(
     )?;
     timings.end_of("image");
 
+    let id_file = arguments
+        .life
+        .cidfile
+        .as_deref()
+        .map(IdFile::reserve)
+        .transpose()?;
     let image_id = image.id.to_string();
-    let workload = match given {
+    let mut workload = match given {
         Some(given) => given,
         None => Workload::new(&image.config, &choices, &OwnEnvironment)?,
     };
+    if let Some(signal) = arguments.life.stop_signal {
+        workload.set_stop_signal(signal);
+    }
+    let settings = settings(arguments, &workload)?;
+    let log = settings.log;
     let new = NewMachine {
         id,
         name: arguments.name.clone(),
@@ -117,9 +130,14 @@ fn run_here(
         },
         command: workload.command(),
         ephemeral: arguments.rm || !arguments.detach,
+        settings,
     };
     let is_attached = reporter.is_none();
-    let streams = client_streams(is_attached, arguments.interactive, has_terminal);
+    let log = log.filter(LogConfig::is_kept).map(Log::new).transpose()?;
+    let streams = match &log {
+        None => client_streams(is_attached, arguments.interactive, has_terminal),
+        Some(log) => log.streams(has_terminal),
+    };
     let machine_choices = MachineChoices {
         cpus: arguments.cpus,
         memory: arguments.memory,
@@ -139,6 +157,7 @@ fn run_here(
     let registry = Registry::open(directories.machines())?;
     let (machine, control) = registry.create(new)?;
     let console_log = machine.create_console_log()?;
+    name_in_files(arguments.life.pidfile.as_deref(), id_file, &machine)?;
     plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
     timings.end_of("plan");
 
@@ -163,6 +182,7 @@ fn run_here(
         signals,
         job: Job::Create(Box::new(plan.create)),
         streams,
+        log: log.as_ref(),
         facts,
         has_terminal,
         takes_keys: has_terminal && arguments.interactive,

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::{MachineId, MachineName, Signal};
+use super::{MachineId, MachineName, Settings, Signal};
 use crate::outcome::Outcome;
 
 /// The record's format that this program reads and writes.
@@ -54,6 +54,9 @@ pub struct Record {
     pub created: Timestamp,
     /// Whether nothing stays when the machine has ended.
     pub ephemeral: bool,
+    /// What was chosen for it.
+    #[serde(default)]
+    pub settings: Settings,
     /// How far the machine is.
     pub status: Status,
 }
@@ -82,11 +85,54 @@ pub enum Status {
     Exited(Ended),
 }
 
+/// What ended a machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// The record is of a version that did not write it down.
+    #[default]
+    Unknown,
+    /// The workload exited.
+    Exited,
+    /// A signal ended the workload.
+    Signalled,
+    /// The guest's kernel killed the workload for want of memory.
+    OutOfMemory,
+    /// The workload never ran.
+    NotStarted,
+    /// The guest's kernel or agent died.
+    GuestDied,
+    /// The host took the machine away, or failed it.
+    HostFailed,
+    /// Somebody ended the machine from outside.
+    Killed,
+}
+
+impl Cause {
+    fn of(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Exited(_) | Outcome::Detached => Self::Exited,
+            Outcome::Signalled {
+                out_of_memory: true,
+                ..
+            } => Self::OutOfMemory,
+            Outcome::Signalled { .. } => Self::Signalled,
+            Outcome::NotStarted { .. } => Self::NotStarted,
+            Outcome::GuestDied { .. } => Self::GuestDied,
+            Outcome::HostFailed { .. } => Self::HostFailed,
+            Outcome::Killed => Self::Killed,
+        }
+    }
+}
+
 /// How and when a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
     /// The code that `vmm run` ends with.
     pub exit_code: u8,
+    /// What ended it.
+    #[serde(default)]
+    pub cause: Cause,
     /// The signal that ended the workload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<Signal>,
@@ -96,6 +142,12 @@ pub struct Ended {
     /// One sentence, if the workload did not end by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// The last lines of the guest kernel's log, if it died.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub last_log_lines: Vec<String>,
+    /// Since when the workload had run, if it had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Timestamp>,
     /// When.
     pub finished: Timestamp,
 }
@@ -104,12 +156,20 @@ impl Ended {
     /// Notes how a run ended, now.
     #[must_use]
     pub fn of(outcome: &Outcome) -> Self {
+        let mut last_log_lines = Vec::new();
         let (signal, out_of_memory, message) = match outcome {
             Outcome::Signalled {
                 signal,
                 out_of_memory,
             } => (Signal::try_from(*signal).ok(), *out_of_memory, None),
-            Outcome::NotStarted { message, .. } | Outcome::GuestDied { message, .. } => {
+            Outcome::NotStarted { message, .. } | Outcome::HostFailed { message, .. } => {
+                (None, false, Some(message.clone()))
+            }
+            Outcome::GuestDied {
+                message,
+                last_log_lines: lines,
+            } => {
+                last_log_lines.clone_from(lines);
                 (None, false, Some(message.clone()))
             }
             Outcome::Killed => (Some(Signal::KILL), false, None),
@@ -117,9 +177,12 @@ impl Ended {
         };
         Self {
             exit_code: outcome.exit_code().number(),
+            cause: Cause::of(outcome),
             signal,
             out_of_memory,
             message,
+            last_log_lines,
+            started: None,
             finished: Timestamp::now(),
         }
     }
