@@ -236,20 +236,18 @@ impl Record {
     ///
     /// A record that must outlive a power failure is synced; that of an ephemeral machine need not.
     pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
-        let next = directory.join(NEXT_RECORD);
         let mut text = serde_json::to_vec(self)?;
         text.push(b'\n');
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&next)?;
-        file.write_all(&text)?;
-        if !self.ephemeral {
-            file.sync_all()?;
+        let next = directory.join(NEXT_RECORD);
+        match self.write_file(&next, &text) {
+            Ok(()) => fs::rename(&next, directory.join(RECORD))?,
+            Err(error) if is_want_of_room(&error) => {
+                // What cannot be removed is written over by the next record.
+                let _ = fs::remove_file(&next);
+                self.write_over(directory, text)?;
+            }
+            Err(error) => return Err(error),
         }
-        fs::rename(&next, directory.join(RECORD))?;
         if !self.ephemeral {
             File::open(directory)?.sync_all()?;
         }
@@ -257,9 +255,83 @@ impl Record {
     }
 }
 
+impl Record {
+    fn write_file(&self, path: &Path, text: &[u8]) -> io::Result<()> {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path)?;
+        file.write_all(text)?;
+        match self.ephemeral {
+            true => Ok(()),
+            false => file.sync_all(),
+        }
+    }
+
+    /// Writes a record in the room that the one before it has: what a full disk still takes. It is filled up with spaces, so that
+    /// nothing of a longer record stays.
+    fn write_over(&self, directory: &Path, mut text: Vec<u8>) -> io::Result<()> {
+        use std::os::unix::fs::FileExt as _;
+
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(directory.join(RECORD))?;
+        let former_bytes = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+        if text.len() < former_bytes {
+            text.resize(former_bytes, b' ');
+        }
+        file.write_all_at(&text, 0)?;
+        file.sync_all()
+    }
+}
+
+/// Whether a disk or a quota is full.
+fn is_want_of_room(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::Settings;
+
+    fn record(command: &[&str]) -> Record {
+        Record {
+            format: FORMAT,
+            id: MachineId::random().unwrap(),
+            name: "web".parse().unwrap(),
+            image: ImageLabel {
+                reference: "app".into(),
+                id: "sha256:0".into(),
+            },
+            command: command.iter().map(|it| (*it).to_owned()).collect(),
+            created: Timestamp(1),
+            ephemeral: false,
+            settings: Settings::default(),
+            status: Status::Created,
+        }
+    }
+
+    #[test]
+    fn a_record_written_over_a_longer_or_shorter_one_is_read_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let [long, short] = [record(&["a much longer command"]), record(&["sh"])];
+        long.write(directory.path()).unwrap();
+
+        let text = |record: &Record| serde_json::to_vec(record).unwrap();
+        short.write_over(directory.path(), text(&short)).unwrap();
+        let after_longer = Record::read(directory.path()).unwrap();
+        long.write_over(directory.path(), text(&long)).unwrap();
+        let after_shorter = Record::read(directory.path()).unwrap();
+
+        assert_eq!(after_longer, Some(short));
+        assert_eq!(after_shorter, Some(long));
+    }
 
     #[test]
     fn a_command_is_written_down_whole_if_it_is_short() {
