@@ -18,6 +18,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::limits::{ByteSize, CpuQuota, LimitError, MemoryLimit};
+use crate::logs::LogConfigError;
+use crate::moment::MomentError;
 use crate::outcome::ExitCode;
 use crate::report::{Help, Report, chain};
 use crate::state::MachineName;
@@ -940,13 +942,20 @@ fn report_of(error: &clap::Error) -> Report {
         .and_then(|tips| tips.lines().next());
     let (sentence, help) = match (error.get(ContextKind::InvalidArg), error.source()) {
         (Some(ContextValue::String(argument)), Some(source)) => {
-            let help = source.downcast_ref::<LimitError>().and_then(Help::help);
-            (format!("{argument}: {}", chain(source)), help)
+            (format!("{argument}: {}", chain(source)), help_of(source))
         }
         _ => (sentence, tip.map(words_of)),
     };
     let help = help.unwrap_or_else(|| "add --help to see what the command takes".to_owned());
     Report::new(UsageError(sentence)).with_help(help)
+}
+
+/// What to do about a value that was refused, if its type knows.
+fn help_of(source: &(dyn Error + 'static)) -> Option<String> {
+    let of_limit = source.downcast_ref::<LimitError>().and_then(Help::help);
+    let of_moment = || source.downcast_ref::<MomentError>().and_then(Help::help);
+    let of_log = || source.downcast_ref::<LogConfigError>().and_then(Help::help);
+    of_limit.or_else(of_moment).or_else(of_log)
 }
 
 /// Says which commands there are.
@@ -1234,5 +1243,9 @@ mod tests {
         assert!(refusal(&["run", "--name", "x", "app"]).contains("'x' is no machine name"));
         assert!(refusal(&["run", "--env", "=x", "app"]).contains("'=x' names no variable"));
         assert!(refusal(&["kill", "-s", "NOPE", "web"]).contains("'NOPE' is no signal"));
+        assert!(refusal(&["logs", "--since", "x", "web"]).contains("help: give a time like"));
+        assert!(
+            refusal(&["run", "--log-driver", "x", "app"]).contains("help: there are json-file")
+        );
     }
 }

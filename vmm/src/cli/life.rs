@@ -57,12 +57,13 @@ struct LabelError(String);
 /// Arguments of `vmm ps`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Filters: name=TEXT and id=TEXT, which are contained in the name and begin the id; status=created, running, paused, exited or
-dead; exited=CODE; label=KEY or label=KEY=VALUE; ancestor=IMAGE; before=MACHINE and since=MACHINE.
-Several of one kind match either, but labels, which match all together.
+Filters: name=TEXT, contained in the name; id=TEXT, its beginning;
+  status=created, running, paused, exited or dead; exited=CODE; label=KEY or label=KEY=VALUE;
+  ancestor=IMAGE; before=MACHINE and since=MACHINE.
+  Of several of one kind one is to match, but of labels all.
 
-Templates: {{.ID}} {{.Image}} {{.Command}} {{.CreatedAt}} {{.RunningFor}} {{.Status}} {{.State}} {{.Names}} {{.Labels}}
-{{.Label \"KEY\"}} {{json .}}
+Templates: {{.ID}} {{.Image}} {{.Command}} {{.CreatedAt}} {{.RunningFor}} {{.Status}} {{.State}}
+  {{.Names}} {{.Labels}} {{.Label \"KEY\"}} {{json .}}
 
 Examples:
   vmm ps
