@@ -28,7 +28,7 @@ pub struct LifeArgs {
     #[arg(long, value_name = "SIGNAL", conflicts_with = "restore")]
     pub stop_signal: Option<Signal>,
     /// How long `vmm stop` waits before it kills the machine; -1 for ever [default: 10]
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = parse_seconds)]
     pub stop_timeout: Option<i64>,
     /// With -d, where output goes: json-file, for `vmm logs`, or none
     #[arg(long, value_name = "DRIVER", default_value = "json-file")]
@@ -48,6 +48,16 @@ pub(crate) fn label_of(text: &str) -> Option<(String, String)> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
     (!key.is_empty()).then(|| (key.to_owned(), value.to_owned()))
 }
+
+/// Takes a number of seconds; one below zero is for ever.
+fn parse_seconds(text: &str) -> Result<i64, SecondsError> {
+    text.parse().map_err(|_| SecondsError(text.to_owned()))
+}
+
+/// A time that is no number.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("'{0}' is no number of seconds")]
+struct SecondsError(String);
 
 /// `--label` without a key.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -178,7 +188,8 @@ pub struct StopArgs {
         long,
         visible_alias = "time",
         value_name = "SECONDS",
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        value_parser = parse_seconds
     )]
     pub timeout: Option<i64>,
     /// Names, ids or beginnings of ids
