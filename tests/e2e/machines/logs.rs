@@ -95,7 +95,7 @@ fn what_a_machine_wrote_is_shown_as_it_was_written_until_the_machine_is_removed(
 fn a_follower_sees_everything_through_rotation_and_ends_with_the_machine() {
     let fixture = home();
     let options = ["--log-opt", "max-size=2k", "--log-opt", "max-file=200"];
-    let script = "echo ready; trap 'seq 2000; exit 3' TERM; while :; do sleep 0.1; done";
+    let script = "trap 'seq 2000; exit 3' TERM; echo ready; while :; do sleep 0.1; done";
     start(&fixture, "turner", &options, script);
     let follower = vmm(&fixture, &["logs", "--follow", "turner"]).start();
     follower.wait_for_stdout("ready\n");

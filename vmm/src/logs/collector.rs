@@ -2,7 +2,7 @@
 //!
 //! Pipes stand between the two, so that a disk that is slow for a moment keeps the agent link from nothing else.
 
-use std::io::{self, PipeReader, PipeWriter, Read as _};
+use std::io::{self, BufRead as _, PipeReader, PipeWriter, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::thread::JoinHandle;
 
@@ -217,8 +217,10 @@ impl Lines {
 /// The length of the first piece; none if more has to come before it is known.
 fn piece_bytes(bytes: &[u8]) -> Option<usize> {
     let window = &bytes[..bytes.len().min(MAX_PIECE_BYTES)];
-    if let Some(end) = window.iter().position(|byte| *byte == b'\n') {
-        return Some(end + 1);
+    // Reading from memory does not fail.
+    let length_bytes = (&mut { window }).skip_until(b'\n').unwrap_or_default();
+    if window[..length_bytes].ends_with(b"\n") {
+        return Some(length_bytes);
     }
     if bytes.len() < MAX_PIECE_BYTES {
         return None;

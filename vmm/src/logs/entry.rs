@@ -98,17 +98,23 @@ impl Encoder {
     /// Appends the entry of a piece.
     pub(super) fn append(&self, piece: &[u8], output: &mut Vec<u8>) {
         output.extend_from_slice(b"{\"log\":\"");
-        match std::str::from_utf8(piece) {
-            Ok(text) => {
-                append_escaped(text.as_bytes(), output);
-                output.push(b'"');
-            }
-            Err(_) => {
-                append_escaped(String::from_utf8_lossy(piece).as_bytes(), output);
-                output.extend_from_slice(b"\",\"hex\":\"");
-                append_hex(piece, output);
-                output.push(b'"');
-            }
+        let (line, end) = match piece.strip_suffix(b"\n") {
+            Some(line) => (line, "\\n"),
+            None => (piece, ""),
+        };
+        // Most lines, at the price of one look at each byte.
+        if is_plain(line) {
+            output.extend_from_slice(line);
+            output.extend_from_slice(end.as_bytes());
+            output.push(b'"');
+        } else if std::str::from_utf8(piece).is_ok() {
+            append_escaped(piece, output);
+            output.push(b'"');
+        } else {
+            append_escaped(String::from_utf8_lossy(piece).as_bytes(), output);
+            output.extend_from_slice(b"\",\"hex\":\"");
+            append_hex(piece, output);
+            output.push(b'"');
         }
         output.extend_from_slice(self.rest.as_bytes());
     }
@@ -122,6 +128,13 @@ impl Encoder {
 
 /// Digits of a byte, and of a character that is escaped.
 const HEX_DIGITS: [u8; 16] = *b"0123456789abcdef";
+
+/// Whether bytes are printable ASCII that JSON takes as it is. Looks at all of them, which the processor does many at a time.
+fn is_plain(bytes: &[u8]) -> bool {
+    bytes.iter().fold(true, |is_plain, byte| {
+        is_plain & (b' '..=b'~').contains(byte) & (*byte != b'"') & (*byte != b'\\')
+    })
+}
 
 /// Escapes what JSON wants escaped, RFC 8259 section 7.
 fn append_escaped(text: &[u8], output: &mut Vec<u8>) {
