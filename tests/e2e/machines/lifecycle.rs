@@ -5,7 +5,7 @@ use std::fs;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tests::process::MACHINE_LIMIT;
-use tests::{Finished, Fixture, Invocation};
+use tests::{Finished, Fixture, Invocation, kernels};
 
 use super::{busybox, busybox_with_probe};
 
@@ -321,8 +321,8 @@ fn why_a_machine_ended_is_kept() {
     start(
         &fixture,
         "hungry",
-        &["--memory", "32m"],
-        &["probe", "allocate", "64"],
+        &["--memory", "8m"],
+        &["probe", "allocate", "16"],
     );
     start(&fixture, "faulty", &[], &["probe", "segfault"]);
     vmm(&fixture, &["wait", "hungry", "faulty"])
@@ -333,7 +333,7 @@ fn why_a_machine_ended_is_kept() {
     let state = "{{.State.OOMKilled}} {{.State.ExitCode}} {{.Vmm.Cause}} {{.State.Error}}";
     let hungry = inspect(&fixture, state, "hungry");
     assert!(hungry.starts_with("true 137 out-of-memory "), "{hungry}");
-    assert!(hungry.contains("33554432 bytes"), "{hungry}");
+    assert!(hungry.contains("8388608 bytes"), "{hungry}");
     assert_eq!(
         inspect(&fixture, "{{.Vmm.Cause}} {{.Vmm.Signal}}", "faulty"),
         "signalled SIGSEGV"
@@ -341,6 +341,23 @@ fn why_a_machine_ended_is_kept() {
     ps(&fixture, &["-a"])
         .succeeded()
         .stdout_has("Exited (139) ");
+}
+
+#[test]
+fn a_guest_that_died_before_its_workload_ran_is_on_record() {
+    let fixture = home();
+    // lidt [rip + 1]; ud2 (an exception without a table to deliver it by); a table of length 0
+    let instructions = b"\x0f\x01\x1d\x02\0\0\0\x0f\x0b\0\0\0\0\0\0\0\0\0\0";
+    let kernel = fixture.file("fault", kernels::of_instructions(instructions));
+    let options = ["-d", "--name", "dead", "--kernel", kernel.to_str().unwrap()];
+
+    let done = fixture.run_name("busybox:test", &options, &["true"]).run();
+
+    done.refused(&["the guest died"]);
+    let state = "{{.State.ExitCode}} {{.Vmm.Cause}} {{.State.StartedAt}}";
+    let told = inspect(&fixture, state, "dead");
+    assert_eq!(told, "125 guest-died 0001-01-01T00:00:00Z");
+    vmm(&fixture, &["rm", "dead"]).run().succeeded();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::{LifeArgs, RunArgs, label_of};
 use crate::logs::LogConfig;
 use crate::report::{Help, Report};
-use crate::state::{MachineId, OwnedMachine, Settings, Signal};
+use crate::state::{MachineId, Settings, Signal};
 use crate::workload::Workload;
 
 /// More labels than anybody reads, and they are read with every list.
@@ -82,7 +82,7 @@ fn labels(life: &LifeArgs) -> Result<BTreeMap<String, String>, LifeError> {
 
 /// The file that is to hold a machine's id. Removed again unless it gets one.
 #[derive(Debug)]
-pub(super) struct IdFile {
+struct IdFile {
     path: PathBuf,
     file: Option<File>,
 }
@@ -93,7 +93,7 @@ impl IdFile {
     /// # Errors
     ///
     /// If it is there, or cannot be made.
-    pub(super) fn reserve(path: &Path) -> Result<Self, LifeError> {
+    fn reserve(path: &Path) -> Result<Self, LifeError> {
         match OpenOptions::new().write(true).create_new(true).open(path) {
             Ok(file) => Ok(Self {
                 path: path.to_owned(),
@@ -111,7 +111,7 @@ impl IdFile {
     /// # Errors
     ///
     /// As write(2) says.
-    pub(super) fn write(mut self, id: &MachineId) -> Result<(), LifeError> {
+    fn write(mut self, id: &MachineId) -> Result<(), LifeError> {
         if let Some(file) = &mut self.file {
             file.write_all(id.as_str().as_bytes())
                 .map_err(|source| LifeError::written(&self.path, source))?;
@@ -130,21 +130,34 @@ impl Drop for IdFile {
     }
 }
 
-/// Writes the ids of a machine and of its monitor, this process, to the files that were named.
-///
-/// # Errors
-///
-/// If one cannot be written.
-pub(super) fn name_in_files(
-    pidfile: Option<&Path>,
-    id_file: Option<IdFile>,
-    machine: &OwnedMachine,
-) -> Result<(), LifeError> {
-    if let Some(path) = pidfile {
-        fs::write(path, std::process::id().to_string())
-            .map_err(|source| LifeError::written(path, source))?;
+/// The files that name a machine.
+#[derive(Debug, Default)]
+pub(super) struct IdFiles(Option<IdFile>);
+
+impl IdFiles {
+    /// Makes the file for the machine's id, and writes that of its monitor, which is this process. To be called before there is a
+    /// machine, so that none is left where a file cannot be made.
+    ///
+    /// # Errors
+    ///
+    /// If the file for the id is there, or one cannot be written.
+    pub(super) fn reserve(life: &LifeArgs) -> Result<Self, LifeError> {
+        let id_file = life.cidfile.as_deref().map(IdFile::reserve).transpose()?;
+        if let Some(path) = &life.pidfile {
+            fs::write(path, std::process::id().to_string())
+                .map_err(|source| LifeError::written(path, source))?;
+        }
+        Ok(Self(id_file))
     }
-    id_file.map_or(Ok(()), |file| file.write(machine.id()))
+
+    /// Writes the machine's id.
+    ///
+    /// # Errors
+    ///
+    /// As write(2) says.
+    pub(super) fn name(self, id: &MachineId) -> Result<(), LifeError> {
+        self.0.map_or(Ok(()), |file| file.write(id))
+    }
 }
 
 /// What was asked for about a machine's life cannot be done.

@@ -3,12 +3,12 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::attend::{Attended, Log, note, print_timings, report_outcome};
-use super::life::{IdFile, name_in_files, of_life};
+use super::life::{IdFiles, of_life};
 use super::run::{facts, has_keyboard, limits, open_image};
 use crate::agent_link::{ClientStreams, Job};
 use crate::cli::{ImportLimitArgs, LifeArgs, RunArgs, RunImage};
@@ -40,8 +40,7 @@ pub(super) struct Copy {
 /// What a machine that goes on is for whoever lets it.
 struct Client {
     settings: Settings,
-    id_file: Option<IdFile>,
-    pidfile: Option<PathBuf>,
+    id_files: IdFiles,
     is_attached: bool,
     interactive: bool,
     tty: bool,
@@ -67,8 +66,7 @@ pub(super) fn run_here(
     let life = &arguments.life;
     let client = Client {
         settings: of_life(life, arguments.detach)?,
-        id_file: life.cidfile.as_deref().map(IdFile::reserve).transpose()?,
-        pidfile: life.pidfile.clone(),
+        id_files: IdFiles::reserve(life)?,
         is_attached: !arguments.detach,
         interactive: arguments.interactive,
         tty: arguments.tty,
@@ -89,8 +87,7 @@ pub(super) fn fork_here(
     let opened = Opened::of_own(copy.file)?;
     let client = Client {
         settings: of_life(&LifeArgs::default(), true)?,
-        id_file: None,
-        pidfile: None,
+        id_files: IdFiles::default(),
         is_attached: false,
         interactive: false,
         tty: false,
@@ -205,7 +202,7 @@ fn resume(
     let registry = Registry::open(directories.machines())?;
     let (machine, control) = registry.create(new)?;
     let console_log = machine.create_console_log()?;
-    name_in_files(client.pidfile.as_deref(), client.id_file, &machine)?;
+    client.id_files.name(machine.id())?;
     plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
     let facts = facts(
         &plan,

@@ -5,7 +5,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use super::attend::{Attended, Log, print_timings, report_outcome};
-use super::life::{IdFile, name_in_files, settings};
+use super::life::{IdFiles, settings};
 use super::load::import_options;
 use super::progress::ImportProgress;
 use super::restore;
@@ -105,12 +105,7 @@ fn run_here(
     )?;
     timings.end_of("image");
 
-    let id_file = arguments
-        .life
-        .cidfile
-        .as_deref()
-        .map(IdFile::reserve)
-        .transpose()?;
+    let id_files = IdFiles::reserve(&arguments.life)?;
     let image_id = image.id.to_string();
     let mut workload = match given {
         Some(given) => given,
@@ -157,7 +152,7 @@ fn run_here(
     let registry = Registry::open(directories.machines())?;
     let (machine, control) = registry.create(new)?;
     let console_log = machine.create_console_log()?;
-    name_in_files(arguments.life.pidfile.as_deref(), id_file, &machine)?;
+    id_files.name(machine.id())?;
     plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
     timings.end_of("plan");
 

@@ -318,6 +318,18 @@ mod tests {
     }
 
     #[test]
+    fn why_a_guest_died_is_on_record_with_its_last_lines() {
+        let ended = Ended::of(&Outcome::GuestDied {
+            message: "the guest's kernel reset the machine".into(),
+            last_log_lines: vec!["Kernel panic".into()],
+        });
+
+        assert_eq!(ended.cause, Cause::GuestDied);
+        assert_eq!(ended.last_log_lines, ["Kernel panic"]);
+        assert!(ended.message.unwrap().contains("reset"));
+    }
+
+    #[test]
     fn a_record_written_over_a_longer_or_shorter_one_is_read_as_it_is() {
         let directory = tempfile::tempdir().unwrap();
         let [long, short] = [record(&["a much longer command"]), record(&["sh"])];
