@@ -44,7 +44,8 @@ fn inspect(fixture: &Fixture, template: &str, name: &str) -> String {
 
 fn document(fixture: &Fixture, name: &str) -> Value {
     let inspected = vmm(fixture, &["inspect", name]).run();
-    let list: Value = serde_json::from_slice(&inspected.succeeded().stdout).unwrap();
+    let list: Value =
+        serde_json::from_slice(&inspected.succeeded().stdout).expect("inspect prints a list");
     list[0].clone()
 }
 
