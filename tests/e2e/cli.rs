@@ -12,8 +12,8 @@ fn help_goes_to_standard_output_and_names_every_command() {
     let help = vmm(&["--help"]);
     help.succeeded().stderr_is("");
     for command in [
-        "run", "ps", "kill", "load", "save", "tag", "images", "history", "rmi", "prune", "system",
-        "guest", "doctor", "bench",
+        "run", "ps", "logs", "inspect", "stop", "kill", "wait", "rename", "load", "save", "tag",
+        "images", "history", "rmi", "prune", "system", "guest", "doctor", "bench",
     ] {
         help.stdout_has(&format!("\n  {command} "));
     }
@@ -22,10 +22,15 @@ fn help_goes_to_standard_output_and_names_every_command() {
 
 #[test]
 fn every_command_has_help_with_nothing_on_standard_error() {
-    let commands: [&[&str]; 17] = [
+    let commands: [&[&str]; 22] = [
         &["run"],
         &["ps"],
+        &["logs"],
+        &["inspect"],
+        &["stop"],
         &["kill"],
+        &["wait"],
+        &["rename"],
         &["load"],
         &["save"],
         &["tag"],
@@ -66,6 +71,10 @@ fn the_help_of_run_names_every_flag_with_examples() {
         "--interactive",
         "--tty",
         "--detach",
+        "--label",
+        "--cidfile",
+        "--stop-timeout",
+        "--log-driver",
         "--timings",
         "--verbose",
     ] {

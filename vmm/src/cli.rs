@@ -5,6 +5,7 @@
 
 mod container;
 mod later;
+mod life;
 mod machines;
 
 use std::error::Error;
@@ -17,6 +18,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::limits::{ByteSize, CpuQuota, LimitError, MemoryLimit};
+use crate::logs::LogConfigError;
+use crate::moment::MomentError;
 use crate::outcome::ExitCode;
 use crate::report::{Help, Report, chain};
 use crate::state::MachineName;
@@ -24,6 +27,8 @@ use crate::workload::environment::Variable;
 
 pub use self::container::ContainerArgs;
 pub use self::later::Later;
+pub(crate) use self::life::label_of;
+pub use self::life::{InspectArgs, LifeArgs, LogsArgs, PsArgs, RenameArgs, StopArgs, Tail};
 pub use self::machines::{
     ExecArgs, ForkArgs, MachinesArgs, SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
 };
@@ -81,8 +86,18 @@ pub enum Command {
     Exec(Later<ExecArgs>),
     /// List machines
     Ps(Later<PsArgs>),
+    /// Show what a machine in the background has written
+    Logs(Later<LogsArgs>),
+    /// Show what is known of machines
+    Inspect(Later<InspectArgs>),
+    /// Ask the workload of machines to end, and kill those that do not
+    Stop(Later<StopArgs>),
     /// Send a signal to the workload of machines
     Kill(Later<KillArgs>),
+    /// Wait until machines have ended, and print their exit codes
+    Wait(Later<MachinesArgs>),
+    /// Give a machine another name
+    Rename(Later<RenameArgs>),
     /// Remove machines that have ended
     Rm(Later<RmArgs>),
     /// Let machines stand still, without using the processor
@@ -277,6 +292,9 @@ pub struct RunArgs {
     /// Remove the machine's record when it ends; always so unless -d is given
     #[arg(long, help_heading = "Machine")]
     pub rm: bool,
+    /// The machine's life.
+    #[command(flatten)]
+    pub life: LifeArgs,
     /// Boot FILE in place of the guest image's kernel
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     pub kernel: Option<PathBuf>,
@@ -499,28 +517,6 @@ impl ListArgs {
     }
 }
 
-/// Arguments of `vmm ps`.
-#[derive(Debug, Clone, Args)]
-#[command(after_help = "\
-Examples:
-  vmm ps
-  vmm ps -a --json
-  vmm kill $(vmm ps -q)")]
-pub struct PsArgs {
-    /// List machines that have ended, too
-    #[arg(short, long)]
-    pub all: bool,
-    /// Print only ids
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// Do not shorten ids and commands
-    #[arg(long)]
-    pub no_trunc: bool,
-    /// The format.
-    #[command(flatten)]
-    pub list: ListArgs,
-}
-
 /// Arguments of `vmm kill`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
@@ -547,6 +543,9 @@ pub struct RmArgs {
     /// Kill the machine if it runs
     #[arg(short, long)]
     pub force: bool,
+    /// Remove its volumes, too: there are none that belong to a machine
+    #[arg(long)]
+    pub volumes: bool,
     /// Names, ids or beginnings of ids
     #[arg(value_name = "MACHINE", required = true)]
     pub machines: Vec<String>,
@@ -945,13 +944,20 @@ fn report_of(error: &clap::Error) -> Report {
         .and_then(|tips| tips.lines().next());
     let (sentence, help) = match (error.get(ContextKind::InvalidArg), error.source()) {
         (Some(ContextValue::String(argument)), Some(source)) => {
-            let help = source.downcast_ref::<LimitError>().and_then(Help::help);
-            (format!("{argument}: {}", chain(source)), help)
+            (format!("{argument}: {}", chain(source)), help_of(source))
         }
         _ => (sentence, tip.map(words_of)),
     };
     let help = help.unwrap_or_else(|| "add --help to see what the command takes".to_owned());
     Report::new(UsageError(sentence)).with_help(help)
+}
+
+/// What to do about a value that was refused, if its type knows.
+fn help_of(source: &(dyn Error + 'static)) -> Option<String> {
+    let of_limit = source.downcast_ref::<LimitError>().and_then(Help::help);
+    let of_moment = || source.downcast_ref::<MomentError>().and_then(Help::help);
+    let of_log = || source.downcast_ref::<LogConfigError>().and_then(Help::help);
+    of_limit.or_else(of_moment).or_else(of_log)
 }
 
 /// Says which commands there are.
@@ -1239,5 +1245,9 @@ mod tests {
         assert!(refusal(&["run", "--name", "x", "app"]).contains("'x' is no machine name"));
         assert!(refusal(&["run", "--env", "=x", "app"]).contains("'=x' names no variable"));
         assert!(refusal(&["kill", "-s", "NOPE", "web"]).contains("'NOPE' is no signal"));
+        assert!(refusal(&["logs", "--since", "x", "web"]).contains("help: give a time like"));
+        assert!(
+            refusal(&["run", "--log-driver", "x", "app"]).contains("help: there are json-file")
+        );
     }
 }

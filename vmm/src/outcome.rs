@@ -30,6 +30,13 @@ pub enum Outcome {
         /// The last lines of the guest kernel's log, oldest first.
         last_log_lines: Vec<String>,
     },
+    /// The host took the machine away, or failed it, before the workload's outcome was known.
+    HostFailed {
+        /// One sentence about how it was noticed.
+        message: String,
+        /// What the person can do about it.
+        help: Option<String>,
+    },
     /// The machine was ended from outside, without asking the workload (`vmm kill` twice, the host going down).
     Killed,
     /// The machine goes on without its client.
@@ -65,7 +72,7 @@ impl Outcome {
                 NotStarted::NotExecutable => ExitCode::NOT_EXECUTABLE,
                 NotStarted::Failed => ExitCode::APPLIANCE_FAILED,
             },
-            Self::GuestDied { .. } => ExitCode::APPLIANCE_FAILED,
+            Self::GuestDied { .. } | Self::HostFailed { .. } => ExitCode::APPLIANCE_FAILED,
             Self::Killed => ExitCode::of_signal(SIGKILL),
             Self::Detached => ExitCode::SUCCESS,
         }

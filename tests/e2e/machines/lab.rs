@@ -51,7 +51,9 @@ fn pass_in_lab(choice: &[&str], engines: &[&str]) {
         let this = env::current_exe().expect("a program knows where it is");
         lab.tree.program(&this, "/usr/bin/machines")?;
         lab.put_vmm(&binary::vmm(), &binary::vmm())?;
-        let tools = ["tar", "setsid", "setpriv", "unshare", "mount", "find", "sh"];
+        let tools = [
+            "tar", "setsid", "setpriv", "unshare", "mount", "find", "sh", "mkfifo", "cat",
+        ];
         for tool in tools.iter().chain(engines) {
             lab.tree.program_called(tool)?;
         }

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use super::{parse_user, parse_variable, parse_workdir};
 use crate::workload::environment::Variable;
 
-/// Arguments of `vmm pause` and `vmm resume`.
+/// Arguments of `vmm pause`, `vmm resume` and `vmm wait`.
 #[derive(Debug, Clone, Args)]
 pub struct MachinesArgs {
     /// Names, ids or beginnings of ids

@@ -3,10 +3,12 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Write};
+use std::path::Path;
 
 use crate::agent_link::{ClientStreams, Job};
 use crate::cli::TimingsFormat;
-use crate::monitor::{Facts, RawTerminal, Signals, Supervised};
+use crate::logs::{Collector, LogConfig, LogSinks, LogSources, LogWriter, log_pipes};
+use crate::monitor::{Facts, MonitorError, RawTerminal, Signals, Supervised};
 use crate::outcome::{ExitCode, Outcome};
 use crate::report::{Help, Report, chain};
 use crate::state::{ControlServer, Ended, OwnedMachine, Registry, StartReporter};
@@ -22,6 +24,8 @@ pub(super) struct Attended<'a> {
     pub(super) signals: Signals,
     pub(super) job: Job,
     pub(super) streams: ClientStreams<'a>,
+    /// The log that the streams lead to, if they do.
+    pub(super) log: Option<&'a Log>,
     pub(super) facts: Facts,
     /// Whether the workload has this process's terminal, and reads its keys.
     pub(super) has_terminal: bool,
@@ -52,12 +56,14 @@ impl Attended<'_> {
             signals,
             job,
             streams,
+            log,
             facts,
             has_terminal,
             takes_keys,
             beginning,
         } = self;
         let client = reporter.as_ref().map(StartReporter::client).transpose()?;
+        let collector = log.map(|log| log.start(machine.directory())).transpose()?;
         let supervised = Supervised {
             vm,
             console_log,
@@ -92,6 +98,10 @@ impl Attended<'_> {
         timings.end_of("workload");
         before_end(vm);
         vm.kill();
+        // Whoever learns that the machine has ended finds all that it wrote.
+        if let Some(collector) = collector {
+            collector.finish();
+        }
         if let Some(report) = failure {
             return Err(report);
         }
@@ -101,9 +111,9 @@ impl Attended<'_> {
                 // Nobody listens to a machine in the background: its record keeps the reason.
                 note(
                     machine,
-                    &Outcome::GuestDied {
+                    &Outcome::HostFailed {
                         message: chain(&error),
-                        last_log_lines: Vec::new(),
+                        help: None,
                     },
                 );
                 return Err(error.into());
@@ -115,6 +125,43 @@ impl Attended<'_> {
             tracing::debug!(%error, "leftovers of killed machines stay for the next run");
         }
         Ok(outcome)
+    }
+}
+
+/// The way of a workload's output to the log of its machine.
+#[derive(Debug)]
+pub(super) struct Log {
+    config: LogConfig,
+    sinks: LogSinks,
+    sources: RefCell<Option<LogSources>>,
+}
+
+impl Log {
+    /// Makes the way. Nothing is read before [`Self::start`].
+    pub(super) fn new(config: LogConfig) -> Result<Self, MonitorError> {
+        let (sinks, sources) = log_pipes().map_err(MonitorError::Watch)?;
+        Ok(Self {
+            config,
+            sinks,
+            sources: RefCell::new(Some(sources)),
+        })
+    }
+
+    /// The streams of a workload that lead there.
+    pub(super) fn streams(&self, has_terminal: bool) -> ClientStreams<'_> {
+        ClientStreams {
+            stdin: None,
+            stdout: Some(self.sinks.stdout()),
+            stderr: (!has_terminal).then(|| self.sinks.stderr()),
+        }
+    }
+
+    /// Starts to write what comes to the log in a machine's directory.
+    fn start(&self, directory: &Path) -> Result<Collector, MonitorError> {
+        let taken = io::Error::other("the log is written already");
+        let sources = self.sources.take().ok_or(MonitorError::Watch(taken))?;
+        let writer = LogWriter::new(directory, &self.config);
+        Collector::start(sources, writer).map_err(MonitorError::Watch)
     }
 }
 
@@ -157,6 +204,14 @@ pub(super) fn report_outcome(outcome: &Outcome) -> Result<ExitCode, Report> {
         Outcome::NotStarted { message, .. } => {
             Err(Report::new(OutcomeError::NotStarted(message.clone())).with_exit_code(code))
         }
+        Outcome::HostFailed { message, help } => {
+            let report =
+                Report::new(OutcomeError::HostFailed(message.clone())).with_exit_code(code);
+            Err(match help {
+                Some(help) => report.with_help(help),
+                None => report,
+            })
+        }
         Outcome::GuestDied {
             message,
             last_log_lines,
@@ -189,6 +244,9 @@ enum OutcomeError {
     /// It never ran.
     #[error("the workload did not start: {0}")]
     NotStarted(String),
+    /// The host took the machine away.
+    #[error("{0}")]
+    HostFailed(String),
     /// The guest's kernel ended first.
     #[error("the guest died: {0}")]
     GuestDied(String),

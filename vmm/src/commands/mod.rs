@@ -9,10 +9,14 @@ mod completion;
 mod df;
 mod doctor;
 mod exec;
+mod format;
 mod guest;
 mod images;
+mod inspect;
 mod kill;
+mod life;
 mod load;
+mod logs;
 mod output;
 mod pause;
 mod prepare;
@@ -24,6 +28,7 @@ pub mod run;
 mod save;
 mod snapshot;
 mod start;
+mod stop;
 mod template;
 mod time;
 
@@ -48,6 +53,11 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
         Command::Template(command) => template::run(command, &here()?),
         Command::Exec(arguments) => exec::run(arguments, &here()?),
         Command::Ps(arguments) => ps::run(arguments, &here()?),
+        Command::Logs(arguments) => logs::run(arguments, &here()?),
+        Command::Inspect(arguments) => inspect::run(arguments, &here()?),
+        Command::Stop(arguments) => stop::stop(arguments, &here()?),
+        Command::Wait(arguments) => stop::wait(arguments, &here()?),
+        Command::Rename(arguments) => stop::rename(arguments, &here()?),
         Command::Kill(arguments) => kill::kill(arguments, &here()?),
         Command::Rm(arguments) => kill::rm(arguments, &here()?),
         Command::Pause(arguments) => pause::run(arguments, &Action::Pause, &here()?),

@@ -12,23 +12,42 @@ const GAP: usize = 3;
 /// Rows below a header, in columns as wide as they need to be.
 #[derive(Debug)]
 pub(super) struct Table<const COLUMNS: usize> {
-    rows: Vec<[String; COLUMNS]>,
+    rows: Columns,
 }
 
 impl<const COLUMNS: usize> Table<COLUMNS> {
     /// Starts a table with its header.
     pub(super) fn new(header: [&str; COLUMNS]) -> Self {
         Self {
-            rows: vec![header.map(str::to_owned)],
+            rows: Columns(vec![header.map(str::to_owned).to_vec()]),
         }
     }
 
     /// Adds a row.
     pub(super) fn row(&mut self, cells: [String; COLUMNS]) {
-        self.rows.push(cells.map(|cell| printable(&cell)));
+        self.rows
+            .0
+            .push(cells.map(|cell| printable(&cell)).to_vec());
     }
 
     /// Prints the table.
+    pub(super) fn print(&self) -> Result<(), Report> {
+        self.rows.print()
+    }
+}
+
+/// Rows of any number of cells.
+#[derive(Debug, Default)]
+pub(super) struct Columns(Vec<Vec<String>>);
+
+impl Columns {
+    /// Adds a row.
+    pub(super) fn row(&mut self, cells: &[String]) {
+        self.0
+            .push(cells.iter().map(|cell| printable(cell)).collect());
+    }
+
+    /// Prints the rows.
     pub(super) fn print(&self) -> Result<(), Report> {
         let mut output = io::stdout().lock();
         self.write(&mut output)
@@ -37,14 +56,15 @@ impl<const COLUMNS: usize> Table<COLUMNS> {
     }
 
     fn write(&self, output: &mut impl Write) -> io::Result<()> {
+        let count = self.0.iter().map(Vec::len).max().unwrap_or(0);
         let width_of = |column: usize| {
-            let widths = self.rows.iter().map(|row| row[column].chars().count());
-            widths.max().unwrap_or(0)
+            let cells = self.0.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
         };
-        let widths: [usize; COLUMNS] = std::array::from_fn(width_of);
-        for row in &self.rows {
+        let widths: Vec<usize> = (0..count).map(width_of).collect();
+        for row in &self.0 {
             let mut line = String::new();
-            for (cell, width) in row.iter().zip(widths) {
+            for (cell, width) in row.iter().zip(&widths) {
                 line.push_str(cell);
                 let padding = width - cell.chars().count() + GAP;
                 line.extend(std::iter::repeat_n(' ', padding));
@@ -151,7 +171,7 @@ mod tests {
         table.row(["a-long-name".into(), "1B".into()]);
 
         let mut printed = Vec::new();
-        table.write(&mut printed).unwrap();
+        table.rows.write(&mut printed).unwrap();
 
         assert_eq!(
             String::from_utf8(printed).unwrap(),
@@ -165,7 +185,7 @@ mod tests {
         table.row(["\u{1b}[31mred\n".into()]);
 
         let mut printed = Vec::new();
-        table.write(&mut printed).unwrap();
+        table.rows.write(&mut printed).unwrap();
 
         assert_eq!(
             String::from_utf8(printed).unwrap(),

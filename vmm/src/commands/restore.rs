@@ -7,20 +7,22 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::attend::{Attended, note, print_timings, report_outcome};
+use super::attend::{Attended, Log, note, print_timings, report_outcome};
+use super::life::{IdFiles, of_life};
 use super::run::{facts, has_keyboard, limits, open_image};
 use crate::agent_link::{ClientStreams, Job};
-use crate::cli::{ImportLimitArgs, RunArgs, RunImage};
+use crate::cli::{ImportLimitArgs, LifeArgs, RunArgs, RunImage};
 use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
 use crate::limits::{CpuQuota, MemoryLimit};
+use crate::logs::LogConfig;
 use crate::machine::host::{Quirks, open_kvm};
 use crate::monitor::{MonitorError, Signals, client_streams};
 use crate::outcome::{ExitCode, Outcome};
 use crate::plan::{FIRST, MachineChoices, RunPlan};
 use crate::report::{Help, Report};
 use crate::snapshot::{Opened, Origin, SnapshotError, Streams};
-use crate::state::{Ended, MachineId, MachineName, NewMachine, Registry, StartReporter};
+use crate::state::{Ended, MachineId, MachineName, NewMachine, Registry, Settings, StartReporter};
 use crate::timings::Timings;
 use crate::vm_process::{FirstReport, Start, VmProcess};
 use crate::workload::environment::OwnEnvironment;
@@ -37,6 +39,8 @@ pub(super) struct Copy {
 
 /// What a machine that goes on is for whoever lets it.
 struct Client {
+    settings: Settings,
+    id_files: IdFiles,
     is_attached: bool,
     interactive: bool,
     tty: bool,
@@ -59,7 +63,10 @@ pub(super) fn run_here(
         return Err(RestoreError::NoTerminal.into());
     }
     timings.end_of("snapshot");
+    let life = &arguments.life;
     let client = Client {
+        settings: of_life(life, arguments.detach)?,
+        id_files: IdFiles::reserve(life)?,
         is_attached: !arguments.detach,
         interactive: arguments.interactive,
         tty: arguments.tty,
@@ -79,6 +86,8 @@ pub(super) fn fork_here(
 ) -> Result<ExitCode, Report> {
     let opened = Opened::of_own(copy.file)?;
     let client = Client {
+        settings: of_life(&LifeArgs::default(), true)?,
+        id_files: IdFiles::default(),
         is_attached: false,
         interactive: false,
         tty: false,
@@ -169,19 +178,31 @@ fn resume(
         image: subject.image.clone(),
         command: subject.command.clone(),
         ephemeral: client.ephemeral,
+        settings: Settings {
+            memory_bytes: choices.memory.bytes(),
+            nano_cpus: choices.cpus.nano_cpus(),
+            terminal: subject.has_terminal,
+            ..client.settings
+        },
     };
+    let log = new.settings.log.filter(LogConfig::is_kept);
+    let log = log.map(Log::new).transpose()?;
     let null = File::options()
         .read(true)
         .write(true)
         .open("/dev/null")
         .map_err(RestoreError::Null)?;
-    let wanted = client_streams(client.is_attached, client.interactive, client.tty);
+    let wanted = match &log {
+        None => client_streams(client.is_attached, client.interactive, client.tty),
+        Some(log) => log.streams(subject.has_terminal),
+    };
     let streams = streams(subject.streams, wanted, &null);
     // From here on a signal ends the machine in good order.
     let signals = Signals::take()?;
     let registry = Registry::open(directories.machines())?;
     let (machine, control) = registry.create(new)?;
     let console_log = machine.create_console_log()?;
+    client.id_files.name(machine.id())?;
     plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
     let facts = facts(
         &plan,
@@ -227,6 +248,7 @@ fn resume(
         signals,
         job: Job::Attach(FIRST),
         streams,
+        log: log.as_ref(),
         facts,
         has_terminal: client.tty,
         takes_keys: client.tty && client.interactive,

@@ -4,7 +4,8 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use super::attend::{Attended, print_timings, report_outcome};
+use super::attend::{Attended, Log, print_timings, report_outcome};
+use super::life::{IdFiles, settings};
 use super::load::import_options;
 use super::progress::ImportProgress;
 use super::restore;
@@ -17,6 +18,7 @@ use crate::image::{
     FindError, ImageSource, ImportError, ImportOptions, Store, StoreError, StoredImage,
 };
 use crate::limits::{ByteSize, CpuQuota, MemoryLimit};
+use crate::logs::LogConfig;
 use crate::machine::host::{ProbeError, Quirks, open_kvm};
 use crate::monitor::{Facts, MonitorError, Signals, client_streams, window_size};
 use crate::outcome::ExitCode;
@@ -104,11 +106,17 @@ fn run_here(
     )?;
     timings.end_of("image");
 
+    let id_files = IdFiles::reserve(&arguments.life)?;
     let image_id = image.id.to_string();
-    let workload = match given {
+    let mut workload = match given {
         Some(given) => given,
         None => Workload::new(&image.config, &choices, &OwnEnvironment)?,
     };
+    if let Some(signal) = arguments.life.stop_signal {
+        workload.set_stop_signal(signal);
+    }
+    let settings = settings(arguments, &workload)?;
+    let log = settings.log;
     let new = NewMachine {
         id,
         name: arguments.name.clone(),
@@ -118,9 +126,14 @@ fn run_here(
         },
         command: workload.command(),
         ephemeral: arguments.rm || !arguments.detach,
+        settings,
     };
     let is_attached = reporter.is_none();
-    let streams = client_streams(is_attached, arguments.interactive, has_terminal);
+    let log = log.filter(LogConfig::is_kept).map(Log::new).transpose()?;
+    let streams = match &log {
+        None => client_streams(is_attached, arguments.interactive, has_terminal),
+        Some(log) => log.streams(has_terminal),
+    };
     let machine_choices = MachineChoices {
         cpus: arguments.cpus,
         memory: arguments.memory,
@@ -140,6 +153,7 @@ fn run_here(
     let registry = Registry::open(directories.machines())?;
     let (machine, control) = registry.create(new)?;
     let console_log = machine.create_console_log()?;
+    id_files.name(machine.id())?;
     plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
     timings.end_of("plan");
 
@@ -165,6 +179,7 @@ fn run_here(
         signals,
         job: Job::Create(Box::new(plan.create)),
         streams,
+        log: log.as_ref(),
         facts,
         has_terminal,
         takes_keys: has_terminal && arguments.interactive,

@@ -241,6 +241,13 @@ impl Supervised<'_> {
                     _,
                 ) => outcome,
                 (_, Some(outcome)) => outcome,
+                (
+                    Err(error @ (MonitorError::Vanished { .. } | MonitorError::NotBuilt { .. })),
+                    None,
+                ) => Outcome::HostFailed {
+                    message: error.to_string(),
+                    help: error.help(),
+                },
                 (result, None) => result?,
             };
             Ok((outcome, control))

@@ -934,7 +934,7 @@ mod tests {
 
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-    use super::super::record::Timestamp;
+    use super::super::record::{Cause, Timestamp};
     use super::*;
 
     /// A monitor that notes what it was asked for.
@@ -998,9 +998,12 @@ mod tests {
     fn ended() -> Ended {
         Ended {
             exit_code: 42,
+            cause: Cause::Exited,
             signal: None,
             out_of_memory: false,
             message: None,
+            last_log_lines: Vec::new(),
+            started: None,
             finished: Timestamp(9),
         }
     }

@@ -10,6 +10,7 @@ mod id;
 mod name;
 mod record;
 mod registry;
+mod settings;
 mod signal;
 mod words;
 
@@ -20,6 +21,9 @@ pub use control::{
 pub use detach::{DetachError, StartReporter, StartWaiter, detach};
 pub use id::{IdError, MachineId};
 pub use name::{MachineName, NameError};
-pub use record::{Ended, ImageLabel, Record, Status, Timestamp};
-pub use registry::{Condition, Machine, NewMachine, OwnedMachine, PauseMark, Registry, StateError};
+pub use record::{Cause, Ended, ImageLabel, Record, Status, Timestamp};
+pub use registry::{
+    Condition, LOCK, Machine, NewMachine, OwnedMachine, PauseMark, Registry, StateError,
+};
+pub use settings::Settings;
 pub use signal::{Signal, SignalError};

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::{MachineId, MachineName, Signal};
+use super::{MachineId, MachineName, Settings, Signal};
 use crate::outcome::Outcome;
 
 /// The record's format that this program reads and writes.
@@ -54,6 +54,9 @@ pub struct Record {
     pub created: Timestamp,
     /// Whether nothing stays when the machine has ended.
     pub ephemeral: bool,
+    /// What was chosen for it.
+    #[serde(default)]
+    pub settings: Settings,
     /// How far the machine is.
     pub status: Status,
 }
@@ -82,11 +85,54 @@ pub enum Status {
     Exited(Ended),
 }
 
+/// What ended a machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// The record is of a version that did not write it down.
+    #[default]
+    Unknown,
+    /// The workload exited.
+    Exited,
+    /// A signal ended the workload.
+    Signalled,
+    /// The guest's kernel killed the workload for want of memory.
+    OutOfMemory,
+    /// The workload never ran.
+    NotStarted,
+    /// The guest's kernel or agent died.
+    GuestDied,
+    /// The host took the machine away, or failed it.
+    HostFailed,
+    /// Somebody ended the machine from outside.
+    Killed,
+}
+
+impl Cause {
+    fn of(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Exited(_) | Outcome::Detached => Self::Exited,
+            Outcome::Signalled {
+                out_of_memory: true,
+                ..
+            } => Self::OutOfMemory,
+            Outcome::Signalled { .. } => Self::Signalled,
+            Outcome::NotStarted { .. } => Self::NotStarted,
+            Outcome::GuestDied { .. } => Self::GuestDied,
+            Outcome::HostFailed { .. } => Self::HostFailed,
+            Outcome::Killed => Self::Killed,
+        }
+    }
+}
+
 /// How and when a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
     /// The code that `vmm run` ends with.
     pub exit_code: u8,
+    /// What ended it.
+    #[serde(default)]
+    pub cause: Cause,
     /// The signal that ended the workload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<Signal>,
@@ -96,6 +142,12 @@ pub struct Ended {
     /// One sentence, if the workload did not end by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// The last lines of the guest kernel's log, if it died.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub last_log_lines: Vec<String>,
+    /// Since when the workload had run, if it had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Timestamp>,
     /// When.
     pub finished: Timestamp,
 }
@@ -104,12 +156,20 @@ impl Ended {
     /// Notes how a run ended, now.
     #[must_use]
     pub fn of(outcome: &Outcome) -> Self {
+        let mut last_log_lines = Vec::new();
         let (signal, out_of_memory, message) = match outcome {
             Outcome::Signalled {
                 signal,
                 out_of_memory,
             } => (Signal::try_from(*signal).ok(), *out_of_memory, None),
-            Outcome::NotStarted { message, .. } | Outcome::GuestDied { message, .. } => {
+            Outcome::NotStarted { message, .. } | Outcome::HostFailed { message, .. } => {
+                (None, false, Some(message.clone()))
+            }
+            Outcome::GuestDied {
+                message,
+                last_log_lines: lines,
+            } => {
+                last_log_lines.clone_from(lines);
                 (None, false, Some(message.clone()))
             }
             Outcome::Killed => (Some(Signal::KILL), false, None),
@@ -117,9 +177,12 @@ impl Ended {
         };
         Self {
             exit_code: outcome.exit_code().number(),
+            cause: Cause::of(outcome),
             signal,
             out_of_memory,
             message,
+            last_log_lines,
+            started: None,
             finished: Timestamp::now(),
         }
     }
@@ -173,20 +236,18 @@ impl Record {
     ///
     /// A record that must outlive a power failure is synced; that of an ephemeral machine need not.
     pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
-        let next = directory.join(NEXT_RECORD);
         let mut text = serde_json::to_vec(self)?;
         text.push(b'\n');
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&next)?;
-        file.write_all(&text)?;
-        if !self.ephemeral {
-            file.sync_all()?;
+        let next = directory.join(NEXT_RECORD);
+        match self.write_file(&next, &text) {
+            Ok(()) => fs::rename(&next, directory.join(RECORD))?,
+            Err(error) if is_want_of_room(&error) => {
+                // What cannot be removed is written over by the next record.
+                let _ = fs::remove_file(&next);
+                self.write_over(directory, text)?;
+            }
+            Err(error) => return Err(error),
         }
-        fs::rename(&next, directory.join(RECORD))?;
         if !self.ephemeral {
             File::open(directory)?.sync_all()?;
         }
@@ -194,9 +255,95 @@ impl Record {
     }
 }
 
+impl Record {
+    fn write_file(&self, path: &Path, text: &[u8]) -> io::Result<()> {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path)?;
+        file.write_all(text)?;
+        match self.ephemeral {
+            true => Ok(()),
+            false => file.sync_all(),
+        }
+    }
+
+    /// Writes a record in the room that the one before it has: what a full disk still takes. It is filled up with spaces, so that
+    /// nothing of a longer record stays.
+    fn write_over(&self, directory: &Path, mut text: Vec<u8>) -> io::Result<()> {
+        use std::os::unix::fs::FileExt as _;
+
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(directory.join(RECORD))?;
+        let former_bytes = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+        if text.len() < former_bytes {
+            text.resize(former_bytes, b' ');
+        }
+        file.write_all_at(&text, 0)?;
+        file.sync_all()
+    }
+}
+
+/// Whether a disk or a quota is full.
+fn is_want_of_room(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::Settings;
+
+    fn record(command: &[&str]) -> Record {
+        Record {
+            format: FORMAT,
+            id: MachineId::random().unwrap(),
+            name: "web".parse().unwrap(),
+            image: ImageLabel {
+                reference: "app".into(),
+                id: "sha256:0".into(),
+            },
+            command: command.iter().map(|it| (*it).to_owned()).collect(),
+            created: Timestamp(1),
+            ephemeral: false,
+            settings: Settings::default(),
+            status: Status::Created,
+        }
+    }
+
+    #[test]
+    fn why_a_guest_died_is_on_record_with_its_last_lines() {
+        let ended = Ended::of(&Outcome::GuestDied {
+            message: "the guest's kernel reset the machine".into(),
+            last_log_lines: vec!["Kernel panic".into()],
+        });
+
+        assert_eq!(ended.cause, Cause::GuestDied);
+        assert_eq!(ended.last_log_lines, ["Kernel panic"]);
+        assert!(ended.message.unwrap().contains("reset"));
+    }
+
+    #[test]
+    fn a_record_written_over_a_longer_or_shorter_one_is_read_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let [long, short] = [record(&["a much longer command"]), record(&["sh"])];
+        long.write(directory.path()).unwrap();
+
+        let text = |record: &Record| serde_json::to_vec(record).unwrap();
+        short.write_over(directory.path(), text(&short)).unwrap();
+        let after_longer = Record::read(directory.path()).unwrap();
+        long.write_over(directory.path(), text(&long)).unwrap();
+        let after_shorter = Record::read(directory.path()).unwrap();
+
+        assert_eq!(after_longer, Some(short));
+        assert_eq!(after_shorter, Some(long));
+    }
 
     #[test]
     fn a_command_is_written_down_whole_if_it_is_short() {

@@ -26,13 +26,13 @@ use thiserror::Error;
 use super::control::ControlServer;
 use super::record::{Ended, FORMAT, ImageLabel, Record, Status, Timestamp, shortened};
 use super::words::made_up_name;
-use super::{MachineId, MachineName};
+use super::{MachineId, MachineName, Settings};
 use crate::dirs::{DirectoriesError, create_private};
 use crate::outcome::Outcome;
 use crate::report::Help;
 
-/// The lock of a machine.
-const LOCK: &str = "lock";
+/// The lock of a machine, in its directory.
+pub const LOCK: &str = "lock";
 /// The guest kernel's log.
 const CONSOLE_LOG: &str = "console.log";
 /// Is there while the machine is paused.
@@ -65,6 +65,8 @@ pub struct NewMachine {
     pub command: Vec<String>,
     /// Whether nothing stays when the machine has ended.
     pub ephemeral: bool,
+    /// What was chosen for it.
+    pub settings: Settings,
 }
 
 /// A machine as others see it.
@@ -97,6 +99,20 @@ pub enum Condition {
     Exited(Ended),
     /// Its monitor is gone without a word: killed, or the host went down.
     Dead,
+}
+
+impl Condition {
+    /// Docker's word for it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running { .. } => "running",
+            Self::Paused { .. } => "paused",
+            Self::Exited(_) => "exited",
+            Self::Dead => "dead",
+        }
+    }
 }
 
 impl Machine {
@@ -170,6 +186,10 @@ impl Registry {
             command: shortened(new.command),
             created: Timestamp::now(),
             ephemeral: new.ephemeral,
+            settings: Settings {
+                monitor_pid: std::process::id(),
+                ..new.settings.bounded()
+            },
             status: Status::Created,
         };
         record.write(&creating).map_err(failed)?;
@@ -322,6 +342,74 @@ impl Registry {
             true => Ok(machine),
             false => Err(StateError::NotAlive(machine.record.name)),
         }
+    }
+
+    /// Gives a machine another name, whether it runs or not.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::NameTaken`], or [`StateError::SameName`] if it is called that already.
+    pub fn rename(&self, reference: &str, name: &MachineName) -> Result<(), StateError> {
+        let id = self.find(reference)?.record.id;
+        let _lock = self.lock_exclusive()?;
+        let Some(mut machine) = self.read(&id)? else {
+            return Err(StateError::Unknown(reference.to_owned()));
+        };
+        if machine.record.name == *name {
+            return Err(StateError::SameName(name.clone()));
+        }
+        if let Some(holder) = self.holder_of(name)? {
+            if !holder.is_leftover() {
+                return Err(StateError::NameTaken {
+                    name: name.clone(),
+                    id: holder.record.id,
+                });
+            }
+            self.remove_directory(&holder.record.id)?;
+        }
+        let link = self.name_link(name);
+        let former = self.name_link(&machine.record.name);
+        let failed = |source| StateError::file("create", &link, source);
+        // Of a machine that is gone.
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        // In this order it is found by a name at any time, whatever happens in between.
+        symlink(id.as_str(), &link).map_err(failed)?;
+        machine.record.name = name.clone();
+        machine
+            .record
+            .write(&machine.directory)
+            .map_err(|source| StateError::file("write to", &machine.directory, source))?;
+        fs::remove_file(&former).map_err(|source| StateError::file("remove", &former, source))
+    }
+
+    /// Tells whether a machine has ended, or is not there any more.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::File`] if its record cannot be read.
+    pub fn has_ended(&self, id: &MachineId) -> Result<bool, StateError> {
+        Ok(self.read(id)?.is_none_or(|machine| {
+            matches!(machine.condition(), Condition::Exited(_) | Condition::Dead)
+        }))
+    }
+
+    /// Waits until nobody holds a machine's lock: its monitor is gone then.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::File`] if the lock cannot be waited for.
+    pub fn await_end(&self, id: &MachineId) -> Result<(), StateError> {
+        let path = self.path.join(id.as_str()).join(LOCK);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(StateError::file("open", &path, error)),
+        };
+        file.lock_shared()
+            .map_err(|source| StateError::file("lock", &path, source))
     }
 
     /// Removes a machine that has ended.
@@ -534,7 +622,7 @@ impl OwnedMachine {
     ///
     /// [`StateError::File`].
     pub fn finish(mut self, outcome: &Outcome) -> Result<Ended, StateError> {
-        let ended = Ended::of(outcome);
+        let ended = self.ended(outcome);
         if self.record.ephemeral {
             self.remove()?;
         } else {
@@ -543,7 +631,27 @@ impl OwnedMachine {
         Ok(ended)
     }
 
+    /// How the machine ended, with what only its record knows.
+    fn ended(&self, outcome: &Outcome) -> Ended {
+        let mut ended = Ended::of(outcome);
+        if let Status::Running { started } = &self.record.status {
+            ended.started = Some(*started);
+        }
+        if ended.out_of_memory && self.record.settings.memory_bytes > 0 {
+            ended.message = Some(format!(
+                "the workload reached its memory limit of {} bytes, and the guest's kernel killed it",
+                self.record.settings.memory_bytes
+            ));
+        }
+        ended
+    }
+
     fn set_status(&mut self, status: Status) -> Result<(), StateError> {
+        // Whoever renames the machine holds the lock exclusively.
+        let _lock = self.registry.lock_shared()?;
+        if let Ok(Some(record)) = Record::read(&self.directory) {
+            self.record.name = record.name;
+        }
         self.record.status = status;
         self.record
             .write(&self.directory)
@@ -645,6 +753,9 @@ pub enum StateError {
         /// Who has it.
         id: MachineId,
     },
+    /// The machine has the name already.
+    #[error("the machine is called '{0}' already")]
+    SameName(MachineName),
     /// No machine has this name or id.
     #[error("there is no machine '{0}'")]
     Unknown(String),
@@ -683,6 +794,7 @@ impl Help for StateError {
             Self::NotAlive(_) => "see what runs with `vmm ps`",
             Self::Ambiguous(_) => "type more of the id",
             Self::Alive(_) => "end it with `vmm kill`, or remove it with `vmm rm -f`",
+            Self::SameName(_) => "choose another name",
             Self::File { .. } | Self::Random(_) => return None,
         };
         Some(help.to_owned())
@@ -730,6 +842,7 @@ mod tests {
                 },
                 command: vec!["sh".into()],
                 ephemeral,
+                settings: Settings::default(),
             };
             self.registry.create(new).map(|(machine, _control)| machine)
         }
@@ -891,6 +1004,68 @@ mod tests {
         assert_eq!(fixture.names(), ["web"]);
         drop(first);
         assert!(fixture.create("web").is_ok());
+    }
+
+    #[test]
+    fn a_renamed_machine_keeps_its_name_whatever_its_monitor_writes_down() {
+        let fixture = Fixture::new();
+        let mut machine = fixture.create_kept("web");
+        let registry = &fixture.registry;
+
+        registry.rename("web", &"shop".parse().unwrap()).unwrap();
+        machine.set_running().unwrap();
+        machine.finish(&Outcome::Exited(0)).unwrap();
+
+        assert_eq!(fixture.names(), ["shop"]);
+        assert!(registry.find("web").is_err());
+        registry
+            .remove(&registry.find("shop").unwrap().record.id)
+            .unwrap();
+        assert!(fixture.entries().is_empty());
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_not_given_again() {
+        let fixture = Fixture::new();
+        let _first = fixture.create("web").unwrap();
+        let _second = fixture.create("shop").unwrap();
+        let rename = |to: &str| fixture.registry.rename("shop", &to.parse().unwrap());
+
+        assert!(matches!(rename("web"), Err(StateError::NameTaken { .. })));
+        assert!(matches!(rename("shop"), Err(StateError::SameName(_))));
+        assert_eq!(fixture.names().len(), 2);
+    }
+
+    #[test]
+    fn a_workload_that_was_killed_for_want_of_memory_has_the_figure_on_record() {
+        let fixture = Fixture::new();
+        let mut machine = fixture.create_kept("job");
+        machine.record.settings.memory_bytes = 6 << 20;
+        machine.set_running().unwrap();
+        let killed = Outcome::Signalled {
+            signal: 9,
+            out_of_memory: true,
+        };
+
+        let ended = machine.finish(&killed).unwrap();
+
+        assert!(ended.message.unwrap().contains("6291456 bytes"));
+        assert!(ended.started.is_some());
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_version_is_read() {
+        let fixture = Fixture::new();
+        let machine = fixture.create_kept("job");
+        let record = machine.directory().join("record.json");
+        let mut value: serde_json::Value =
+            serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+        value.as_object_mut().unwrap().remove("settings");
+        fs::write(&record, value.to_string()).unwrap();
+
+        let found = fixture.registry.find("job").unwrap();
+
+        assert_eq!(found.record.settings, Settings::default());
     }
 
     #[test]

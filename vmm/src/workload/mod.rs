@@ -25,6 +25,7 @@ use self::container::{ContainerChoices, ContainerError};
 use self::environment::{HostEnvironment, Variable};
 use self::seccomp::SeccompError;
 use crate::report::Help;
+use crate::state::Signal;
 
 /// The version of the runtime-spec that the `config.json` is written for.
 const OCI_VERSION: &str = "1.2.0";
@@ -193,10 +194,7 @@ impl Workload {
             user: Some(user),
             groups: choices.container.groups.clone(),
             init: choices.container.init,
-            stop_signal: match is_for_systemd {
-                true => systemd::STOP_SIGNAL,
-                false => systemd::USUAL_STOP_SIGNAL,
-            },
+            stop_signal: stop_signal(image, is_for_systemd),
             seccomp: choices.container.seccomp()?,
             has_usual_container: choices.container.has_usual_container()
                 && choices.limits.pids.is_none()
@@ -232,6 +230,17 @@ impl Workload {
             .flatten()
             .filter_map(|word| word.as_str().map(str::to_owned))
             .collect()
+    }
+
+    /// What asks the process to end.
+    #[must_use]
+    pub fn stop_signal(&self) -> u8 {
+        self.stop_signal
+    }
+
+    /// Takes another signal to ask the process to end by.
+    pub fn set_stop_signal(&mut self, signal: Signal) {
+        self.stop_signal = signal.number();
     }
 
     /// The user, docker's syntax, to be resolved in the guest.
@@ -312,6 +321,16 @@ impl Serialize for OfContainer<'_> {
                 Some((name, value))
             },
         ))
+    }
+}
+
+/// The image's signal, or what the program expects. One of the image's that is none is not heeded.
+fn stop_signal(image: &Config, is_for_systemd: bool) -> u8 {
+    let of_image = image.stop_signal().as_ref();
+    match of_image.and_then(|name| name.parse::<Signal>().ok()) {
+        Some(signal) => signal.number(),
+        None if is_for_systemd => systemd::STOP_SIGNAL,
+        None => systemd::USUAL_STOP_SIGNAL,
     }
 }
 

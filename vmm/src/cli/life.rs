@@ -1,0 +1,227 @@
+//! What is typed about the life of machines: how it is recorded, watched and ended.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::logs::{LogDriver, LogOption};
+use crate::moment::Moment;
+use crate::state::{MachineName, Signal};
+
+/// What `vmm run` is told about the machine's life.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Machine")]
+pub struct LifeArgs {
+    /// Write KEY with a value on the machine, for `vmm ps --filter` and `vmm inspect`
+    #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = parse_label)]
+    pub label: Vec<(String, String)>,
+    /// Take labels from FILE, one KEY[=VALUE] a line; lines with # are comments
+    #[arg(long, value_name = "FILE")]
+    pub label_file: Vec<PathBuf>,
+    /// Write the machine's id to FILE, which must not exist
+    #[arg(long, value_name = "FILE")]
+    pub cidfile: Option<PathBuf>,
+    /// Write the id of the process to FILE whose end is the machine's
+    #[arg(long, value_name = "FILE")]
+    pub pidfile: Option<PathBuf>,
+    /// What asks the command to end [default: the image's, or TERM]
+    #[arg(long, value_name = "SIGNAL", conflicts_with = "restore")]
+    pub stop_signal: Option<Signal>,
+    /// How long `vmm stop` waits before it kills the machine; -1 for ever [default: 10]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = parse_seconds)]
+    pub stop_timeout: Option<i64>,
+    /// With -d, where output goes: json-file, for `vmm logs`, or none
+    #[arg(long, value_name = "DRIVER", default_value = "json-file")]
+    pub log_driver: LogDriver,
+    /// With json-file: max-size=SIZE of a file, in units of k, m or g, and max-file=NUMBER [default: 10m and 3]
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub log_opt: Vec<LogOption>,
+}
+
+/// Takes `KEY=VALUE` or `KEY`.
+fn parse_label(text: &str) -> Result<(String, String), LabelError> {
+    label_of(text).ok_or_else(|| LabelError(text.to_owned()))
+}
+
+/// Parses `KEY=VALUE` or `KEY`; nothing if the key is empty.
+pub(crate) fn label_of(text: &str) -> Option<(String, String)> {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    (!key.is_empty()).then(|| (key.to_owned(), value.to_owned()))
+}
+
+/// Takes a number of seconds; one below zero is for ever.
+fn parse_seconds(text: &str) -> Result<i64, SecondsError> {
+    text.parse().map_err(|_| SecondsError(text.to_owned()))
+}
+
+/// A time that is no number.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("'{0}' is no number of seconds")]
+struct SecondsError(String);
+
+/// `--label` without a key.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("'{0}' is no label as in KEY=VALUE")]
+struct LabelError(String);
+
+/// Arguments of `vmm ps`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Filters: name=TEXT, contained in the name; id=TEXT, its beginning;
+  status=created, running, paused, exited or dead; exited=CODE; label=KEY or label=KEY=VALUE;
+  ancestor=IMAGE; before=MACHINE and since=MACHINE.
+  Of several of one kind one is to match, but of labels all.
+
+Templates: {{.ID}} {{.Image}} {{.Command}} {{.CreatedAt}} {{.RunningFor}} {{.Status}} {{.State}}
+  {{.Names}} {{.Labels}} {{.Label \"KEY\"}} {{json .}}
+
+Examples:
+  vmm ps
+  vmm ps -a --json
+  vmm ps -a --filter status=exited --filter label=team=blue
+  vmm ps --format 'table {{.Names}}\\t{{.Status}}'
+  vmm kill $(vmm ps -q)")]
+pub struct PsArgs {
+    /// List machines that have ended, too
+    #[arg(short, long)]
+    pub all: bool,
+    /// Print only ids
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Do not shorten ids and commands
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// List the NUMBER of machines that were created last, ended or not; -1 for all
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "NUMBER",
+        allow_negative_numbers = true
+    )]
+    pub last: Option<i64>,
+    /// List the machine that was created last, ended or not
+    #[arg(short, long, conflicts_with = "last")]
+    pub latest: bool,
+    /// List only machines of this kind, see below
+    #[arg(short, long, value_name = "KIND=VALUE")]
+    pub filter: Vec<String>,
+    /// How to print the list: table, json for an object a line, a template, or a table of one, see below
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    /// Print a JSON array
+    #[arg(long, conflicts_with_all = ["format", "quiet"])]
+    pub json: bool,
+}
+
+/// Arguments of `vmm logs`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Times are RFC 3339 or the beginning of it, in UTC unless it names a zone; seconds since 1970; or how long ago, as in 1m30s.
+
+Examples:
+  vmm logs web
+  vmm logs -f --tail 10 web
+  vmm logs --since 1h --timestamps web")]
+pub struct LogsArgs {
+    /// Go on with what the workload writes, until the machine ends
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Show nothing before TIME
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<Moment>,
+    /// Show nothing after TIME
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<Moment>,
+    /// Show only the last NUMBER of lines
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "NUMBER|all",
+        default_value = "all",
+        allow_negative_numbers = true
+    )]
+    pub tail: Tail,
+    /// Begin each line with its time
+    #[arg(short, long)]
+    pub timestamps: bool,
+    /// Name, id or beginning of an id
+    #[arg(value_name = "MACHINE")]
+    pub machine: String,
+}
+
+/// How many lines from the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tail(pub Option<u64>);
+
+impl std::str::FromStr for Tail {
+    type Err = TailError;
+
+    /// A number below zero is all, as with docker.
+    fn from_str(text: &str) -> Result<Self, TailError> {
+        match (text, text.parse::<i64>()) {
+            ("all", _) => Ok(Self(None)),
+            (_, Ok(number)) => Ok(Self(u64::try_from(number).ok())),
+            _ => Err(TailError(text.to_owned())),
+        }
+    }
+}
+
+/// `--tail` of something else.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("'{0}' is no number of lines, and not all")]
+pub struct TailError(String);
+
+/// Arguments of `vmm stop`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  vmm stop web
+  vmm stop -t 2 web shop
+  vmm stop -s INT web")]
+pub struct StopArgs {
+    /// The signal that asks the workload to end, by name or number [default: what it was run with]
+    #[arg(short, long, value_name = "SIGNAL")]
+    pub signal: Option<Signal>,
+    /// Kill the machine after so many seconds; -1 waits for ever [default: what it was run with, or 10]
+    #[arg(
+        short,
+        long,
+        visible_alias = "time",
+        value_name = "SECONDS",
+        allow_negative_numbers = true,
+        value_parser = parse_seconds
+    )]
+    pub timeout: Option<i64>,
+    /// Names, ids or beginnings of ids
+    #[arg(value_name = "MACHINE", required = true)]
+    pub machines: Vec<String>,
+}
+
+/// Arguments of `vmm rename`.
+#[derive(Debug, Clone, Args)]
+pub struct RenameArgs {
+    /// Name, id or beginning of an id
+    #[arg(value_name = "MACHINE")]
+    pub machine: String,
+    /// The new name
+    #[arg(value_name = "NAME")]
+    pub name: MachineName,
+}
+
+/// Arguments of `vmm inspect`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Templates: {{.Field}} {{.Field.Field}} {{json .Field}} {{index .Field \"KEY\"}} {{index .Field NUMBER}}, with text around them.
+
+Examples:
+  vmm inspect web
+  vmm inspect -f '{{.State.Status}}' web
+  vmm inspect -f '{{json .State}}' web")]
+pub struct InspectArgs {
+    /// Print this of each machine instead of a JSON array: a template, see below, or json
+    #[arg(short, long, value_name = "TEMPLATE")]
+    pub format: Option<String>,
+    /// Names, ids or beginnings of ids
+    #[arg(value_name = "MACHINE", required = true)]
+    pub machines: Vec<String>,
+}

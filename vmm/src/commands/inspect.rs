@@ -1,0 +1,294 @@
+//! `vmm inspect`: all that is known of machines, under docker's names where docker has one.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::each;
+use super::format::Template;
+use super::output::{print_json, print_line, printable};
+use crate::cli::InspectArgs;
+use crate::dirs::Directories;
+use crate::logs::{LogConfig, LogDriver, path_of};
+use crate::moment::Moment;
+use crate::outcome::{ExitCode, Outcome};
+use crate::report::Report;
+use crate::state::{Cause, Condition, Ended, Machine, Record, Registry, Signal, Status, Timestamp};
+
+/// What docker prints for a time that has not come: the zero of Go's clock.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// What is said of a machine whose monitor wrote down no end.
+const MONITOR_GONE: &str = "the machine's monitor was killed, or the host went down";
+
+/// Shows what is known of each machine.
+pub(super) fn run(arguments: &InspectArgs, directories: &Directories) -> Result<ExitCode, Report> {
+    let registry = Registry::open(directories.machines())?;
+    let template = match arguments.format.as_deref() {
+        None => None,
+        Some("json") => Some(Template::parse("{{json .}}")?),
+        Some(text) => Some(Template::parse(text)?),
+    };
+    let mut found = Vec::new();
+    let result = each(&arguments.machines, |reference| {
+        let inspected = Inspected::of(&registry.find(reference)?);
+        match &template {
+            None => found.push(inspected),
+            Some(template) => print_line(filled(template, &inspected)?)?,
+        }
+        Ok(())
+    });
+    if !found.is_empty() {
+        print_json(&found)?;
+    }
+    result
+}
+
+/// What a template makes of a machine. Labels and commands may hold what a terminal would obey.
+fn filled(template: &Template, inspected: &Inspected) -> Result<String, Report> {
+    let value = serde_json::to_value(inspected).unwrap_or(Value::Null);
+    let text = template.fill(&value)?;
+    let lines: Vec<String> = text.split('\n').map(printable).collect();
+    Ok(lines.join("\n"))
+}
+
+/// A machine.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected {
+    id: String,
+    created: String,
+    path: String,
+    args: Vec<String>,
+    state: State,
+    image: String,
+    log_path: String,
+    name: String,
+    restart_count: u32,
+    host_config: HostConfig,
+    config: Config,
+    vmm: Own,
+}
+
+/// How far it is.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct State {
+    status: &'static str,
+    running: bool,
+    paused: bool,
+    restarting: bool,
+    #[serde(rename = "OOMKilled")]
+    oom_killed: bool,
+    dead: bool,
+    pid: u32,
+    exit_code: u8,
+    error: String,
+    started_at: String,
+    finished_at: String,
+}
+
+/// What it may use of the host.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct HostConfig {
+    log_config: LogChoice,
+    auto_remove: bool,
+    memory: u64,
+    nano_cpus: u64,
+    readonly_rootfs: bool,
+}
+
+/// Its log.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct LogChoice {
+    r#type: &'static str,
+    config: BTreeMap<&'static str, String>,
+}
+
+/// What runs.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Config {
+    hostname: String,
+    user: String,
+    tty: bool,
+    env: Vec<String>,
+    cmd: Vec<String>,
+    image: String,
+    working_dir: String,
+    labels: BTreeMap<String, String>,
+    stop_signal: String,
+    stop_timeout: Option<i64>,
+}
+
+/// What docker has no name for.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Own {
+    /// Where the machine's files are.
+    directory: String,
+    /// What ended it, once it has.
+    cause: Option<Cause>,
+    /// The signal that ended the workload, if one did.
+    signal: Option<String>,
+    /// Of a guest that died.
+    last_log_lines: Vec<String>,
+}
+
+impl Inspected {
+    fn of(machine: &Machine) -> Self {
+        let Record {
+            id,
+            name,
+            image,
+            command,
+            created,
+            ephemeral,
+            settings,
+            ..
+        } = &machine.record;
+        let condition = machine.condition();
+        let ended = match &condition {
+            Condition::Exited(ended) => Some(ended),
+            _ => None,
+        };
+        let log_path = match settings.log {
+            Some(log) if log.is_kept() => path_of(&machine.directory).display().to_string(),
+            _ => String::new(),
+        };
+        let (path, args) = match command.split_first() {
+            Some((path, args)) => (path.clone(), args.to_vec()),
+            None => (String::new(), Vec::new()),
+        };
+        Self {
+            id: id.to_string(),
+            created: spell(*created),
+            path,
+            args,
+            state: State::of(machine, &condition),
+            image: image.id.clone(),
+            log_path,
+            name: format!("/{name}"),
+            restart_count: 0,
+            host_config: HostConfig {
+                log_config: LogChoice::of(settings.log),
+                auto_remove: *ephemeral,
+                memory: settings.memory_bytes,
+                nano_cpus: settings.nano_cpus,
+                readonly_rootfs: settings.read_only,
+            },
+            config: Config {
+                hostname: settings.hostname.clone(),
+                user: settings.user.clone(),
+                tty: settings.terminal,
+                env: settings.environment.clone(),
+                cmd: command.clone(),
+                image: image.reference.clone(),
+                working_dir: settings.working_directory.clone(),
+                labels: settings.labels.clone(),
+                stop_signal: settings.stop_signal.unwrap_or(Signal::TERM).to_string(),
+                stop_timeout: settings.stop_timeout_seconds,
+            },
+            vmm: Own {
+                directory: machine.directory.display().to_string(),
+                cause: ended.map(|ended| ended.cause),
+                signal: ended
+                    .and_then(|ended| ended.signal)
+                    .map(|it| it.to_string()),
+                last_log_lines: ended.map_or_else(Vec::new, |it| it.last_log_lines.clone()),
+            },
+        }
+    }
+}
+
+impl State {
+    fn of(machine: &Machine, condition: &Condition) -> Self {
+        let nobody = Self {
+            status: condition.name(),
+            running: false,
+            paused: false,
+            restarting: false,
+            oom_killed: false,
+            dead: false,
+            pid: 0,
+            exit_code: 0,
+            error: String::new(),
+            started_at: NEVER.to_owned(),
+            finished_at: NEVER.to_owned(),
+        };
+        let pid = machine.record.settings.monitor_pid;
+        match condition {
+            Condition::Created => Self { pid, ..nobody },
+            Condition::Running { started } => Self {
+                running: true,
+                pid,
+                started_at: spell(*started),
+                ..nobody
+            },
+            Condition::Paused { started } => Self {
+                // As docker has it: what is paused runs.
+                running: true,
+                paused: true,
+                pid,
+                started_at: spell(*started),
+                ..nobody
+            },
+            Condition::Exited(ended) => Self {
+                oom_killed: ended.out_of_memory,
+                exit_code: ended.exit_code,
+                error: why(ended),
+                started_at: ended.started.map_or_else(|| NEVER.to_owned(), spell),
+                finished_at: spell(ended.finished),
+                ..nobody
+            },
+            Condition::Dead => Self {
+                dead: true,
+                exit_code: Outcome::Killed.exit_code().number(),
+                error: MONITOR_GONE.to_owned(),
+                started_at: match machine.record.status {
+                    Status::Running { started } => spell(started),
+                    _ => NEVER.to_owned(),
+                },
+                ..nobody
+            },
+        }
+    }
+}
+
+/// Why the workload did not end by itself; empty if it did.
+fn why(ended: &Ended) -> String {
+    match (&ended.message, ended.cause) {
+        (Some(message), _) => message.clone(),
+        (None, Cause::Killed) => "the machine was killed from outside".to_owned(),
+        (None, _) => String::new(),
+    }
+}
+
+impl LogChoice {
+    fn of(log: Option<LogConfig>) -> Self {
+        let Some(log) = log else {
+            return Self {
+                r#type: LogDriver::None.name(),
+                config: BTreeMap::new(),
+            };
+        };
+        let size = log
+            .max_file_bytes
+            .map_or("-1".to_owned(), |bytes| bytes.to_string());
+        let config = match log.is_kept() {
+            true => BTreeMap::from([("max-size", size), ("max-file", log.max_files.to_string())]),
+            false => BTreeMap::new(),
+        };
+        Self {
+            r#type: log.driver.name(),
+            config,
+        }
+    }
+}
+
+fn spell(time: Timestamp) -> String {
+    Moment::of_seconds(time.0).to_string()
+}

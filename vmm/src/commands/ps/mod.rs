@@ -1,0 +1,312 @@
+//! `vmm ps`: the machines that are there.
+
+mod filter;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use self::filter::Filters;
+use super::format::{FormatError, Template};
+use super::output::{Columns, print_json, print_line, printable, shorten, spell_duration};
+use crate::cli::PsArgs;
+use crate::dirs::Directories;
+use crate::moment::Moment;
+use crate::outcome::ExitCode;
+use crate::report::Report;
+use crate::state::{Condition, Ended, Machine, Registry};
+
+/// Characters of a command that the table shows, docker's number.
+const COMMAND_LENGTH: usize = 20;
+
+/// Lists machines.
+pub(in crate::commands) fn run(
+    arguments: &PsArgs,
+    directories: &Directories,
+) -> Result<ExitCode, Report> {
+    let registry = Registry::open(directories.machines())?;
+    clean(&registry);
+    let format = Format::of(arguments)?;
+    let rows: Vec<Row> = wanted(arguments, &registry)?
+        .into_iter()
+        .map(|machine| Row::new(machine, arguments.no_trunc))
+        .collect();
+    match format {
+        Format::JsonArray => {
+            let rows: Vec<JsonRow<'_>> = rows.iter().map(JsonRow::of).collect();
+            print_json(&rows)?;
+        }
+        Format::Ids => rows.iter().try_for_each(|row| print_line(row.id()))?,
+        Format::JsonLines => rows
+            .iter()
+            .try_for_each(|row| print_line(row.fields().to_string()))?,
+        Format::Lines(template) => {
+            for row in &rows {
+                print_line(template.fill(&row.fields_and_labels())?)?;
+            }
+        }
+        Format::Table { header, cells } => {
+            let mut columns = Columns::default();
+            columns.row(&header);
+            for row in &rows {
+                let fields = row.fields_and_labels();
+                let cells = cells.iter().map(|cell| cell.fill(&fields));
+                columns.row(&cells.collect::<Result<Vec<_>, _>>()?);
+            }
+            columns.print()?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The machines that were asked for, the newest first.
+fn wanted(arguments: &PsArgs, registry: &Registry) -> Result<Vec<Machine>, Report> {
+    let filters = Filters::parse(&arguments.filter)?;
+    let last = match (arguments.latest, arguments.last) {
+        (true, _) => Some(1),
+        (false, last) => last
+            .and_then(|last| usize::try_from(last).ok())
+            .filter(|last| *last > 0),
+    };
+    let lists_all =
+        arguments.all || arguments.latest || arguments.last.is_some() || filters.names_states();
+    let mut machines = registry.list()?;
+    for reference in &filters.before {
+        let id = registry.find(reference)?.record.id;
+        let at = machines.iter().position(|it| it.record.id == id);
+        machines.drain(..at.map_or(0, |at| at + 1));
+    }
+    for reference in &filters.since {
+        let id = registry.find(reference)?.record.id;
+        let at = machines.iter().position(|it| it.record.id == id);
+        machines.truncate(at.unwrap_or(machines.len()));
+    }
+    machines.retain(|machine| {
+        let condition = machine.condition();
+        (lists_all || is_up(&condition)) && filters.take(machine, &condition)
+    });
+    machines.truncate(last.unwrap_or(machines.len()));
+    Ok(machines)
+}
+
+/// How the list is printed.
+enum Format {
+    JsonArray,
+    JsonLines,
+    Ids,
+    Lines(Template),
+    Table {
+        header: Vec<String>,
+        cells: Vec<Template>,
+    },
+}
+
+/// The columns that docker shows, but for ports, which a machine does not have.
+const USUAL_TABLE: &str =
+    "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Names}}";
+
+/// What stands above a column, by the name of its field.
+const HEADERS: [(&str, &str); 13] = [
+    ("ID", "MACHINE ID"),
+    ("Image", "IMAGE"),
+    ("Command", "COMMAND"),
+    ("CreatedAt", "CREATED AT"),
+    ("RunningFor", "CREATED"),
+    ("Status", "STATUS"),
+    ("State", "STATE"),
+    ("Names", "NAMES"),
+    ("Labels", "LABELS"),
+    ("Ports", "PORTS"),
+    ("Mounts", "MOUNTS"),
+    ("Networks", "NETWORKS"),
+    ("LocalVolumes", "LOCAL VOLUMES"),
+];
+
+impl Format {
+    fn of(arguments: &PsArgs) -> Result<Self, FormatError> {
+        let typed = arguments.format.as_deref().unwrap_or("table");
+        if arguments.json {
+            return Ok(Self::JsonArray);
+        }
+        if arguments.quiet {
+            return Ok(Self::Ids);
+        }
+        // What a shell passes on as two characters, docker's commands take for one.
+        let text = typed.replace("\\t", "\t").replace("\\n", "\n");
+        match text.as_str() {
+            "json" => Ok(Self::JsonLines),
+            "table" => Self::table(USUAL_TABLE),
+            text => match text.strip_prefix("table ") {
+                Some(columns) => Self::table(columns),
+                None => Template::parse(text).map(Self::Lines),
+            },
+        }
+    }
+
+    fn table(columns: &str) -> Result<Self, FormatError> {
+        let header: serde_json::Map<String, Value> = HEADERS
+            .map(|(field, title)| (field.to_owned(), Value::from(title)))
+            .into_iter()
+            .collect();
+        let header = Value::from(header);
+        let cells = columns
+            .split('\t')
+            .map(Template::parse)
+            .collect::<Result<Vec<_>, _>>()?;
+        // A column of something else, such as a label, has no title.
+        let titles = cells
+            .iter()
+            .map(|cell| cell.fill(&header).unwrap_or_default());
+        Ok(Self::Table {
+            header: titles.collect(),
+            cells,
+        })
+    }
+}
+
+/// A machine as it is listed.
+struct Row {
+    machine: Machine,
+    condition: Condition,
+    is_whole: bool,
+}
+
+impl Row {
+    fn new(machine: Machine, is_whole: bool) -> Self {
+        Self {
+            condition: machine.condition(),
+            machine,
+            is_whole,
+        }
+    }
+
+    fn id(&self) -> &str {
+        let id = &self.machine.record.id;
+        if self.is_whole {
+            id.as_str()
+        } else {
+            id.short()
+        }
+    }
+
+    /// What docker calls things, all of them texts.
+    fn fields(&self) -> Value {
+        let record = &self.machine.record;
+        let command = record.command.join(" ");
+        let command = match self.is_whole {
+            true => command,
+            false => shorten(&command, COMMAND_LENGTH),
+        };
+        let labels = record.settings.labels.iter();
+        let labels: Vec<String> = labels
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        let age = spell_duration(record.created.age_seconds());
+        json!({
+            "Command": printable(&format!("\"{command}\"")),
+            "CreatedAt": Moment::of_seconds(record.created.0).to_string(),
+            "ID": self.id(),
+            "Image": printable(&record.image.reference),
+            "Labels": printable(&labels.join(",")),
+            "LocalVolumes": "0",
+            "Mounts": "",
+            "Names": record.name.as_str(),
+            "Networks": "",
+            "Ports": "",
+            "RunningFor": format!("{age} ago"),
+            "State": self.condition.name(),
+            "Status": spell_condition(&self.condition),
+        })
+    }
+
+    /// The fields, and each label under `Label`, which docker has a function for.
+    fn fields_and_labels(&self) -> Value {
+        let mut fields = self.fields();
+        let labels = self.machine.record.settings.labels.iter();
+        fields["Label"] = labels
+            .map(|(key, value)| (key.clone(), Value::from(printable(value))))
+            .collect::<serde_json::Map<String, Value>>()
+            .into();
+        fields
+    }
+}
+
+/// Removes what killed monitors left behind. That it cannot be removed is no failure of the command.
+pub(in crate::commands) fn clean(registry: &Registry) {
+    match registry.clean() {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(count, "removed what killed machines left behind"),
+        Err(error) => tracing::warn!("{}", crate::report::chain(&error)),
+    }
+}
+
+fn is_up(condition: &Condition) -> bool {
+    matches!(
+        condition,
+        Condition::Created | Condition::Running { .. } | Condition::Paused { .. }
+    )
+}
+
+/// Says how far a machine is in docker's words.
+fn spell_condition(condition: &Condition) -> String {
+    match condition {
+        Condition::Created => "Created".to_owned(),
+        Condition::Running { started } => format!("Up {}", spell_duration(started.age_seconds())),
+        Condition::Paused { started } => {
+            format!("Up {} (Paused)", spell_duration(started.age_seconds()))
+        }
+        Condition::Exited(ended) => format!(
+            "Exited ({}) {} ago",
+            ended.exit_code,
+            spell_duration(ended.finished.age_seconds())
+        ),
+        Condition::Dead => "Dead".to_owned(),
+    }
+}
+
+/// A machine as a program reads it.
+#[derive(Debug, Serialize)]
+struct JsonRow<'a> {
+    id: &'a str,
+    name: &'a str,
+    image: &'a str,
+    image_id: &'a str,
+    command: &'a [String],
+    labels: &'a BTreeMap<String, String>,
+    /// Seconds since 1970.
+    created: u64,
+    /// `created`, `running`, `paused`, `exited` or `dead`.
+    state: &'static str,
+    status: String,
+    #[serde(rename = "started", skip_serializing_if = "Option::is_none")]
+    running_since: Option<u64>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    ended: Option<Ended>,
+}
+
+impl<'a> JsonRow<'a> {
+    fn of(row: &'a Row) -> Self {
+        let record = &row.machine.record;
+        let (started, ended) = match &row.condition {
+            Condition::Running { started } | Condition::Paused { started } => {
+                (Some(started.0), None)
+            }
+            Condition::Exited(ended) => (None, Some(ended.clone())),
+            Condition::Created | Condition::Dead => (None, None),
+        };
+        Self {
+            id: record.id.as_str(),
+            name: record.name.as_str(),
+            image: &record.image.reference,
+            image_id: &record.image.id,
+            command: &record.command,
+            labels: &record.settings.labels,
+            created: record.created.0,
+            state: row.condition.name(),
+            status: spell_condition(&row.condition),
+            running_since: started,
+            ended,
+        }
+    }
+}
