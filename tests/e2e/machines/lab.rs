@@ -15,6 +15,9 @@ const THINGS: &str = "/things";
 /// The tests of machines that begin, or go on, as copies of others: half of all.
 const COPIES: [&str; 2] = ["templates::", "snapshots::"];
 
+/// The tests of what is done with machines that run. In `make test` they run here only: another KVM is nothing to them.
+const LIFE: [&str; 4] = ["exec::", "lifecycle::", "logs::", "storage::"];
+
 /// The tests that run crun, too.
 const CRUN: &str = "crun::";
 
@@ -24,9 +27,15 @@ fn every_test_of_copied_machines_passes_on_a_complete_kvm_too() {
 }
 
 #[test]
+fn every_test_of_the_life_of_machines_passes_on_a_complete_kvm() {
+    pass_in_lab(&LIFE, &[]);
+}
+
+#[test]
 fn every_other_test_passes_on_a_complete_kvm_too() {
     let skips: Vec<&str> = COPIES
         .iter()
+        .chain(&LIFE)
         // `vmm bench` compares engines of this machine.
         .chain(&["lab::", "bench::", CRUN])
         .flat_map(|names| ["--skip", names])
