@@ -17,6 +17,9 @@ pub struct Timings {
 struct Step {
     step: &'static str,
     microseconds: u128,
+    /// How much of it the guest's agent took, by its own clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agent_microseconds: Option<u128>,
 }
 
 impl Timings {
@@ -33,16 +36,30 @@ impl Timings {
     pub fn end_of(&mut self, step: &'static str) {
         let now = Instant::now();
         let microseconds = now.duration_since(self.last).as_micros();
-        self.steps.push(Step { step, microseconds });
+        self.steps.push(Step {
+            step,
+            microseconds,
+            agent_microseconds: None,
+        });
         self.last = now;
     }
 
-    /// A line for each step, and their sum.
+    /// Notes how much of the last step the guest's agent took.
+    pub fn spent_inside(&mut self, duration: Duration) {
+        if let Some(step) = self.steps.last_mut() {
+            step.agent_microseconds = Some(duration.as_micros());
+        }
+    }
+
+    /// A line for each step, with the agent's part of it below, and the sum of the steps.
     #[must_use]
     pub fn as_text(&self) -> String {
         let mut text = String::new();
         for step in &self.steps {
             line(&mut text, step.step, step.microseconds);
+            if let Some(inside) = step.agent_microseconds {
+                line(&mut text, "  agent", inside);
+            }
         }
         line(&mut text, "total", self.total());
         text

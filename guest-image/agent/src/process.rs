@@ -42,6 +42,8 @@ const KILLED: ExitStatus = ExitStatus::Signal(9);
 #[derive(Debug)]
 pub(crate) struct Process {
     id: protocol::Process,
+    /// When the host asked for it.
+    asked: Instant,
     part: Part,
     plan: Plan,
     state: State,
@@ -110,8 +112,8 @@ pub(crate) struct Connection {
 
 impl Process {
     /// Makes the first process of a container, which waits for its start.
-    pub(crate) fn new(id: protocol::Process, plan: Plan) -> Self {
-        Self::of(id, Part::First, plan)
+    pub(crate) fn new(id: protocol::Process, plan: Plan, asked: Instant) -> Self {
+        Self::of(id, Part::First, plan, asked)
     }
 
     /// Makes another process of a container, which waits for its start.
@@ -119,18 +121,20 @@ impl Process {
         id: protocol::Process,
         container: Rc<ContainerPlan>,
         process: ProcessPlan,
+        asked: Instant,
     ) -> Self {
         let plan = Plan {
             container,
             process,
             stop_signal: SIGTERM,
         };
-        Self::of(id, Part::Joined, plan)
+        Self::of(id, Part::Joined, plan, asked)
     }
 
-    fn of(id: protocol::Process, part: Part, plan: Plan) -> Self {
+    fn of(id: protocol::Process, part: Part, plan: Plan, asked: Instant) -> Self {
         Self {
             id,
+            asked,
             part,
             plan,
             state: State::Created {
@@ -194,7 +198,10 @@ impl Process {
     /// What the new host is told.
     pub(crate) fn attach(&self) -> Option<Report> {
         match self.state {
-            State::Running { .. } | State::Ended { .. } => Some(Report::Started(self.id)),
+            State::Running { .. } | State::Ended { .. } => Some(Report::Started {
+                process: self.id,
+                after_us: 0,
+            }),
             _ => None,
         }
     }
@@ -485,7 +492,11 @@ impl Process {
 
     fn started(&mut self) -> Report {
         self.send_pending();
-        Report::Started(self.id)
+        let after = self.asked.elapsed().as_micros();
+        Report::Started {
+            process: self.id,
+            after_us: u32::try_from(after).unwrap_or(u32::MAX),
+        }
     }
 
     /// The channel on which news of hooks come.

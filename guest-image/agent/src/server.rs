@@ -458,6 +458,7 @@ impl<'a> Server<'a> {
     }
 
     fn create(&mut self, create: Create) {
+        let asked = Instant::now();
         let id = create.process;
         // The id may be that of one that is over.
         self.clean_up_processes();
@@ -467,12 +468,13 @@ impl<'a> Server<'a> {
                 failure: exists_already(),
             });
         }
-        let process = Plan::new(create).map(|plan| Process::new(id, plan));
+        let process = Plan::new(create).map(|plan| Process::new(id, plan, asked));
         self.take_process(id, process);
     }
 
     /// Makes another process of a container.
     fn exec(&mut self, exec: Exec) {
+        let asked = Instant::now();
         let id = exec.process;
         if self.processes.contains_key(&id) {
             return self.report(&Report::NotStarted {
@@ -487,7 +489,7 @@ impl<'a> Server<'a> {
                     container, process, ..
                 } = first.plan();
                 ProcessPlan::joining(exec, process.seccomp.as_ref())
-                    .map(|process| Process::joining(id, Rc::clone(container), process))
+                    .map(|process| Process::joining(id, Rc::clone(container), process, asked))
             }
         };
         self.take_process(id, process);

@@ -255,7 +255,12 @@ pub enum Report {
         version: u16,
     },
     /// The process's program runs.
-    Started(Process),
+    Started {
+        /// Which process.
+        process: Process,
+        /// How long the agent took from the request that creates it, by the guest's clock. 0 for one that is taken over.
+        after_us: u32,
+    },
     /// The process will never run.
     NotStarted {
         /// Which process.
@@ -271,6 +276,14 @@ pub enum Report {
         /// How.
         exit: Exit,
     },
+}
+
+impl Report {
+    /// Whether it says that a process's program runs.
+    #[must_use]
+    pub fn is_start_of(&self, whose: Process) -> bool {
+        matches!(self, Self::Started { process, .. } if *process == whose)
+    }
 }
 
 /// Why a process did not start.

@@ -130,7 +130,8 @@ fn report() -> impl Strategy<Value = Report> {
     ];
     prop_oneof![
         any::<u16>().prop_map(|version| Report::Welcome { version }),
-        process().prop_map(Report::Started),
+        (process(), any::<u32>())
+            .prop_map(|(process, after_us)| Report::Started { process, after_us }),
         (process(), kind, any::<String>(), any::<String>()).prop_map(
             |(process, kind, step, message)| {
                 Report::NotStarted {

@@ -218,6 +218,9 @@ impl Stage {
             Part::HelloBundle => {
                 let bundle = self.unpacked("hello", &self.hello())?;
                 put_bundle(&bundle, "/bundles/hello", &[], lab)?;
+                lab.tree.symlink("/bundles/sleep/rootfs", "../hello/rootfs");
+                let config = configuration(&bundle, &["sleep", "1000000"]);
+                lab.tree.bytes("/bundles/sleep/config.json", config, 0o644);
             }
             Part::PythonImage => lab
                 .tree

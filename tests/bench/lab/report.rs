@@ -247,6 +247,24 @@ const TARGETS: &[Target] = &[
         is: |figures| Some(exit(figures, "vmm-run-cold")? - exit(figures, "vmm-no-profile")?),
     },
     Target {
+        says: "the agent's part of a cold start, virtual ms",
+        at_most: 3.0,
+        digits: 1,
+        is: |figures| exit(figures, "vmm-agent"),
+    },
+    Target {
+        says: "`vmm exec` of `true`, virtual ms",
+        at_most: 6.0,
+        digits: 1,
+        is: |figures| exit(figures, "vmm-exec"),
+    },
+    Target {
+        says: "`vmm ps` with a hundred machines, virtual ms",
+        at_most: 20.0,
+        digits: 1,
+        is: |figures| exit(figures, "vmm-ps"),
+    },
+    Target {
         says: "hello to its first byte, virtual ms",
         at_most: 8.0,
         digits: 1,

@@ -78,6 +78,9 @@ const COLD: &str =
 /// The template is there, and the first clone has told which pages clones write. Nothing is left of it when it is waited for.
 const WARM: &str = "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare hello:1; \
                     lab time 1 0 vmm run hello:1";
+/// A machine that runs, and waits.
+const RUNNING: &str = "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare hello:1; \
+                       vmm run -d --name web hello:1 sleep 1000000";
 /// Work goes on for long, so how the machine started does not count: it boots, as it does without a template.
 const CHORES_LOADED: &str =
     "export VMM_NO_TEMPLATE=1; vmm load --quiet --input /images/chores.oci --name chores:1";
@@ -133,6 +136,57 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         code: 0,
         clock: Clock::Outside,
         is_long: false,
+    },
+    Scenario {
+        name: "vmm-agent",
+        says: "the agent's part of a cold start, from the configuration's arrival to the program",
+        takes: &[Vmm, HelloImage],
+        before: COLD,
+        command: "sh /scripts/agent.sh hello:1",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: false,
+    },
+    Scenario {
+        name: "vmm-agent-warm",
+        says: "the agent's part of a start as a clone",
+        takes: &[Vmm, HelloImage],
+        before: WARM,
+        command: "sh /scripts/agent.sh hello:1",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: false,
+    },
+    Scenario {
+        name: "vmm-exec",
+        says: "`vmm exec` of `true` in a machine that runs",
+        takes: &[Vmm, HelloImage],
+        before: RUNNING,
+        command: "vmm exec web true",
+        code: 0,
+        clock: Clock::Outside,
+        is_long: false,
+    },
+    Scenario {
+        name: "crun-exec",
+        says: "`crun exec` of `true` in a container that runs",
+        takes: &[Crun, HelloBundle],
+        before: "crun run --detach --bundle /bundles/sleep web </dev/null 2>/dev/null",
+        command: "crun exec web true",
+        code: 0,
+        clock: Clock::Outside,
+        is_long: false,
+    },
+    Scenario {
+        name: "vmm-ps",
+        says: "`vmm ps` with a hundred machines that run",
+        takes: &[Vmm, HelloImage],
+        before: "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare hello:1; \
+                 for i in $(seq 100); do vmm run -d hello:1 sleep 1000000; done",
+        command: "vmm ps",
+        code: 0,
+        clock: Clock::Outside,
+        is_long: true,
     },
     Scenario {
         name: "vmm-run-warm",
@@ -508,6 +562,12 @@ pub(crate) const SCRIPTS: &[(&str, &str)] = &[
     (
         "twenty.sh",
         "for i in $(seq 20); do vmm run hello:1 & done; wait\n",
+    ),
+    (
+        "agent.sh",
+        "said=$(vmm run --timings=json \"$@\" 2>&1 >/dev/null) || exit\n\
+         spent=${said##*agent_microseconds\\\":}\n\
+         echo ${spent%%[!0-9]*}000\n",
     ),
     (
         "no-profile.json",

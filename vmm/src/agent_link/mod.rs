@@ -15,7 +15,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use protocol::{
     AGENT_PORT, Create, Exec, Exit, FailureKind, FrameBuffer, FrameError, Hello, MAX_HELLO_BYTES,
@@ -151,7 +151,8 @@ impl AgentLink {
     }
 
     /// Runs a container's first process to its end: creates and starts it, or takes it over, carries its streams from and to the
-    /// client, and forwards what comes through `events`, other processes among it. `started` is called once its program runs.
+    /// client, and forwards what comes through `events`, other processes among it. `started` is called once its program
+    /// runs, with how long the agent took for that.
     ///
     /// `create.streams` must be what [`ClientStreams::declared`] says of `client`.
     ///
@@ -164,7 +165,7 @@ impl AgentLink {
         job: Job,
         client: ClientStreams<'_>,
         events: &EventReceiver,
-        started: &mut dyn FnMut(),
+        started: &mut dyn FnMut(Duration),
     ) -> Result<WorkloadExit, LinkError> {
         let process = job.process();
         let connections = Connections::dial(dialer, process, client.declared())?;
@@ -317,7 +318,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn run(mut self, started: &mut dyn FnMut()) -> Result<WorkloadExit, LinkError> {
+    fn run(mut self, started: &mut dyn FnMut(Duration)) -> Result<WorkloadExit, LinkError> {
         let mut last_progress = Instant::now();
         loop {
             let sent = self.link.flush();
@@ -382,7 +383,7 @@ impl<'a> Session<'a> {
     fn handle(
         &mut self,
         ready: &[(Source, PollFlags)],
-        started: &mut dyn FnMut(),
+        started: &mut dyn FnMut(Duration),
     ) -> Result<Option<WorkloadExit>, LinkError> {
         for (source, result) in ready {
             match *source {
@@ -402,12 +403,17 @@ impl<'a> Session<'a> {
     }
 
     /// Deals with the reports that have come.
-    fn hear(&mut self, started: &mut dyn FnMut()) -> Result<Option<WorkloadExit>, LinkError> {
+    fn hear(
+        &mut self,
+        started: &mut dyn FnMut(Duration),
+    ) -> Result<Option<WorkloadExit>, LinkError> {
         while let Some(report) = self.link.next_report()? {
             match report {
-                Report::Started(process) if process == self.process && !self.is_started => {
+                Report::Started { process, after_us }
+                    if process == self.process && !self.is_started =>
+                {
                     self.is_started = true;
-                    started();
+                    started(Duration::from_micros(after_us.into()));
                 }
                 Report::NotStarted { process, failure }
                     if process == self.process && !self.is_started =>
@@ -431,7 +437,7 @@ impl<'a> Session<'a> {
 
     /// Deals with a report about a process that joined. Returns whether it makes sense. The watcher may be gone.
     fn hear_of_other(&mut self, report: &Report) -> bool {
-        let (Report::Started(process)
+        let (Report::Started { process, .. }
         | Report::NotStarted { process, .. }
         | Report::Exited { process, .. }) = report
         else {
@@ -441,7 +447,7 @@ impl<'a> Session<'a> {
             return false;
         };
         match (report, other.is_started) {
-            (Report::Started(process), false) => {
+            (Report::Started { process, .. }, false) => {
                 other.is_started = true;
                 other.watcher.started();
                 self.others.insert(*process, other);

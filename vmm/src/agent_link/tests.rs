@@ -109,7 +109,7 @@ impl Guest {
         self.welcome();
         assert!(matches!(self.request(), Request::Create(_)));
         assert_eq!(self.request(), Request::Start(PROCESS));
-        self.report(&Report::Started(PROCESS));
+        self.report(&started(PROCESS));
     }
 
     fn exit(&mut self) {
@@ -119,6 +119,13 @@ impl Guest {
             process: PROCESS,
             exit: EXIT,
         });
+    }
+}
+
+fn started(process: Process) -> Report {
+    Report::Started {
+        process,
+        after_us: 1,
     }
 }
 
@@ -158,7 +165,7 @@ fn run(
             Job::Create(Box::new(create(streams))),
             client,
             events,
-            &mut || (),
+            &mut |_| (),
         )
     });
     guest.join().unwrap();
@@ -382,14 +389,14 @@ fn what_was_reported_before_a_hang_up_is_heard() {
     link.flush().unwrap();
     let mut guest = Guest::accept(&connections, DeclaredStreams::default());
     guest.welcome();
-    guest.report(&Report::Started(PROCESS));
+    guest.report(&started(PROCESS));
     drop(guest);
     link.queue(&Request::Start(PROCESS)).unwrap();
 
     link.flush().unwrap();
     link.receive().unwrap();
 
-    assert_eq!(link.next_report().unwrap(), Some(Report::Started(PROCESS)));
+    assert_eq!(link.next_report().unwrap(), Some(started(PROCESS)));
     assert!(matches!(link.receive(), Err(LinkError::HungUp)));
 }
 
@@ -502,7 +509,7 @@ fn another_process_is_asked_for_and_its_client_is_told_of_it() {
         guest.start();
         assert!(matches!(guest.request(), Request::Exec(exec) if exec.process == OTHER));
         assert_eq!(guest.request(), Request::Start(OTHER));
-        guest.report(&Report::Started(OTHER));
+        guest.report(&started(OTHER));
         let process = OTHER;
         assert_eq!(guest.request(), Request::Resize { process, size });
         guest.report(&Report::Exited {
@@ -526,7 +533,7 @@ fn a_process_that_ends_with_the_workload_has_a_client_that_is_told_nothing_more(
     let exit = run(ClientStreams::default(), &events, |mut guest| {
         guest.start();
         assert!(matches!(guest.request(), Request::Exec(_)));
-        guest.report(&Report::Started(OTHER));
+        guest.report(&started(OTHER));
         guest.exit();
     });
 
@@ -579,7 +586,7 @@ fn a_report_about_a_process_that_nobody_asked_for_ends_the_conversation() {
 
     let exit = run(ClientStreams::default(), &events, |mut guest| {
         guest.start();
-        guest.report(&Report::Started(OTHER));
+        guest.report(&started(OTHER));
     });
 
     assert!(matches!(exit, Err(LinkError::OutOfTurn)));

@@ -85,8 +85,9 @@ impl Attended<'_> {
                     Err(error) => tracing::warn!(%error, "the terminal stays as it is"),
                 }
             };
-            let mut on_started = || {
+            let mut on_started = |after| {
                 timings.borrow_mut().end_of("start");
+                timings.borrow_mut().spent_inside(after);
                 if let Err(report) = tell_started(&mut machine, reporter) {
                     failure = Some(report);
                     vm.kill();

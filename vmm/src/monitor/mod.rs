@@ -19,6 +19,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Scope;
+use std::time::Duration;
 
 use protocol::{ExitStatus, FailureKind, Process, ProcessId, WindowSize};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -171,7 +172,7 @@ pub struct Supervised<'a> {
 
 impl Supervised<'_> {
     /// Waits for the agent, runs the workload to its end and says how that was. `on_ready` is called when the agent is there,
-    /// `on_started` when the workload's program runs.
+    /// `on_started` when the workload's program runs, with what the agent took for that.
     ///
     /// The control socket is given back, so that those who wait at it learn the outcome once it is written down.
     ///
@@ -183,7 +184,7 @@ impl Supervised<'_> {
         job: Job,
         streams: ClientStreams<'_>,
         on_ready: &mut dyn FnMut(),
-        on_started: &mut dyn FnMut(),
+        on_started: &mut dyn FnMut(Duration),
     ) -> Result<(Outcome, ControlServer), MonitorError> {
         let Self {
             vm,
@@ -222,9 +223,9 @@ impl Supervised<'_> {
                     move || attendant.attend(&stopped, scope, actions)
                 })
                 .map_err(MonitorError::Watch)?;
-            let mut started = || {
+            let mut started = |after| {
                 run.set_running();
-                on_started();
+                on_started(after);
             };
             let result = run.converse(job, streams, &events, console_log, on_ready, &mut started);
             drop(stop);
@@ -311,7 +312,7 @@ impl Run<'_> {
         events: &EventReceiver,
         console_log: &File,
         on_ready: &mut dyn FnMut(),
-        on_started: &mut dyn FnMut(),
+        on_started: &mut dyn FnMut(Duration),
     ) -> Result<Outcome, MonitorError> {
         match self.vm.next_report()? {
             Some(Report::Ready) => on_ready(),

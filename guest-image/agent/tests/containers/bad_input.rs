@@ -21,7 +21,7 @@ fn fails_alone(workload: &Workload) -> Result<protocol::StartFailure, Failure> {
     control.send(&protocol::Request::Start(next.process()))?;
     loop {
         match control.report()? {
-            protocol::Report::Started(process) if process == next.process() => return Ok(failure),
+            report if report.is_start_of(next.process()) => return Ok(failure),
             // The start of what could not even be created.
             protocol::Report::NotStarted { process, .. } if process == workload.process() => (),
             other => return Err(format!("nothing runs any more: {other:?}").into()),

@@ -53,7 +53,7 @@ impl Container {
         control.send(&Request::Create(Box::new(create)))?;
         control.send(&Request::Start(first))?;
         match control.report()? {
-            Report::Started(_) => Ok(Self {
+            Report::Started { .. } => Ok(Self {
                 agent,
                 control,
                 first,
@@ -139,7 +139,7 @@ impl Container {
 
     fn starts(&mut self, id: u32) -> Test {
         match self.control.report()? {
-            Report::Started(process) if process == self.process(id) => Ok(()),
+            report if report.is_start_of(self.process(id)) => Ok(()),
             other => Err(format!("not a start: {other:?}").into()),
         }
     }

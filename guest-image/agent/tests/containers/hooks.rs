@@ -262,7 +262,7 @@ fn while_a_hook_hangs_the_agent_serves_and_the_process_can_be_killed() -> Test {
     let killed = control.report()?;
 
     assert!(
-        matches!(&served, [Report::Started(a), Report::Exited { process: b, .. }] if *a == other.process() && *b == other.process()),
+        matches!(&served, [Report::Started { process: a, .. }, Report::Exited { process: b, .. }] if *a == other.process() && *b == other.process()),
         "{served:?}"
     );
     assert!(
@@ -335,7 +335,7 @@ fn when_poststop_hooks_run_the_cgroup_is_gone() -> Test {
     let is_gone = cgroup_goes(CONTAINERS[0]) && !cgroup_remains(CONTAINERS[0]);
     std::fs::write(shared.join("seen"), "")?;
 
-    assert!(matches!(started, Report::Started(_)), "{started:?}");
+    assert!(matches!(started, Report::Started { .. }), "{started:?}");
     assert!(is_gone);
     assert!(matches!(control.report()?, Report::Exited { .. }));
     Ok(())

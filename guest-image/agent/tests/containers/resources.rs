@@ -110,7 +110,7 @@ fn file_of_cgroup(workload: &Workload, file: &str) -> Result<Option<String>, Fai
     control.send(&Request::Create(Box::new(create)))?;
     control.send(&Request::Start(process))?;
     match control.report()? {
-        Report::Started(_) => (),
+        Report::Started { .. } => (),
         other => return Err(format!("{other:?}").into()),
     }
     let read = cgroup_path(workload.container)
