@@ -770,6 +770,9 @@ pub struct GuestPackArgs {
     /// The agent, a static executable
     #[arg(long, value_name = "BINARY")]
     pub agent: PathBuf,
+    /// An empty ext4 file system, as which the disks of machines that are kept begin
+    #[arg(long, value_name = "FILE")]
+    pub blank: Option<PathBuf>,
     /// The directory that gets the version and the link `current`
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,

@@ -53,7 +53,7 @@ pub use message::{
 };
 
 /// Version of the conversation. The two sides talk only if it is the same.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// The vsock port on which the agent listens.
 pub const AGENT_PORT: u32 = 1024;
