@@ -6,6 +6,7 @@
 mod container;
 mod later;
 mod machines;
+mod storage;
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -27,6 +28,7 @@ pub use self::later::Later;
 pub use self::machines::{
     ForkArgs, MachinesArgs, SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
 };
+pub use self::storage::{CreateArgs, RestartArgs, StartArgs, StorageArgs};
 
 /// Runs OCI images, each in a microVM of its own.
 ///
@@ -77,6 +79,12 @@ pub struct GlobalArgs {
 pub enum Command {
     /// Run a command in a new machine
     Run(Later<RunArgs>),
+    /// Create a machine that is started later, and print its id
+    Create(Later<CreateArgs>),
+    /// Start machines that were created, or have ended, with what they had written
+    Start(Later<StartArgs>),
+    /// Let machines end, and start them again
+    Restart(Later<RestartArgs>),
     /// List machines
     Ps(Later<PsArgs>),
     /// Send a signal to the workload of machines
@@ -178,7 +186,8 @@ pub struct RunArgs {
             "image", "words", "cpus", "memory", "env", "env_file", "workdir", "user", "entrypoint",
             "hostname", "read_only", "fork_point", "kernel", "config", "cap_add", "cap_drop", "privileged",
             "security_opt", "ulimit", "sysctl", "device", "tmpfs", "shm_size", "pids_limit", "cpu_shares",
-            "cpuset_cpus", "group_add", "userns", "uts", "ipc", "pid", "oom_score_adj", "init"
+            "cpuset_cpus", "group_add", "userns", "uts", "ipc", "pid", "oom_score_adj", "init", "storage",
+            "storage_opt"
         ],
         help_heading = "Image"
     )]
@@ -201,6 +210,9 @@ pub struct RunArgs {
         help_heading = "Limits"
     )]
     pub memory: MemoryLimit,
+    /// What of the machine is kept.
+    #[command(flatten)]
+    pub storage: StorageArgs,
 
     /// Set a variable, or pass this one on from here if there is no value
     #[arg(
@@ -907,6 +919,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Repor
         Command::Run(arguments) => (
             "run",
             arguments.image.is_some() || arguments.restore.is_some() || !arguments.words.is_empty(),
+        ),
+        Command::Create(arguments) => (
+            "create",
+            arguments.run.image.is_some() || !arguments.run.words.is_empty(),
         ),
         Command::Bench(arguments) => (
             "bench",

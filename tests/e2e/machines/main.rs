@@ -16,6 +16,7 @@ mod lab;
 mod limits;
 mod signals;
 mod snapshots;
+mod storage;
 mod streams;
 mod templates;
 mod terminal;

@@ -17,7 +17,7 @@ pub(super) fn run(arguments: &PsArgs, directories: &Directories) -> Result<ExitC
     let registry = Registry::open(directories.machines())?;
     clean(&registry);
     let mut machines = registry.list()?;
-    machines.retain(|machine| arguments.all || is_up(&machine.condition()));
+    machines.retain(|machine| arguments.all || machine.alive && is_up(&machine.condition()));
     let id_of = |machine: &Machine| {
         let id = &machine.record.id;
         if arguments.no_trunc {

@@ -3,6 +3,7 @@
 //! ```text
 //! one page    magic "vmm-snap" | format, u32 | length of the body, u32 | its offset, u64 | CRC-32, u32 | … | resumed, u8
 //! RAM         sparse, as long as the machine's
+//! disk        sparse, as long as the machine's, if it has one
 //! body        postcard: see Snapshot
 //! ```
 //!
@@ -19,7 +20,7 @@ use super::Snapshot;
 
 const MAGIC: &[u8; 8] = b"vmm-snap";
 /// Goes up with every change of what is written, the states of devices included.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// A body is some ten KiB for each vCPU, and some KiB for memory in many pieces.
 const MAX_BODY_BYTES: u32 = 64 << 20;
 const RESUMED_AT: u64 = Header::BYTES - 1;
@@ -45,6 +46,9 @@ pub enum FormatError {
     /// Changed since it was written.
     #[error("its memory was changed")]
     Memory,
+    /// Changed since it was written.
+    #[error("its disk was changed")]
+    Disk,
     /// It cannot be read or written.
     #[error("it does not make sense")]
     Body(#[source] postcard::Error),

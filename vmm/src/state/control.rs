@@ -42,7 +42,7 @@ use crate::snapshot::Target;
 /// Version of the conversation. The two sides talk only if it is the same.
 const VERSION: u32 = 2;
 /// The socket's file in the machine's directory.
-const SOCKET: &str = "control.sock";
+pub(super) const SOCKET: &str = "control.sock";
 /// A request is some dozens of bytes and a path.
 const MAX_REQUEST_BYTES: usize = 8192;
 /// A reply holds at most a sentence or two.

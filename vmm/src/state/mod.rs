@@ -18,5 +18,7 @@ pub use detach::{DetachError, StartReporter, StartWaiter, detach};
 pub use id::{IdError, MachineId};
 pub use name::{MachineName, NameError};
 pub use record::{Ended, ImageLabel, Record, Status, Timestamp};
-pub use registry::{Condition, Machine, NewMachine, OwnedMachine, PauseMark, Registry, StateError};
+pub use registry::{
+    BLUEPRINT, Condition, Machine, NewMachine, OwnedMachine, PauseMark, Registry, StateError,
+};
 pub use signal::{Signal, SignalError};

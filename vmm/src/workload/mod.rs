@@ -15,6 +15,7 @@ use std::path::PathBuf;
 
 use oci_spec::image::{Config, ImageConfiguration};
 use protocol::{Create, DeclaredStreams, Process, RootSource, WindowSize};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use thiserror::Error;
 
@@ -81,7 +82,7 @@ pub struct CpuTime {
 }
 
 /// What the guest will execute.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Workload {
     /// The runtime-spec configuration, without a seccomp profile: that is compiled here.
     config: Value,
@@ -218,6 +219,12 @@ impl Workload {
     #[must_use]
     pub fn has_terminal(&self) -> bool {
         self.config["process"]["terminal"] == Value::Bool(true)
+    }
+
+    /// The number of the signal that asks it to end.
+    #[must_use]
+    pub fn stop_signal(&self) -> u8 {
+        self.stop_signal
     }
 
     /// What runs: entrypoint and command together.
