@@ -142,6 +142,32 @@ fn a_kill_and_a_restart_keep_what_was_not_synced() {
 }
 
 #[test]
+fn a_snapshot_has_what_was_on_the_disk() {
+    let home = Home::new();
+    let script = "echo kept > /file; sync; echo ready; read line; echo 3 > /proc/sys/vm/drop_caches; cat /file; echo $line > /file; sync; cat /file";
+    home.create("web", &["-i", "--privileged"], script);
+    let file = home.fixture.path("web.snapshot");
+    let file = file.to_str().expect("paths here are text");
+    let first = home.vmm(&["start", "-ai", "web"]).open_input().start();
+    first.wait_for_stdout("ready\n");
+
+    let written = home.vmm(&["snapshot", "--stop", "web", file]).run();
+    first.finish_with_open_input().code_is(137);
+    home.vmm(&["rm", "web"]).run().succeeded();
+    let resumed = home
+        .vmm(&["run", "-i", "--restore", file])
+        .input("changed\n")
+        .run();
+
+    written.succeeded();
+    resumed
+        .code_is(0)
+        .stdout_is("kept\nchanged\n")
+        .stderr_is("");
+    assert_eq!(home.fixture.machines_listing(), "");
+}
+
+#[test]
 fn a_workload_cannot_write_more_than_its_storage() {
     let home = Home::new();
     let script = "
@@ -160,6 +186,29 @@ fn a_workload_cannot_write_more_than_its_storage() {
         taken_bytes < 16 << 20,
         "{taken_bytes} bytes are not given back"
     );
+}
+
+#[test]
+fn a_host_that_is_full_fails_what_is_written_and_not_the_machine() {
+    let home = Home::new();
+    let script = r#"
+        mkdir -p -m 700 "$VMM_ROOT/machines"
+        mount -t tmpfs -o size=48k,mode=700 tmpfs "$VMM_ROOT/machines"
+        "$VMM_BINARY" create busybox:test true 2>&1 | grep -o 'No space left'
+        ls "$VMM_ROOT/machines"
+        mount -o remount,size=2m "$VMM_ROOT/machines"
+        write="dd if=/dev/zero of=/big bs=64k count=64 conv=fsync 2>&1 | grep -o 'Input/output error'; echo lives"
+        "$VMM_BINARY" create --name web --storage 64m busybox:test sh -c "$write" > /dev/null
+        "$VMM_BINARY" start -a web"#;
+
+    let done = home
+        .fixture
+        .in_private_mounts(script)
+        .limit(MACHINE_LIMIT)
+        .run();
+
+    done.code_is(0)
+        .stdout_is("No space left\nInput/output error\nlives\n");
 }
 
 #[test]
