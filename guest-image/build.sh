@@ -1,5 +1,5 @@
 #!/bin/sh
-# Joins the guest image: our kernel and our agent, packed as a versioned directory that nobody changes again.
+# Joins the guest image: our kernel, our agent and an empty file system, packed as a versioned directory that nobody changes again.
 #
 # Usage: build.sh VMM GUEST_DIR
 #
@@ -34,9 +34,12 @@ unset CARGO_ENCODED_RUSTFLAGS
 cargo build --quiet --locked --package agent --profile agent --target "$triple" --target-dir "$target_dir"
 
 echo "Packing the guest image" >&2
+blank=$target_dir/blank.ext4
+"$here/blank.sh" "$blank"
 "$vmm" guest pack \
     --kernel "$kernel/vmlinux" \
     --kernel-release "$(cat "$kernel/release")" \
     --config "$kernel/config" \
     --agent "$target_dir/$triple/agent/agent" \
+    --blank "$blank" \
     --output "$guest_dir"

@@ -7,6 +7,7 @@ mod container;
 mod later;
 mod life;
 mod machines;
+mod storage;
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -32,6 +33,7 @@ pub use self::life::{InspectArgs, LifeArgs, LogsArgs, PsArgs, RenameArgs, StopAr
 pub use self::machines::{
     ExecArgs, ForkArgs, MachinesArgs, SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
 };
+pub use self::storage::{CreateArgs, RestartArgs, StartArgs, StorageArgs};
 
 /// Runs OCI images, each in a microVM of its own.
 ///
@@ -84,6 +86,12 @@ pub enum Command {
     Run(Later<RunArgs>),
     /// Run another command in a machine that runs
     Exec(Later<ExecArgs>),
+    /// Create a machine that is started later, and print its id
+    Create(Later<CreateArgs>),
+    /// Start machines that were created, or have ended, with what they had written
+    Start(Later<StartArgs>),
+    /// Let machines end, and start them again
+    Restart(Later<RestartArgs>),
     /// List machines
     Ps(Later<PsArgs>),
     /// Show what a machine in the background has written
@@ -195,7 +203,8 @@ pub struct RunArgs {
             "image", "words", "cpus", "memory", "env", "env_file", "workdir", "user", "entrypoint",
             "hostname", "read_only", "fork_point", "kernel", "config", "cap_add", "cap_drop", "privileged",
             "security_opt", "ulimit", "sysctl", "device", "tmpfs", "shm_size", "pids_limit", "cpu_shares",
-            "cpuset_cpus", "group_add", "userns", "uts", "ipc", "pid", "oom_score_adj", "init"
+            "cpuset_cpus", "group_add", "userns", "uts", "ipc", "pid", "oom_score_adj", "init", "storage",
+            "storage_opt"
         ],
         help_heading = "Image"
     )]
@@ -218,6 +227,9 @@ pub struct RunArgs {
         help_heading = "Limits"
     )]
     pub memory: MemoryLimit,
+    /// What of the machine is kept.
+    #[command(flatten)]
+    pub storage: StorageArgs,
 
     /// Set a variable, or pass this one on from here if there is no value
     #[arg(
@@ -771,6 +783,9 @@ pub struct GuestPackArgs {
     /// The agent, a static executable
     #[arg(long, value_name = "BINARY")]
     pub agent: PathBuf,
+    /// An empty ext4 file system, as which the disks of machines that are kept begin
+    #[arg(long, value_name = "FILE")]
+    pub blank: Option<PathBuf>,
     /// The directory that gets the version and the link `current`
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
@@ -905,6 +920,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Repor
         Command::Run(arguments) => (
             "run",
             arguments.image.is_some() || arguments.restore.is_some() || !arguments.words.is_empty(),
+        ),
+        Command::Create(arguments) => (
+            "create",
+            arguments.run.image.is_some() || !arguments.run.words.is_empty(),
         ),
         Command::Bench(arguments) => (
             "bench",

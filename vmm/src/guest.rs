@@ -8,15 +8,19 @@
 //! ```text
 //! guest/
 //!   6.1.192-3f4e8a12bc34/
-//!     manifest.json         names the other two with their digests
+//!     manifest.json         names the others with their digests
 //!     vmlinux               an uncompressed ELF kernel
 //!     agent.erofs           the agent's root file system
+//!     blank.ext4            an empty file system, as which the disk of a kept machine begins; sparse
 //!   current -> 6.1.192-3f4e8a12bc34
 //!   previous -> …
 //! ```
 //!
 //! The files are verified by their digests before they are booted. Since that costs a reading of
-//! 20 MB, a directory that was verified is remembered by the stat of its files.
+//! 20 MB, a directory that was verified is remembered by the stat of its files. The empty file system
+//! is looked at only when a disk is made (`blank.rs`).
+
+mod blank;
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -25,6 +29,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -46,6 +51,8 @@ const MANIFEST: &str = "manifest.json";
 const KERNEL: &str = "vmlinux";
 /// The agent's file in versions that [`pack`] makes.
 const AGENT: &str = "agent.erofs";
+/// The empty file system's file in versions that [`pack`] makes.
+const BLANK: &str = "blank.ext4";
 /// The manifest's format that this program reads and writes.
 const FORMAT: u32 = 1;
 /// A manifest is a few hundred bytes; more than this is something else.
@@ -83,6 +90,9 @@ pub struct Manifest {
     pub kernel: KernelPart,
     /// The agent.
     pub agent: AgentPart,
+    /// The empty file system; versions that were made before there was one have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blank: Option<BlankPart>,
 }
 
 /// The kernel's entry in the manifest.
@@ -107,6 +117,15 @@ pub struct AgentPart {
     pub digest: String,
     /// The version of the protocol that it speaks.
     pub protocol: u16,
+}
+
+/// The empty file system's entry in the manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlankPart {
+    /// File name in the version's directory.
+    pub file: String,
+    /// `sha256:` and 64 digits.
+    pub digest: String,
 }
 
 /// A directory of guest images.
@@ -341,10 +360,10 @@ pub fn open_version(directory: &Path, cache: &Path) -> Result<GuestImage, GuestE
         manifest.version, seen.kernel.dev, seen.kernel.ino
     ));
     let mut hashed_bytes = 0;
-    if Verified::read(&record).as_ref() != Some(&seen) {
+    if remembered(&record).as_ref() != Some(&seen) {
         hashed_bytes = kernel.verify()? + agent.verify()?;
         if kernel.is_settled() && agent.is_settled() {
-            seen.remember(cache, &record);
+            remember(&seen, cache, &record);
         }
     }
     Ok(GuestImage {
@@ -491,25 +510,23 @@ struct VerifiedFile {
     ctime: (i64, i64),
 }
 
-impl Verified {
-    /// Reads a record; what cannot be read was not verified.
-    fn read(record: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(record).ok()?).ok()
-    }
+/// Reads a record; what cannot be read was not verified.
+fn remembered<T: DeserializeOwned>(record: &Path) -> Option<T> {
+    serde_json::from_slice(&fs::read(record).ok()?).ok()
+}
 
-    /// Writes a record. If that fails, the next run verifies again.
-    fn remember(&self, cache: &Path, record: &Path) {
-        let written = create_private(cache)
-            .map_err(io::Error::other)
-            .and_then(|()| tempfile::NamedTempFile::new_in(cache))
-            .and_then(|mut file| {
-                serde_json::to_writer(&mut file, self)?;
-                file.persist(record)?;
-                Ok(())
-            });
-        if let Err(error) = written {
-            tracing::debug!(record = %record.display(), %error, "cannot remember the verified guest image");
-        }
+/// Writes a record. If that fails, the next run verifies again.
+fn remember(seen: &impl Serialize, cache: &Path, record: &Path) {
+    let written = create_private(cache)
+        .map_err(io::Error::other)
+        .and_then(|()| tempfile::NamedTempFile::new_in(cache))
+        .and_then(|mut file| {
+            serde_json::to_writer(&mut file, seen)?;
+            file.persist(record)?;
+            Ok(())
+        });
+    if let Err(error) = written {
+        tracing::debug!(record = %record.display(), %error, "cannot remember the verified guest image");
     }
 }
 
@@ -524,6 +541,8 @@ pub struct Ingredients<'a> {
     pub config: &'a Path,
     /// The agent, a static executable for x86-64.
     pub agent: &'a Path,
+    /// An empty file system for the disks of machines that are kept.
+    pub blank: Option<&'a Path>,
 }
 
 /// Makes a version out of a kernel and an agent, lets new machines boot it, and returns its name.
@@ -538,6 +557,7 @@ pub fn pack(ingredients: &Ingredients<'_>, output: &Path) -> Result<String, Gues
     let kernel = read_ingredient(ingredients.kernel)?;
     let agent = read_ingredient(ingredients.agent)?;
     let config = read_ingredient(ingredients.config)?;
+    let blank = ingredients.blank.map(read_ingredient).transpose()?;
     check_executable(ingredients.kernel, &kernel)?;
     check_executable(ingredients.agent, &agent)?;
     if !is_version_name(ingredients.kernel_release) {
@@ -551,6 +571,7 @@ pub fn pack(ingredients: &Ingredients<'_>, output: &Path) -> Result<String, Gues
         kernel_release: ingredients.kernel_release,
         config_digest: digest_of(&config),
         agent: &agent,
+        blank: blank.as_deref(),
     };
     install(&parts, output)
 }
@@ -561,6 +582,7 @@ struct Parts<'a> {
     kernel_release: &'a str,
     config_digest: String,
     agent: &'a [u8],
+    blank: Option<&'a [u8]>,
 }
 
 /// Writes a version into a guest directory and makes it current.
@@ -579,6 +601,10 @@ fn install(parts: &Parts<'_>, output: &Path) -> Result<String, GuestError> {
             digest: digest_of(parts.agent),
             protocol: protocol::VERSION,
         },
+        blank: parts.blank.map(|bytes| BlankPart {
+            file: BLANK.to_owned(),
+            digest: digest_of(bytes),
+        }),
     };
     let identity = serde_json::to_vec(&manifest).map_err(GuestError::Serialize)?;
     let digest = digest_of(&identity);
@@ -602,6 +628,9 @@ fn install(parts: &Parts<'_>, output: &Path) -> Result<String, GuestError> {
         fs::create_dir(&making).map_err(failed)?;
         write_part(&making.join(KERNEL), parts.kernel)?;
         write_part(&making.join(AGENT), parts.agent)?;
+        if let Some(bytes) = parts.blank {
+            blank::write(&making.join(BLANK), bytes)?;
+        }
         write_part(&making.join(MANIFEST), &text)?;
         let made = File::open(&making).map_err(failed)?;
         // Whoever may read the guest directory may boot from it.
@@ -885,6 +914,7 @@ mod tests {
                 kernel_release: "6.1.0",
                 config_digest: digest_of(b"CONFIG_X=y"),
                 agent: b"agent",
+                blank: None,
             };
             install(&parts, self.guest.path()).unwrap()
         }
@@ -1099,6 +1129,7 @@ mod tests {
             kernel_release: "6.1.0",
             config: &script,
             agent: &script,
+            blank: None,
         };
 
         let error = pack(&ingredients, &base.path().join("guest")).unwrap_err();
@@ -1120,6 +1151,7 @@ mod tests {
             kernel_release: "6.1.0",
             config: &program,
             agent: &program,
+            blank: Some(&program),
         };
 
         let version = pack(&ingredients, fixture.guest.path()).unwrap();

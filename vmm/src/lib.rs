@@ -19,6 +19,7 @@ pub mod report;
 pub mod sandbox;
 pub mod snapshot;
 pub mod state;
+pub mod storage;
 pub mod template;
 pub mod timings;
 pub mod vm_process;

@@ -19,6 +19,7 @@ use crate::machine::{
     MachineConfig, Part, RamSize, Root, ShapeError, VcpuCount, Window, WindowClass,
 };
 use crate::report::Help;
+use crate::storage::StorageSize;
 use crate::workload::{Workload, WorkloadError};
 
 /// A run that cannot be planned.
@@ -64,12 +65,14 @@ pub struct MachineChoices {
     pub kernel: Option<PathBuf>,
     /// Whether the guest's kernel says what it does.
     pub verbose_kernel: bool,
+    /// How much the workload may write to its root, where that is kept; none where it is in the workload's memory.
+    pub storage: Option<StorageSize>,
 }
 
 /// A run in which nothing is open.
 #[derive(Debug)]
 pub struct RunPlan {
-    /// The machine, but for its log.
+    /// The machine, but for its log and its disk.
     pub machine: MachineConfig,
     /// What its agent is asked for.
     pub create: Create,
@@ -113,10 +116,15 @@ impl RunPlan {
             },
         );
         let (root, source, filesystem) = root(tree);
-        let machine = machine(root, &guest, choices, quirks)?;
-        let upper = Upper::Tmpfs {
-            size_bytes: choices.memory.bytes() / UPPER_SHARE,
+        let upper = match choices.storage {
+            None => Upper::Tmpfs {
+                size_bytes: choices.memory.bytes() / UPPER_SHARE,
+            },
+            Some(_) => Upper::Disk {
+                source: storage_device(&root).to_owned(),
+            },
         };
+        let machine = machine(root, &guest, choices, quirks)?;
         let root = RootSource {
             source: source.to_owned(),
             filesystem,
@@ -140,9 +148,15 @@ impl RunPlan {
     pub fn guest(&self) -> &Manifest {
         &self.guest.manifest
     }
+
+    /// Its files.
+    #[must_use]
+    pub fn guest_image(&self) -> &GuestImage {
+        &self.guest
+    }
 }
 
-/// The machine, but for its log.
+/// The machine, but for its log and its disk.
 fn machine(
     root: Root,
     guest: &GuestImage,
@@ -164,6 +178,7 @@ fn machine(
         has_own_kernel: choices.kernel.is_some(),
         agent: agent_window(guest)?,
         root,
+        storage: None,
         kernel_log: None,
         verbose_kernel: choices.verbose_kernel,
         quirks,
@@ -196,6 +211,14 @@ fn root(tree: RootTree) -> (Root, &'static str, Filesystem) {
             "/dev/vda",
             Filesystem::Erofs,
         ),
+    }
+}
+
+/// The name in the guest of the machine's own disk, beside such a root.
+fn storage_device(root: &Root) -> &'static str {
+    match root {
+        Root::Window(_) => "/dev/vda",
+        Root::Disk { .. } => "/dev/vdb",
     }
 }
 

@@ -120,6 +120,24 @@ pub(crate) fn reseed_as_clone(urandom: &OwnedFd, seed: &[u8]) -> io::Result<()> 
     Ok(())
 }
 
+/// Makes the ext4 file system that a directory is in so many blocks large, while it is mounted.
+///
+/// # Errors
+///
+/// The kernel's, see `ext4_resize_fs` in fs/ext4/resize.c.
+pub(crate) fn resize_file_system(directory: &OwnedFd, blocks: u64) -> rustix::io::Result<()> {
+    /// `_IOW('f', 16, __u64)`: `EXT4_IOC_RESIZE_FS` in fs/ext4/ext4.h.
+    const EXT4_IOC_RESIZE_FS: libc::Ioctl = 0x4008_6610;
+    // SAFETY: the kernel reads the number, and nothing else.
+    let result =
+        unsafe { libc::ioctl(directory.as_raw_fd(), EXT4_IOC_RESIZE_FS, &raw const blocks) };
+    if result < 0 {
+        let error = io::Error::last_os_error();
+        return Err(rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO));
+    }
+    Ok(())
+}
+
 /// While it is there, the process and what it makes stay on one processor.
 #[derive(Debug)]
 pub(crate) struct OneProcessor(());

@@ -217,12 +217,17 @@ pub enum Filesystem {
 }
 
 /// The writable layer of a root.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum Upper {
     /// In the guest's memory, gone with the container.
     Tmpfs {
         /// The most that it may hold.
         size_bytes: u64,
+    },
+    /// On an ext4 file system, which is made as large as the disk that it is on. What an earlier container left there is there.
+    Disk {
+        /// The disk, as the guest's kernel names it (`/dev/vda`).
+        source: String,
     },
 }
 

@@ -45,13 +45,17 @@ fn create() -> impl Strategy<Value = Create> {
                 stderr,
             }
         });
+    let upper = prop_oneof![
+        any::<u64>().prop_map(|size_bytes| Upper::Tmpfs { size_bytes }),
+        any::<String>().prop_map(|source| Upper::Disk { source }),
+    ];
     let config = prop::collection::vec(any::<u8>(), 0..4096);
     (
         process(),
         config,
         any::<String>(),
         filesystem,
-        any::<u64>(),
+        upper,
         (
             any::<Option<String>>(),
             prop::collection::vec(any::<String>(), 0..4),
@@ -67,7 +71,7 @@ fn create() -> impl Strategy<Value = Create> {
                 config,
                 source,
                 filesystem,
-                size_bytes,
+                upper,
                 (user, groups, init, stop_signal),
                 streams,
                 seccomp,
@@ -77,7 +81,7 @@ fn create() -> impl Strategy<Value = Create> {
                 root: RootSource {
                     source,
                     filesystem,
-                    upper: Upper::Tmpfs { size_bytes },
+                    upper,
                 },
                 user,
                 groups,

@@ -19,6 +19,7 @@ mod limits;
 mod logs;
 mod signals;
 mod snapshots;
+mod storage;
 mod streams;
 mod templates;
 mod terminal;

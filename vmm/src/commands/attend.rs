@@ -30,6 +30,8 @@ pub(super) struct Attended<'a> {
     /// Whether the workload has this process's terminal, and reads its keys.
     pub(super) has_terminal: bool,
     pub(super) takes_keys: bool,
+    /// Whether what it wrote is to stay.
+    pub(super) has_disk: bool,
     /// How it began, for `--timings`.
     pub(super) beginning: &'static str,
 }
@@ -60,6 +62,7 @@ impl Attended<'_> {
             facts,
             has_terminal,
             takes_keys,
+            has_disk,
             beginning,
         } = self;
         let client = reporter.as_ref().map(StartReporter::client).transpose()?;
@@ -71,6 +74,7 @@ impl Attended<'_> {
             signals,
             client,
             has_terminal,
+            has_disk,
             facts,
         };
         let mut terminal = None;

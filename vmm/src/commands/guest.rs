@@ -53,6 +53,7 @@ fn pack_ingredients(arguments: &GuestPackArgs) -> Result<String, Report> {
         kernel_release: &arguments.kernel_release,
         config: &arguments.config,
         agent: &arguments.agent,
+        blank: arguments.blank.as_deref(),
     };
     Ok(pack(&ingredients, &arguments.output)?)
 }

@@ -6,6 +6,7 @@
 mod attend;
 mod bench;
 mod completion;
+mod create;
 mod df;
 mod doctor;
 mod exec;
@@ -49,6 +50,9 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
     let here = || Directories::find(&Environment::of_process(cli.global.root.clone()));
     match &cli.command {
         Command::Run(arguments) => run::run(arguments, &here()?, &cli.global),
+        Command::Create(arguments) => create::create(arguments, &here()?, &cli.global),
+        Command::Start(arguments) => create::start(arguments, &here()?, &cli.global),
+        Command::Restart(arguments) => create::restart(arguments, &here()?, &cli.global),
         Command::Prepare(arguments) => prepare::run(arguments, &here()?),
         Command::Template(command) => template::run(command, &here()?),
         Command::Exec(arguments) => exec::run(arguments, &here()?),

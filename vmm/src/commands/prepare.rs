@@ -42,6 +42,7 @@ pub(super) fn run(arguments: &PrepareArgs, directories: &Directories) -> Result<
         memory: arguments.memory,
         kernel: None,
         verbose_kernel: false,
+        storage: None,
     };
     let image_id = image.id.to_string();
     // The containers of all that runs in the image are the same, so anything will do.

@@ -23,6 +23,7 @@ use crate::plan::{FIRST, MachineChoices, RunPlan};
 use crate::report::{Help, Report};
 use crate::snapshot::{Opened, Origin, SnapshotError, Streams};
 use crate::state::{Ended, MachineId, MachineName, NewMachine, Registry, Settings, StartReporter};
+use crate::storage;
 use crate::timings::Timings;
 use crate::vm_process::{FirstReport, Start, VmProcess};
 use crate::workload::environment::OwnEnvironment;
@@ -141,6 +142,7 @@ pub(super) fn plan(
         memory,
         kernel: None,
         verbose_kernel: false,
+        storage: None,
     };
     // What runs is there already.
     let anything = Choices {
@@ -149,7 +151,7 @@ pub(super) fn plan(
         ..Choices::default()
     };
     let workload = Workload::new(&image.config, &anything, &OwnEnvironment)?;
-    let plan = RunPlan::decide(
+    let mut plan = RunPlan::decide(
         image,
         guest,
         workload,
@@ -157,6 +159,7 @@ pub(super) fn plan(
         quirks,
         ClientStreams::default().declared(),
     )?;
+    plan.machine.storage = opened.stand_in_for_disk()?;
     opened.fits(&Origin::of(&plan.machine, plan.guest()).map_err(Report::new)?)?;
     Ok((plan, choices))
 }
@@ -201,6 +204,20 @@ fn resume(
     let signals = Signals::take()?;
     let registry = Registry::open(directories.machines())?;
     let (machine, control) = registry.create(new)?;
+    let machine = match &opened.snapshot.disk {
+        None => machine,
+        Some(copy) => {
+            let fill = |disk: &File| opened.fill_disk(disk);
+            match storage::fill(machine.directory(), copy.length_bytes, fill) {
+                Ok(disk) => plan.machine.storage = Some(disk),
+                Err(error) => {
+                    machine.discard()?;
+                    return Err(error.into());
+                }
+            }
+            machine
+        }
+    };
     let console_log = machine.create_console_log()?;
     client.id_files.name(machine.id())?;
     plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
@@ -252,6 +269,7 @@ fn resume(
         facts,
         has_terminal: client.tty,
         takes_keys: client.tty && client.interactive,
+        has_disk: plan.machine.storage.is_some(),
         beginning: "restore",
     };
     let outcome = attended.attend(&registry, reporter, timings, |_| {})?;

@@ -6,15 +6,16 @@ use super::each;
 use super::output::{print_line, spell_size};
 use crate::cli::{PruneArgs, RmiArgs};
 use crate::dirs::Directories;
-use crate::image::{PruneScope, RemoveError, Store};
+use crate::image::{Needed, PruneScope, RemoveError, Store};
 use crate::outcome::ExitCode;
 use crate::report::{Help, Report};
+use crate::state::{Machine, Registry};
 
 /// Removes names, and images with their last name.
 pub(super) fn rmi(arguments: &RmiArgs, directories: &Directories) -> Result<ExitCode, Report> {
     let store = Store::open(directories.store())?;
     each(&arguments.images, |reference| {
-        let removed = store.remove(reference, arguments.force)?;
+        let removed = store.remove(reference, arguments.force, || needed(directories))?;
         for name in removed.untagged {
             print_line(format!("Untagged: {name}"))?;
         }
@@ -34,13 +35,27 @@ pub(super) fn prune(arguments: &PruneArgs, directories: &Directories) -> Result<
     if !arguments.force && !is_confirmed(question)? {
         return Err(PruneError::NotConfirmed.into());
     }
-    let pruned = Store::open(directories.store())?.prune(scope)?;
+    let pruned = Store::open(directories.store())?.prune(scope, || needed(directories))?;
     for id in pruned.deleted {
         print_line(format!("Deleted: {id}"))?;
     }
     let size = spell_size(pruned.reclaimed_bytes);
     print_line(format!("Total reclaimed space: {size}"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The images of machines that may be started again.
+fn needed(directories: &Directories) -> io::Result<Needed> {
+    let machines = Registry::open(directories.machines()).and_then(|registry| registry.list());
+    let machines = machines.map_err(io::Error::other)?;
+    Ok(machines
+        .into_iter()
+        .filter(Machine::is_kept)
+        .filter_map(|machine| {
+            let image = machine.record.image.id.parse().ok()?;
+            Some((image, machine.record.name.to_string()))
+        })
+        .collect())
 }
 
 /// Asks on standard error and reads the answer from standard input, whatever they are.

@@ -2,7 +2,10 @@
 //!
 //! The reading path of the whole program: image, plan, machine on record, VM process, workload, outcome.
 
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+
+use kvm_ioctls::Kvm;
 
 use super::attend::{Attended, Log, print_timings, report_outcome};
 use super::life::{IdFiles, settings};
@@ -10,10 +13,12 @@ use super::load::import_options;
 use super::progress::ImportProgress;
 use super::restore;
 use super::start::{recipes, start};
-use crate::agent_link::Job;
-use crate::cli::{ContainerArgs, FileOrStdin, GlobalArgs, ImportLimitArgs, RunArgs, RunImage};
+use crate::agent_link::{ClientStreams, Job};
+use crate::cli::{
+    ContainerArgs, FileOrStdin, GlobalArgs, ImportLimitArgs, RunArgs, RunImage, TemplateArgs,
+};
 use crate::dirs::Directories;
-use crate::guest::GuestDirectory;
+use crate::guest::{GuestDirectory, GuestImage};
 use crate::image::{
     FindError, ImageSource, ImportError, ImportOptions, Store, StoreError, StoredImage,
 };
@@ -21,13 +26,14 @@ use crate::limits::{ByteSize, CpuQuota, MemoryLimit};
 use crate::logs::LogConfig;
 use crate::machine::host::{ProbeError, Quirks, open_kvm};
 use crate::monitor::{Facts, MonitorError, Signals, client_streams, window_size};
-use crate::outcome::ExitCode;
+use crate::outcome::{ExitCode, Outcome};
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
 use crate::snapshot::{Origin, Streams, Subject};
 use crate::state::{
-    ImageLabel, MachineId, NewMachine, OwnedMachine, Registry, StartReporter, detach,
+    ControlServer, ImageLabel, MachineId, NewMachine, OwnedMachine, Registry, StartReporter, detach,
 };
+use crate::storage::{self, Blueprint, StorageSize};
 use crate::template::Templates;
 use crate::timings::Timings;
 use crate::vm_process::{ChannelError, SpawnError};
@@ -83,38 +89,22 @@ fn run_here(
     let mut timings = Timings::start();
     has_keyboard(arguments.interactive, arguments.tty)?;
     let kvm = open_kvm()?;
-    let quirks = Quirks::of_host(&directories.cache().join("host.json"))?;
+    let quirks = Quirks::of_host(&directories.host_cache())?;
     let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
     timings.end_of("host");
 
     let id = MachineId::random().map_err(MonitorError::Watch)?;
-    let vcpus = u32::from(arguments.cpus.vcpus());
-    arguments
-        .container
-        .check_processors(vcpus)
-        .map_err(WorkloadError::from)?;
-    let choices = choices(arguments, &id)?;
-    let given = given(arguments)?;
-    let has_terminal = arguments.tty || given.as_ref().is_some_and(Workload::has_terminal);
-    if has_terminal && arguments.interactive && !io::stdin().is_terminal() {
-        return Err(RunError::NoTerminal.into());
-    }
-    let (image, reference) = open_image(
-        &arguments.image_and_command().0,
-        &arguments.limits,
-        directories,
-    )?;
+    let machine_choices = machine_choices(arguments, global, storage(arguments)?);
+    let Decided {
+        image,
+        reference,
+        workload,
+    } = decide(arguments, directories, &id)?;
     timings.end_of("image");
 
     let id_files = IdFiles::reserve(&arguments.life)?;
     let image_id = image.id.to_string();
-    let mut workload = match given {
-        Some(given) => given,
-        None => Workload::new(&image.config, &choices, &OwnEnvironment)?,
-    };
-    if let Some(signal) = arguments.life.stop_signal {
-        workload.set_stop_signal(signal);
-    }
+    let has_terminal = workload.has_terminal();
     let settings = settings(arguments, &workload)?;
     let log = settings.log;
     let new = NewMachine {
@@ -125,7 +115,7 @@ fn run_here(
             id: image_id.clone(),
         },
         command: workload.command(),
-        ephemeral: arguments.rm || !arguments.detach,
+        ephemeral: arguments.is_ephemeral(),
         settings,
     };
     let is_attached = reporter.is_none();
@@ -134,12 +124,9 @@ fn run_here(
         None => client_streams(is_attached, arguments.interactive, has_terminal),
         Some(log) => log.streams(has_terminal),
     };
-    let machine_choices = MachineChoices {
-        cpus: arguments.cpus,
-        memory: arguments.memory,
-        kernel: arguments.kernel.clone(),
-        verbose_kernel: global.verbose > 1,
-    };
+    let blueprint = machine_choices
+        .storage
+        .map(|size| Blueprint::new(workload.clone(), false, &machine_choices, size));
     let mut plan = RunPlan::decide(
         image,
         guest,
@@ -152,51 +139,212 @@ fn run_here(
     let signals = Signals::take()?;
     let registry = Registry::open(directories.machines())?;
     let (machine, control) = registry.create(new)?;
-    let console_log = machine.create_console_log()?;
-    id_files.name(machine.id())?;
-    plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
-    timings.end_of("plan");
-
-    let templates = Templates::new(directories.cache(), arguments.templates.template_limit);
-    let recipes = match arguments.templates.no_template {
-        true => Vec::new(),
-        false => recipes(&plan, &image_id)?,
+    let machine = match blueprint {
+        None => machine,
+        Some(blueprint) => {
+            let (machine, disk) = keep(machine, &blueprint, plan.guest_image(), directories)?;
+            plan.machine.storage = Some(disk);
+            machine
+        }
     };
-    let facts = facts(
-        &plan,
-        &machine,
-        &machine_choices,
-        has_terminal,
-        plan.create.streams.into(),
-        Basis::of(&plan.create),
-    )?;
-    let started = start(&kvm, &plan.machine, &templates, &recipes, &signals)?;
-    let attended = Attended {
+    id_files.name(machine.id())?;
+    let beginning = Beginning {
+        kvm: &kvm,
+        plan,
+        choices: &machine_choices,
         machine,
         control,
-        vm: &started.vm,
-        console_log: &console_log,
         signals,
-        job: Job::Create(Box::new(plan.create)),
         streams,
         log: log.as_ref(),
-        facts,
         has_terminal,
         takes_keys: has_terminal && arguments.interactive,
-        beginning: started.recipe.map_or("boot", |_| "clone"),
+        templates: &arguments.templates,
     };
-    let outcome = attended.attend(&registry, reporter, &mut timings, |vm| {
-        if let (Some(recipe), true) = (started.recipe, started.is_first_clone) {
-            templates.note_touched(recipe, vm, &plan.machine.mapped_files());
-        }
-    })?;
-    // The first is the best that there could have been.
-    if started.recipe != recipes.first() && outcome.workload_ran() {
+    let (outcome, has_best_template) =
+        beginning.attend(&registry, directories, reporter, &mut timings)?;
+    if !has_best_template && outcome.workload_ran() {
         super::prepare::in_background(&image_id, arguments, global.root.as_deref());
     }
     timings.end_of("end");
     print_timings(arguments.timings, &timings);
     report_outcome(&outcome)
+}
+
+/// What was typed, with the image that was named.
+pub(super) struct Decided {
+    pub(super) image: StoredImage,
+    /// What the image was called.
+    pub(super) reference: String,
+    pub(super) workload: Workload,
+}
+
+/// Decides what is to run in the machine with this id, and opens its image.
+pub(super) fn decide(
+    arguments: &RunArgs,
+    directories: &Directories,
+    id: &MachineId,
+) -> Result<Decided, Report> {
+    let vcpus = u32::from(arguments.cpus.vcpus());
+    arguments
+        .container
+        .check_processors(vcpus)
+        .map_err(WorkloadError::from)?;
+    let choices = choices(arguments, id)?;
+    let given = given(arguments)?;
+    let has_terminal = arguments.tty || given.as_ref().is_some_and(Workload::has_terminal);
+    if has_terminal && arguments.interactive && !io::stdin().is_terminal() {
+        return Err(RunError::NoTerminal.into());
+    }
+    let (image, reference) = open_image(
+        &arguments.image_and_command().0,
+        &arguments.limits,
+        directories,
+    )?;
+    let mut workload = match given {
+        Some(given) => given,
+        None => Workload::new(&image.config, &choices, &OwnEnvironment)?,
+    };
+    if let Some(signal) = arguments.life.stop_signal {
+        workload.set_stop_signal(signal);
+    }
+    Ok(Decided {
+        image,
+        reference,
+        workload,
+    })
+}
+
+/// What was typed about the machine.
+pub(super) fn machine_choices(
+    arguments: &RunArgs,
+    global: &GlobalArgs,
+    storage: Option<StorageSize>,
+) -> MachineChoices {
+    MachineChoices {
+        cpus: arguments.cpus,
+        memory: arguments.memory,
+        kernel: arguments.kernel.clone(),
+        verbose_kernel: global.verbose > 1,
+        storage,
+    }
+}
+
+/// How large the disk of the machine is; none for one that is not kept, which is one that nobody asked a disk for: a machine with a disk
+/// boots, and others start as clones. One with a kernel of its own could not be started again.
+fn storage(arguments: &RunArgs) -> Result<Option<StorageSize>, RunError> {
+    let is_kept = !arguments.is_ephemeral() && arguments.kernel.is_none();
+    match (is_kept, arguments.storage.size()) {
+        (false, Some(_)) => Err(RunError::StorageNotKept),
+        (_, size) => Ok(size),
+    }
+}
+
+/// Gives a new machine what it is kept with: its disk, and what it takes to start it again. A machine that cannot have them is removed.
+pub(super) fn keep(
+    machine: OwnedMachine,
+    blueprint: &Blueprint,
+    guest: &GuestImage,
+    directories: &Directories,
+) -> Result<(OwnedMachine, File), Report> {
+    let kept = || -> Result<File, Report> {
+        let size = blueprint.choices()?.storage.unwrap_or_default();
+        let blank = guest.open_blank(directories.cache())?;
+        let blank = blank.ok_or(RunError::NoBlank)?;
+        let disk = storage::make(machine.directory(), &blank, size)?;
+        // Last: a machine that has it has all.
+        blueprint.write(machine.directory())?;
+        Ok(disk)
+    };
+    match kept() {
+        Ok(disk) => Ok((machine, disk)),
+        Err(report) => {
+            machine.discard()?;
+            Err(report)
+        }
+    }
+}
+
+/// A machine on record that is to begin.
+pub(super) struct Beginning<'a> {
+    pub(super) kvm: &'a Kvm,
+    pub(super) plan: RunPlan,
+    pub(super) choices: &'a MachineChoices,
+    pub(super) machine: OwnedMachine,
+    pub(super) control: ControlServer,
+    pub(super) signals: Signals,
+    pub(super) streams: ClientStreams<'a>,
+    /// The log that the streams lead to, if they do.
+    pub(super) log: Option<&'a Log>,
+    pub(super) has_terminal: bool,
+    pub(super) takes_keys: bool,
+    pub(super) templates: &'a TemplateArgs,
+}
+
+impl Beginning<'_> {
+    /// Starts the machine and runs its workload to its end. Says how that was, and whether it began with the best template that
+    /// there could have been.
+    pub(super) fn attend(
+        self,
+        registry: &Registry,
+        directories: &Directories,
+        reporter: &mut Option<StartReporter>,
+        timings: &mut Timings,
+    ) -> Result<(Outcome, bool), Report> {
+        let Self {
+            kvm,
+            mut plan,
+            choices,
+            machine,
+            control,
+            signals,
+            streams,
+            log,
+            has_terminal,
+            takes_keys,
+            templates,
+        } = self;
+        let console_log = machine.create_console_log()?;
+        plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
+        timings.end_of("plan");
+
+        let recipes = match templates.no_template {
+            true => Vec::new(),
+            false => recipes(&plan, &machine.record().image.id)?,
+        };
+        let templates = Templates::new(directories.cache(), templates.template_limit);
+        let facts = facts(
+            &plan,
+            &machine,
+            choices,
+            has_terminal,
+            plan.create.streams.into(),
+            Basis::of(&plan.create),
+        )?;
+        let started = start(kvm, &plan.machine, &templates, &recipes, &signals)?;
+        let attended = Attended {
+            machine,
+            control,
+            vm: &started.vm,
+            console_log: &console_log,
+            signals,
+            job: Job::Create(Box::new(plan.create)),
+            streams,
+            log,
+            facts,
+            has_terminal,
+            takes_keys,
+            has_disk: plan.machine.storage.is_some(),
+            beginning: started.recipe.map_or("boot", |_| "clone"),
+        };
+        let outcome = attended.attend(registry, reporter, timings, |vm| {
+            if let (Some(recipe), true) = (started.recipe, started.is_first_clone) {
+                templates.note_touched(recipe, vm, &plan.machine.mapped_files());
+            }
+        })?;
+        // The first is the best that there could have been.
+        Ok((outcome, started.recipe == recipes.first()))
+    }
 }
 
 /// Refuses to pass on keys where there is no keyboard.
@@ -217,6 +365,7 @@ pub(super) fn facts(
     basis: Basis,
 ) -> Result<Facts, Report> {
     let record = machine.record();
+    let disk = plan.machine.storage.as_ref().map(File::try_clone);
     Ok(Facts {
         origin: Origin::of(&plan.machine, plan.guest()).map_err(Report::new)?,
         subject: Subject {
@@ -230,6 +379,7 @@ pub(super) fn facts(
             basis,
         },
         ram_bytes: plan.machine.ram.bytes(),
+        disk: disk.transpose().map_err(MonitorError::Watch)?,
         pause_mark: machine.pause_mark(),
     })
 }
@@ -348,6 +498,14 @@ pub enum RunError {
     /// A command was typed where the configuration has one.
     #[error("a command was typed, and --config names one already")]
     CommandBesideConfig,
+    /// There is nothing to keep it with.
+    #[error("a size of storage was typed, and the machine is not kept")]
+    StorageNotKept,
+    /// The guest image is an old one.
+    #[error(
+        "the guest image has no empty file system, as the disk of a machine that is kept begins with"
+    )]
+    NoBlank,
 }
 
 impl Help for RunError {
@@ -356,6 +514,13 @@ impl Help for RunError {
             Self::CommandBesideConfig => {
                 Some("change process.args in the configuration".to_owned())
             }
+            Self::StorageNotKept => Some(
+                "use `vmm create`, or -d without --rm and --kernel; what others write is in their --memory"
+                    .to_owned(),
+            ),
+            Self::NoBlank => Some(
+                "install a newer guest image, or add --rm to keep nothing of the machine".to_owned(),
+            ),
             Self::NoTerminal => Some("leave out -t to pass standard input on as it is".to_owned()),
         }
     }

@@ -42,7 +42,7 @@ pub use progress::{Progress, Silent, Step};
 pub use reference::{ParseReferenceError, Reference};
 pub use source::{ImageSource, SourceError};
 pub use store::{
-    FindError, HistoryEntry, ImageSummary, ImportError, ImportOptions, PruneScope, Pruned,
+    FindError, HistoryEntry, ImageSummary, ImportError, ImportOptions, Needed, PruneScope, Pruned,
     RemoveError, Removed, RootPart, RootTree, SaveError, Store, StoreError, StoredImage,
     UnpackError, Usage,
 };

@@ -26,7 +26,7 @@ use devices::i8042::{self, I8042};
 use devices::interrupt::Interrupt;
 use devices::serial::{self, BadSerial, KernelLog, KernelLogLimits, Serial};
 use devices::virtio::VirtioDevice;
-use devices::virtio::block::{Block, DiskId, Extent, Extents, ExtentsError};
+use devices::virtio::block::{Access, Block, DiskId, Extent, Extents, ExtentsError, RawFile};
 use devices::virtio::mmio::{
     EmptySlot, MmioTransport, QUEUE_NOTIFY_OFFSET, RestoreError, SaveError, TransportError,
 };
@@ -80,6 +80,8 @@ pub struct MachineConfig {
     pub agent: Window,
     /// The image's file system.
     pub root: Root,
+    /// A disk that the guest may write to and that outlives the machine: the last of its disks.
+    pub storage: Option<File>,
     /// Where the guest kernel's log goes.
     pub kernel_log: Option<File>,
     /// Whether the guest's kernel says more than what is wrong.
@@ -96,7 +98,15 @@ impl MachineConfig {
     /// # Errors
     /// When it is too long.
     pub fn command_line(&self) -> Result<Vec<u8>, CommandLineError> {
-        command_line::build(self.verbose_kernel, &self.quirks, DEVICES)
+        command_line::build(self.verbose_kernel, &self.quirks, self.device_count())
+    }
+
+    /// How many virtio devices it has: see [`virtio_devices`].
+    fn device_count(&self) -> usize {
+        match self.storage {
+            None => MAX_DEVICES - 1,
+            Some(_) => MAX_DEVICES,
+        }
     }
 
     /// The files that the guest sees through windows.
@@ -110,8 +120,8 @@ impl MachineConfig {
     }
 }
 
-/// How many virtio devices a machine has: see [`virtio_devices`].
-const DEVICES: usize = 3;
+/// How many virtio devices a machine may have: see [`virtio_devices`].
+const MAX_DEVICES: usize = 4;
 
 /// How the guest gets the image.
 #[derive(Debug)]
@@ -182,6 +192,9 @@ pub enum BuildError {
     /// A virtio transport cannot be made.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// The size of the machine's own disk cannot be found out.
+    #[error("cannot look at the machine's disk")]
+    Storage(#[source] io::Error),
     /// The root disk's parts do not fit together.
     #[error("cannot put the root disk together")]
     Disk(#[from] ExtentsError),
@@ -680,15 +693,19 @@ fn windows(config: &MachineConfig) -> Vec<(u64, &Window)> {
 fn virtio_devices(
     config: &MachineConfig,
     vsock: Vsock,
-) -> Result<[Box<dyn VirtioDevice>; DEVICES], BuildError> {
-    Ok([
+) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
         Box::new(pmem(AGENT_WINDOW_ADDRESS, &config.agent)),
         match &config.root {
             Root::Window(root) => Box::new(pmem(ROOT_WINDOW_ADDRESS, root)),
             Root::Disk { size_bytes, parts } => Box::new(disk(*size_bytes, parts)?),
         },
         Box::new(vsock),
-    ])
+    ];
+    if let Some(file) = &config.storage {
+        devices.push(Box::new(storage(file)?));
+    }
+    Ok(devices)
 }
 
 fn pmem(address: u64, window: &Window) -> Pmem {
@@ -713,6 +730,14 @@ fn disk(size_bytes: u64, parts: &[Part]) -> Result<Block, BuildError> {
         .map_err(|error| BuildError::Descriptor("the root disk", error))?;
     let backend = Extents::new(extents, size_bytes)?;
     Ok(Block::new(Box::new(backend), DiskId::new("root")))
+}
+
+fn storage(file: &File) -> Result<Block, BuildError> {
+    let disk = file
+        .try_clone()
+        .and_then(|file| RawFile::new(file, Access::ReadWrite))
+        .map_err(BuildError::Storage)?;
+    Ok(Block::new(Box::new(disk), DiskId::new("storage")))
 }
 
 fn prepare_interrupts(vm: &VmFd) -> Result<(), BuildError> {
@@ -773,11 +798,11 @@ fn place_virtio(
     mmio: &mut Bus<MmioAddress>,
     memory: &MachineMemory,
     event_loop: &EventLoop,
-    devices: [Box<dyn VirtioDevice>; DEVICES],
+    devices: Vec<Box<dyn VirtioDevice>>,
 ) -> Result<Vec<Arc<MmioTransport>>, BuildError> {
     const {
         assert!(
-            DEVICES <= VIRTIO_GSIS.len(),
+            MAX_DEVICES <= VIRTIO_GSIS.len(),
             "the bank has a slot for each device"
         )
     };

@@ -2,6 +2,7 @@
 //!
 //! One thing at a time, each on a thread of its own, since it waits for the machine.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError, TryLockError};
@@ -29,6 +30,8 @@ pub struct Facts {
     pub subject: Subject,
     /// How much RAM it has.
     pub ram_bytes: u64,
+    /// Its disk, if it has one.
+    pub disk: Option<File>,
     /// Where it is written down that it is paused.
     pub pause_mark: PauseMark,
 }
@@ -151,10 +154,13 @@ impl Actions {
         {
             return Err("an increment cannot take the place of what it stands on".to_owned());
         }
-        let writer = Writer::new(target, self.facts.ram_bytes).map_err(|error| chain(&error))?;
-        let files = writer
+        let mut writer =
+            Writer::new(target, self.facts.ram_bytes).map_err(|error| chain(&error))?;
+        let mut files = writer
             .files(parent.is_some(), stop)
             .map_err(|error| chain(&error))?;
+        // Nobody writes to a disk that is copied.
+        files.stays |= self.facts.disk.is_some();
         let failed = |error| format!("the machine cannot be written down: {}", chain(&error));
         if kept.is_some() {
             // From here on, changes are noted against the new one.
@@ -172,6 +178,13 @@ impl Actions {
             origin, subject, ..
         } = &self.facts;
         let is_whole = parent.is_none();
+        if let Some(disk) = &self.facts.disk {
+            let copied = writer.copy_disk(disk);
+            if !stop || copied.is_err() {
+                run.vm.resume().map_err(failed)?;
+            }
+            copied.map_err(|error| chain(&error))?;
+        }
         let written = writer.finish(origin.clone(), subject.clone(), parent);
         if stop && written.is_err() {
             // It stands since it was written down.

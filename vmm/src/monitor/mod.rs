@@ -17,9 +17,9 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use protocol::{ExitStatus, FailureKind, Process, ProcessId, WindowSize};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -63,6 +63,11 @@ const LAST_WORD: Timespec = Timespec {
     tv_sec: 5,
     tv_nsec: 0,
 };
+
+/// How long a guest whose workload has ended may take to write everything to its disk.
+const SYNC_PATIENCE: Duration = Duration::from_secs(60);
+/// How long one may take whose workload is killed, with the kill. Shorter than `vmm rm --force` waits.
+const KILL_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How much of a dead guest's kernel log is shown.
 const LAST_LOG_LINES: usize = 20;
@@ -166,6 +171,8 @@ pub struct Supervised<'a> {
     pub client: Option<OwnedFd>,
     /// Whether the workload has this process's terminal.
     pub has_terminal: bool,
+    /// Whether what the workload wrote is to be on the machine's disk in the end.
+    pub has_disk: bool,
     /// What is to be in its snapshots.
     pub facts: Facts,
 }
@@ -193,6 +200,7 @@ impl Supervised<'_> {
             signals,
             client,
             has_terminal,
+            has_disk,
             facts,
         } = self;
         let (sender, events) = event_channel().map_err(MonitorError::Watch)?;
@@ -203,6 +211,8 @@ impl Supervised<'_> {
             ended_by: AtomicU8::new(0),
             sender,
             sessions: Arc::default(),
+            has_disk,
+            ends_by: Mutex::new(None),
         };
         let actions = Actions::new(facts);
         std::thread::scope(|scope| {
@@ -267,6 +277,9 @@ struct Run<'a> {
     sender: EventSender,
     /// How many processes there are beside the workload's own.
     sessions: Arc<AtomicUsize>,
+    has_disk: bool,
+    /// When a machine whose workload was killed ends, whether what it wrote is on its disk or not.
+    ends_by: Mutex<Option<Instant>>,
 }
 
 impl Run<'_> {
@@ -291,6 +304,44 @@ impl Run<'_> {
     fn end(&self, signal: u8) {
         self.ended_by.store(signal, Ordering::SeqCst);
         self.vm.kill();
+    }
+
+    /// Kills the workload, and the machine with it. One with a disk gets a moment to write to it: after a kill, files are there that
+    /// were written before.
+    fn kill_workload(&self, signal: u8) {
+        let can_write = self.has_disk && self.is_running();
+        let killed = Event::Signal(SIGKILL);
+        if !can_write || self.sender.send(killed).is_err() {
+            return self.end(signal);
+        }
+        self.ended_by.store(signal, Ordering::SeqCst);
+        self.ends_by().get_or_insert(Instant::now() + KILL_PATIENCE);
+    }
+
+    fn ends_by(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.ends_by.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the guest, from which the host has hung up, has written everything to its disk and ended the machine.
+    fn await_end(&self) {
+        let deadline = Instant::now() + SYNC_PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).unwrap_or_default();
+            match poll(&mut [PollFd::new(self.vm, PollFlags::IN)], Some(&left)) {
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(_) => return,
+                Ok(0) => {
+                    tracing::warn!("the machine did not write everything to its disk in time");
+                    return;
+                }
+                Ok(_) => {}
+            }
+            match self.vm.next_report() {
+                Ok(Some(Report::Ready | Report::Frozen)) => {}
+                Ok(Some(Report::Ended(_)) | None) | Err(_) => return,
+            }
+        }
     }
 
     fn ended_by(&self) -> Option<Outcome> {
@@ -323,7 +374,12 @@ impl Run<'_> {
         let result = AgentLink::connect(&dialer)
             .and_then(|mut link| link.run(&dialer, job, streams, events, on_started));
         match result {
-            Ok(exit) => Ok(outcome_of(exit)),
+            Ok(exit) => {
+                if self.has_disk {
+                    self.await_end();
+                }
+                Ok(outcome_of(exit))
+            }
             Err(error) => last_word(self.vm, console_log, error),
         }
     }
@@ -430,6 +486,9 @@ impl Dialer for Guest<'_> {
 /// What ends a machine whose client went before it had started.
 const SIGHUP: u8 = 1;
 
+/// What ends a workload that is not asked.
+const SIGKILL: u8 = 9;
+
 /// So many SIGINT or SIGTERM end a machine whose workload does not heed them, as with docker.
 const IMPATIENCE: u8 = 3;
 
@@ -471,7 +530,18 @@ impl<'env> Attendant<'env> {
                 PollFd::from_borrowed_fd(self.control.as_fd(), control_interest),
                 PollFd::new(client, PollFlags::empty()),
             ];
-            match poll(&mut descriptors, None) {
+            let ends_by = *self.run.ends_by();
+            let left = ends_by.map(|moment| {
+                let left = moment.saturating_duration_since(Instant::now());
+                Timespec::try_from(left).unwrap_or_default()
+            });
+            match poll(&mut descriptors, left.as_ref()) {
+                Ok(0) => {
+                    // It goes away, and with it what else is waited for.
+                    self.run.vm.kill();
+                    self.run.ends_by().take();
+                    continue;
+                }
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
                     tracing::warn!(%error, "signals and requests are not forwarded any more");
@@ -520,7 +590,7 @@ impl<'env> Attendant<'env> {
                 _ => Event::Signal(signal),
             };
             if self.impatience >= IMPATIENCE {
-                self.run.end(signal);
+                self.run.kill_workload(signal);
             } else {
                 deliver(self.run, signal, event);
             }
@@ -554,11 +624,31 @@ struct Requests<'turn, 'run, 'scope, 'env> {
     last_process: &'turn mut u32,
 }
 
+impl<'run: 'scope, 'scope> Requests<'_, 'run, 'scope, '_> {
+    /// Kills the workload. One that stands still could not die.
+    fn kill_workload(&self, signal: u8) {
+        let (run, actions) = (self.run, self.actions);
+        if !run.has_disk {
+            return run.end(signal);
+        }
+        let started = std::thread::Builder::new()
+            .name("kill".to_owned())
+            .spawn_scoped(self.scope, move || {
+                // Most are not paused, and say so.
+                let _ = actions.act(run, Action::Resume);
+                run.kill_workload(signal);
+            });
+        if started.is_err() {
+            run.end(signal);
+        }
+    }
+}
+
 impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
     /// SIGKILL needs no help of the guest's.
     fn kill(&mut self, signal: Signal) -> Result<(), String> {
         if i32::from(signal.number()) == libc::SIGKILL {
-            self.run.end(signal.number());
+            self.kill_workload(signal.number());
         } else {
             deliver(self.run, signal.number(), Event::Signal(signal.number()));
         }

@@ -3,6 +3,7 @@
 //! ```text
 //! one page    magic "vmm-snap" | format, u32 | length of the body, u32 | its offset, u64 | CRC-32, u32 | … | resumed, u8
 //! RAM         sparse, as long as the machine's
+//! disk        sparse, as long as the machine's, if it has one
 //! body        postcard: see Snapshot
 //! ```
 //!
@@ -45,6 +46,9 @@ pub enum FormatError {
     /// Changed since it was written.
     #[error("its memory was changed")]
     Memory,
+    /// Changed since it was written.
+    #[error("its disk was changed")]
+    Disk,
     /// It cannot be read or written.
     #[error("it does not make sense")]
     Body(#[source] postcard::Error),

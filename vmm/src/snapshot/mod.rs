@@ -7,6 +7,7 @@
 //! A snapshot says of what its machine was made ([`Origin`]) and what ran in it ([`Subject`]), and is used only where all of that is
 //! at hand again. Increments hold what was written to since the snapshot before and name it ([`Parent`]).
 
+mod disk;
 mod format;
 
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempPath;
 use thiserror::Error;
 
+use self::disk::DiskCopy;
 pub use self::format::FormatError;
 use self::format::Header;
 use crate::guest::Manifest;
@@ -53,6 +55,8 @@ pub struct Snapshot {
     /// CRC-32 of the memory that is in the file.
     memory_checksum: u32,
     machine: SavedMachine,
+    /// Its disk, if it had one.
+    pub disk: Option<DiskCopy>,
 }
 
 #[cfg(test)]
@@ -87,6 +91,7 @@ impl Snapshot {
             },
             memory_checksum: 0,
             machine: SavedMachine::for_tests(),
+            disk: None,
         }
     }
 }
@@ -218,6 +223,7 @@ pub struct Writer {
     /// Removes the name that the file has until it is whole, where the file system knows no files without one.
     temporary: Option<TempPath>,
     state: File,
+    disk: Option<DiskCopy>,
 }
 
 impl Writer {
@@ -253,6 +259,7 @@ impl Writer {
             file,
             temporary,
             state,
+            disk: None,
         })
     }
 
@@ -271,6 +278,17 @@ impl Writer {
             tracks_changes: matches!(self.target, Target::File(_)) && !stays,
             stays,
         })
+    }
+
+    /// Copies the machine's disk while the machine stands.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be copied.
+    pub fn copy_disk(&mut self, disk: &File) -> Result<(), SnapshotError> {
+        let copied = DiskCopy::append(disk, &self.file);
+        self.disk = Some(copied.map_err(failed("copy the disk to", self.path()))?);
+        Ok(())
     }
 
     /// Writes all that is to be known beside the machine, and gives the file its name.
@@ -303,6 +321,7 @@ impl Writer {
             subject,
             memory_checksum: checksum(&self.file, &machine).map_err(failed("read", self.path()))?,
             machine,
+            disk: self.disk.take(),
         };
         format::write(&self.file, &snapshot).map_err(|source| SnapshotError::Format {
             path: self.path().to_owned(),
@@ -506,6 +525,26 @@ impl Opened {
         }
     }
 
+    /// The file, where the machine is only looked at and its disk is not made.
+    ///
+    /// # Errors
+    ///
+    /// When there are no descriptors left.
+    pub fn stand_in_for_disk(&self) -> Result<Option<File>, SnapshotError> {
+        let clone = || self.file.try_clone().map_err(failed("read", &self.path));
+        self.snapshot.disk.as_ref().map(|_| clone()).transpose()
+    }
+
+    /// Fills a new disk with what was on the machine's.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be copied.
+    pub fn fill_disk(&self, disk: &File) -> io::Result<()> {
+        let copy = self.snapshot.disk.as_ref();
+        copy.map_or(Ok(()), |copy| copy.copy_to(disk, &self.file))
+    }
+
     /// Takes out the machine, to go on as this generation of it.
     ///
     /// # Errors
@@ -569,12 +608,18 @@ fn read(file: &File, path: &Path) -> Result<Snapshot, SnapshotError> {
         path: path.to_owned(),
         source,
     })?;
+    let altered = |source| SnapshotError::Format {
+        path: path.to_owned(),
+        source,
+    };
+    let disk = snapshot.disk.as_ref();
     match checksum(file, &snapshot.machine) {
-        Ok(sum) if sum == snapshot.memory_checksum => Ok(snapshot),
-        _ => Err(SnapshotError::Format {
-            path: path.to_owned(),
-            source: FormatError::Memory,
-        }),
+        Ok(sum) if sum == snapshot.memory_checksum => {}
+        _ => return Err(altered(FormatError::Memory)),
+    }
+    match disk.map_or(Ok(true), |disk| disk.is_whole(file)) {
+        Ok(true) => Ok(snapshot),
+        _ => Err(altered(FormatError::Disk)),
     }
 }
 

@@ -59,7 +59,7 @@ use crate::workload::exec::ExecChoices;
 /// Version of the conversation. The two sides talk only if it is the same.
 const VERSION: u32 = 3;
 /// The socket's file in the machine's directory.
-const SOCKET: &str = "control.sock";
+pub(super) const SOCKET: &str = "control.sock";
 /// The longest request: a command and its environment, of which Linux passes on 2 MiB, as JSON.
 const MAX_REQUEST_BYTES: usize = 3 << 20;
 /// How much of requests that are not complete may be kept for all clients together.

@@ -23,7 +23,7 @@ pub use id::{IdError, MachineId};
 pub use name::{MachineName, NameError};
 pub use record::{Cause, Ended, ImageLabel, Record, Status, Timestamp};
 pub use registry::{
-    Condition, LOCK, Machine, NewMachine, OwnedMachine, PauseMark, Registry, StateError,
+    BLUEPRINT, Condition, LOCK, Machine, NewMachine, OwnedMachine, PauseMark, Registry, StateError,
 };
 pub use settings::Settings;
 pub use signal::{Signal, SignalError};

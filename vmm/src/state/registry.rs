@@ -7,6 +7,7 @@
 //!     lock                flock held by the monitor for as long as it lives
 //!     control.sock        the monitor's control socket
 //!     console.log         the guest kernel's log
+//!     disk, blueprint.json    see crate::storage
 //!   @<name>               symlink to <64 digits>: making it is what makes a name unique
 //!   .creating-… .removing-…   what is not yet or no longer a machine
 //! ```
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::control::ControlServer;
+use super::control::{ControlServer, SOCKET};
 use super::record::{Ended, FORMAT, ImageLabel, Record, Status, Timestamp, shortened};
 use super::words::made_up_name;
 use super::{MachineId, MachineName, Settings};
@@ -37,6 +38,8 @@ pub const LOCK: &str = "lock";
 const CONSOLE_LOG: &str = "console.log";
 /// Is there while the machine is paused.
 const PAUSED: &str = "paused";
+/// What it takes to start the machine again, where that is kept ([`Blueprint`](crate::storage::Blueprint)).
+pub const BLUEPRINT: &str = "blueprint.json";
 /// Begins the link of a name.
 const NAME: char = '@';
 /// Begins the name of a directory that is no machine yet.
@@ -83,7 +86,7 @@ pub struct Machine {
 /// How far a machine is, as seen from outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// It is being built and booted.
+    /// It is being built and booted, or was created to be started.
     Created,
     /// Its workload runs.
     Running {
@@ -121,7 +124,7 @@ impl Machine {
     pub fn condition(&self) -> Condition {
         match &self.record.status {
             Status::Exited(ended) => Condition::Exited(ended.clone()),
-            Status::Created if self.alive => Condition::Created,
+            Status::Created if self.alive || self.is_kept() => Condition::Created,
             Status::Running { started } if self.alive => {
                 let started = *started;
                 match self.directory.join(PAUSED).exists() {
@@ -131,6 +134,12 @@ impl Machine {
             }
             Status::Created | Status::Running { .. } => Condition::Dead,
         }
+    }
+
+    /// Tells whether it can be started again.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.directory.join(BLUEPRINT).exists()
     }
 
     /// Tells whether the next command removes it.
@@ -201,6 +210,45 @@ impl Registry {
             None => self.take_made_up_name(&mut record, &directory)?,
         }
         guard.disarm();
+        let machine = OwnedMachine {
+            registry: self.clone(),
+            record,
+            directory,
+            owner: std::process::id(),
+            _lock: lock_file,
+        };
+        Ok((machine, control))
+    }
+
+    /// Takes over a machine that nobody runs: the caller becomes its monitor. Its record stays as it is until the workload runs.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Alive`] if somebody else was faster, [`StateError::Unknown`] if it was removed meanwhile.
+    pub fn take_over(&self, id: &MachineId) -> Result<(OwnedMachine, ControlServer), StateError> {
+        // Nobody who only looks holds its lock meanwhile.
+        let _lock = self.lock_exclusive()?;
+        let directory = self.path.join(id.as_str());
+        let failed = |source| StateError::file("take over", &directory, source);
+        let Some(machine) = self.read(id)? else {
+            return Err(StateError::Unknown(id.to_string()));
+        };
+        let lock_file = private_file(&directory.join(LOCK)).map_err(failed)?;
+        match lock_file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StateError::Alive(id.clone())),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        // What a killed monitor left.
+        for file in [PAUSED, SOCKET] {
+            match fs::remove_file(directory.join(file)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => {}
+            }
+        }
+        let control = ControlServer::bind(&directory).map_err(failed)?;
+        let mut record = machine.record;
+        record.settings.monitor_pid = std::process::id();
         let machine = OwnedMachine {
             registry: self.clone(),
             record,
@@ -656,6 +704,15 @@ impl OwnedMachine {
         self.record
             .write(&self.directory)
             .map_err(|source| StateError::file("write to", &self.directory, source))
+    }
+
+    /// Removes the machine that could not be made.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::File`].
+    pub fn discard(self) -> Result<(), StateError> {
+        self.remove()
     }
 
     /// Removes the machine's name and directory.

@@ -116,7 +116,7 @@ fn digest(value: &impl Serialize) -> Result<String, TemplateError> {
 
 impl Recipe {
     /// The recipe of a base for a machine; `None` for one that is not frozen: another kernel than the guest image's, a kernel that
-    /// says more than it must, a root that is a disk.
+    /// says more than it must, a root that is a disk, a disk of its own.
     ///
     /// # Errors
     ///
@@ -128,7 +128,7 @@ impl Recipe {
         let Root::Window(window) = &machine.root else {
             return Ok(None);
         };
-        if machine.verbose_kernel || machine.has_own_kernel {
+        if machine.verbose_kernel || machine.has_own_kernel || machine.storage.is_some() {
             return Ok(None);
         }
         let program = fs::metadata("/proc/self/exe").map_err(TemplateError::Program)?;

@@ -391,6 +391,7 @@ fn leave_the_parent(
     let kvm = process::borrow_raw(kvm);
     keep.push(kvm);
     keep.extend(config.kernel_log.as_ref().map(AsFd::as_fd));
+    keep.extend(config.storage.as_ref().map(AsFd::as_fd));
     let root = match &config.root {
         Root::Window(window) => &window.parts,
         Root::Disk { parts, .. } => parts,

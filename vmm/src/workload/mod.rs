@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 use oci_spec::image::{Config, ImageConfiguration};
 use protocol::{Create, DeclaredStreams, Process, RootSource, WindowSize};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 use thiserror::Error;
 
@@ -85,7 +85,7 @@ pub struct CpuTime {
 }
 
 /// What the guest will execute.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Workload {
     /// The runtime-spec configuration, without a seccomp profile: that is compiled here.
     config: Value,

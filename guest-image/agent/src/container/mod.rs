@@ -30,6 +30,7 @@ mod scheduling;
 mod seccomp;
 mod staged;
 mod sysctl;
+mod upper;
 mod user;
 
 use rustix::fs::{Mode, OFlags};

@@ -1,14 +1,15 @@
-//! The container's root: the image's read-only tree below, a layer of the container's own above, joined by overlayfs
+//! The container's root: the image's read-only tree below, a layer of the container's own above (`upper.rs`), joined by overlayfs
 //! (`Documentation/filesystems/overlayfs.rst`).
 
 use std::ffi::CString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use protocol::{Filesystem, RootSource, StartFailure, Upper};
+use protocol::{Filesystem, RootSource, StartFailure};
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
+use super::upper;
 use crate::step::{Step as _, invalid};
 use crate::sys::{self, MountAttributes};
 
@@ -31,28 +32,19 @@ pub(crate) fn mount(
     source: &RootSource,
     users: Option<BorrowedFd<'_>>,
 ) -> Result<(), StartFailure> {
-    let Upper::Tmpfs { size_bytes } = source.upper;
-    // nr_inodes=0 leaves the size as the only limit.
-    let data = format!("mode=755,nr_inodes=0,size={size_bytes}");
-    let data = CString::new(data).step(|| "limiting the writable layer".to_owned())?;
-    rustix::mount::mount(
-        "tmpfs",
-        UPPER,
-        "tmpfs",
-        MountFlags::empty(),
-        data.as_c_str(),
-    )
-    .step(|| "mounting the writable layer".to_owned())?;
-    for directory in ["/mnt/upper", "/mnt/work", ROOT] {
-        rustix::fs::mkdir(directory, Mode::from_raw_mode(ROOT_MODE))
-            .step(|| format!("making {directory}"))?;
+    upper::mount(&source.upper, UPPER)?;
+    for directory in ["/mnt/work", ROOT] {
+        make_directory(directory)?;
     }
     let mut lower = mount_image(source)?;
     if let Some(users) = users {
         map_ids(lower, users)?;
         lower = IMAGE;
     }
-    take_over_root_directory(lower)?;
+    // What the workload made of it before stays.
+    if make_directory("/mnt/upper")? {
+        take_over_root_directory(lower)?;
+    }
     let data = format!("lowerdir={lower},upperdir=/mnt/upper,workdir=/mnt/work");
     let data = CString::new(data).step(|| "naming the layers".to_owned())?;
     rustix::mount::mount(
@@ -64,6 +56,15 @@ pub(crate) fn mount(
     )
     .step(|| "mounting the root".to_owned())?;
     rustix::process::chdir(ROOT).step(|| "going to the root".to_owned())
+}
+
+/// Makes a directory beside the layers, and says whether it was not there before.
+fn make_directory(path: &str) -> Result<bool, StartFailure> {
+    match rustix::fs::mkdir(path, Mode::from_raw_mode(ROOT_MODE)) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        Err(error) => Err(error).step(|| format!("making {path}")),
+    }
 }
 
 /// Mounts the image and says where it is.
@@ -82,7 +83,7 @@ fn mount_image(source: &RootSource) -> Result<&str, StartFailure> {
         Filesystem::ErofsDax => c"dax=always",
         Filesystem::Erofs => c"",
     };
-    rustix::fs::mkdir(IMAGE, Mode::from_raw_mode(ROOT_MODE)).step(|| format!("making {IMAGE}"))?;
+    make_directory(IMAGE)?;
     rustix::mount::mount(
         source.source.as_str(),
         IMAGE,
@@ -97,10 +98,7 @@ fn mount_image(source: &RootSource) -> Result<&str, StartFailure> {
 /// Mounts a directory once more at the image's place, with other ids.
 fn map_ids(directory: &str, users: BorrowedFd<'_>) -> Result<(), StartFailure> {
     let step = || "mapping the image's ids".to_owned();
-    match rustix::fs::mkdir(IMAGE, Mode::from_raw_mode(ROOT_MODE)) {
-        Ok(()) | Err(Errno::EXIST) => (),
-        Err(error) => return Err(error).step(step),
-    }
+    make_directory(IMAGE)?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = rustix::mount::open_tree(CWD, directory, flags).step(step)?;
     let unchanged = MountAttributes::default();

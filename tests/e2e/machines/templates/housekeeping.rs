@@ -74,10 +74,14 @@ fn a_template_in_use_is_neither_removed_nor_evicted() {
     let home = Home::prepared();
     let id = home.ids().remove(0);
     let started = home
-        .run_invocation(&["-d", "--name", "sleeper"], &["sleep", "1000"])
+        .run_invocation(&["-d", "--rm", "--name", "sleeper"], &["sleep", "1000"])
         .run();
     started.succeeded();
-    assert_eq!(home.list()[0]["in_use"], true, "-d starts clones, too");
+    assert_eq!(
+        home.list()[0]["in_use"],
+        true,
+        "a machine in the background is a clone, too"
+    );
     home.vmm(&["template", "ls"])
         .run()
         .succeeded()

@@ -84,7 +84,7 @@ fn wanted(arguments: &PsArgs, registry: &Registry) -> Result<Vec<Machine>, Repor
     }
     machines.retain(|machine| {
         let condition = machine.condition();
-        (lists_all || is_up(&condition)) && filters.take(machine, &condition)
+        (lists_all || machine.alive && is_up(&condition)) && filters.take(machine, &condition)
     });
     machines.truncate(last.unwrap_or(machines.len()));
     Ok(machines)

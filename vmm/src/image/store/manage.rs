@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::io;
 
 use oci_spec::image::ImageConfiguration;
 
@@ -84,6 +85,9 @@ pub struct Usage {
     pub reclaimable_bytes: u64,
 }
 
+/// Images that are needed by what does not run, each with the name of one that needs it.
+pub type Needed = BTreeMap<Digest, String>;
+
 /// An image could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
@@ -93,6 +97,14 @@ pub enum RemoveError {
     /// Something runs it or imports it.
     #[error("the image `{0}` is in use")]
     InUse(String),
+    /// Something that does not run needs it.
+    #[error("the image `{image}` is needed by machine '{machine}'")]
+    Needed {
+        /// What was typed.
+        image: String,
+        /// Who needs it.
+        machine: String,
+    },
     /// It was meant by its identifier, but has several names.
     #[error("the image {} has several names: {}", id.short(), names.join(", "))]
     SeveralNames {
@@ -111,6 +123,7 @@ impl RemoveError {
     #[must_use]
     pub fn help(&self) -> Option<&'static str> {
         match self {
+            Self::Needed { .. } => Some("remove that machine first with `vmm rm`"),
             Self::Find(error) => error.help(),
             Self::InUse(_) => Some("end the machines that run it first: see `vmm ps`"),
             Self::SeveralNames { .. } => Some("remove it by name, or all its names with --force"),
@@ -162,11 +175,16 @@ impl Store {
 
     /// Takes a name away, and the image with its last name.
     ///
-    /// By identifier, the image and its name; if it has several, only with `force`.
+    /// By identifier, the image and its name; if it has several, only with `force`. `needed` is asked while nobody gets another image.
     ///
     /// # Errors
-    /// If there is no such image, it is in use, or the store cannot be written.
-    pub fn remove(&self, reference: &str, force: bool) -> Result<Removed, RemoveError> {
+    /// If there is no such image, it is in use or needed, or the store cannot be written.
+    pub fn remove(
+        &self,
+        reference: &str,
+        force: bool,
+        needed: impl FnOnce() -> io::Result<Needed>,
+    ) -> Result<Removed, RemoveError> {
         let _guard = self.lock(Hold::Exclusive)?;
         let id = self.resolve(reference)?;
         let mut names = self.names()?;
@@ -194,6 +212,12 @@ impl Store {
         if is_leased(&self.image_directory(id))? {
             return Err(RemoveError::InUse(reference.to_owned()));
         }
+        if let Some(machine) = self.ask(needed)?.remove(&id) {
+            return Err(RemoveError::Needed {
+                image: reference.to_owned(),
+                machine,
+            });
+        }
         self.forget(&mut names, id)?;
         self.remove_if_unused(&self.image_directory(id))?;
         self.remove_orphans()?;
@@ -203,12 +227,23 @@ impl Store {
         })
     }
 
-    /// Removes images that nothing uses, and everything that no image needs.
+    /// Who needs images; the caller holds the store's lock.
+    fn ask(&self, needed: impl FnOnce() -> io::Result<Needed>) -> Result<Needed, StoreError> {
+        needed().map_err(StoreError::at("find out who needs images of", &self.root))
+    }
+
+    /// Removes images that nothing uses or needs, and everything that no image needs. `needed` is asked while nobody gets another
+    /// image.
     ///
     /// # Errors
     /// If the store cannot be read or written.
-    pub fn prune(&self, scope: PruneScope) -> Result<Pruned, FindError> {
+    pub fn prune(
+        &self,
+        scope: PruneScope,
+        needed: impl FnOnce() -> io::Result<Needed>,
+    ) -> Result<Pruned, FindError> {
         let _guard = self.lock(Hold::Exclusive)?;
+        let needed = self.ask(needed)?;
         let measure = || disk_bytes(&self.root).map_err(StoreError::at("measure", &self.root));
         let before = measure()?;
         let mut names = self.names()?;
@@ -216,7 +251,7 @@ impl Store {
         for id in self.image_ids()? {
             let wanted = scope == PruneScope::Unnamed && !names.of(id).is_empty();
             let directory = self.image_directory(id);
-            if wanted || is_leased(&directory)? {
+            if wanted || needed.contains_key(&id) || is_leased(&directory)? {
                 continue;
             }
             self.forget(&mut names, id)?;

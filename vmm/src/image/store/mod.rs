@@ -38,7 +38,9 @@ use super::limits::Limits;
 use super::platform::Platform;
 use super::reference::Reference;
 pub use error::{FindError, ImportError, StoreError};
-pub use manage::{HistoryEntry, ImageSummary, PruneScope, Pruned, RemoveError, Removed, Usage};
+pub use manage::{
+    HistoryEntry, ImageSummary, Needed, PruneScope, Pruned, RemoveError, Removed, Usage,
+};
 pub use save::SaveError;
 pub use unpack::UnpackError;
 

@@ -1,6 +1,7 @@
 //! The store under several users, crashes and limits.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Barrier;
 use std::thread;
@@ -8,7 +9,7 @@ use std::thread;
 use super::maker::{Image, Tar};
 use super::{Fixture, paths, walk};
 use crate::image::stamp::Stamp;
-use crate::image::{ImageSource, ImportOptions, PruneScope, RemoveError, Silent, Store};
+use crate::image::{ImageSource, ImportOptions, Needed, PruneScope, RemoveError, Silent, Store};
 
 fn image() -> Image {
     Image::of(Tar::new().directory("d").file("d/a", "a"))
@@ -191,19 +192,53 @@ fn an_image_that_was_synced_survives_the_boot() {
     assert_eq!(fixture.store.find("app").unwrap().id, id);
 }
 
+/// Who needs images where no machine is on record.
+fn nobody() -> io::Result<Needed> {
+    Ok(Needed::new())
+}
+
+#[test]
+fn an_image_that_is_needed_is_not_removed() {
+    let fixture = Fixture::new();
+    let id = fixture.import(image().archive()).unwrap().id;
+    let needed = || Ok(Needed::from([(id, "web".to_owned())]));
+
+    let refused = fixture.store.remove("app", false, needed).unwrap_err();
+    let pruned = fixture.store.prune(PruneScope::All, needed).unwrap();
+
+    assert_eq!(
+        refused.to_string(),
+        "the image `app` is needed by machine 'web'"
+    );
+    assert_eq!(pruned.deleted, []);
+    assert_eq!(fixture.store.find("app").unwrap().id, id);
+}
+
 #[test]
 fn an_image_in_use_cannot_be_removed() {
     let fixture = Fixture::new();
     let held = fixture.import(image().archive()).unwrap();
     assert!(matches!(
-        fixture.store.remove("app", false),
+        fixture.store.remove("app", false, nobody),
         Err(RemoveError::InUse(_))
     ));
     assert!(fixture.store.images().unwrap()[0].in_use);
-    assert_eq!(fixture.store.prune(PruneScope::All).unwrap().deleted, []);
+    assert_eq!(
+        fixture
+            .store
+            .prune(PruneScope::All, nobody)
+            .unwrap()
+            .deleted,
+        []
+    );
     drop(held);
     assert_eq!(
-        fixture.store.remove("app", false).unwrap().untagged.len(),
+        fixture
+            .store
+            .remove("app", false, nobody)
+            .unwrap()
+            .untagged
+            .len(),
         1
     );
     assert!(fixture.store.images().unwrap().is_empty());
@@ -224,14 +259,18 @@ fn removing_one_of_two_names_keeps_the_image() {
         .tag("app", &"other:2".parse().unwrap())
         .unwrap();
     assert!(matches!(
-        fixture.store.remove(&id.short(), false),
+        fixture.store.remove(&id.short(), false, nobody),
         Err(RemoveError::SeveralNames { .. })
     ));
-    let removed = fixture.store.remove("app", false).unwrap();
+    let removed = fixture.store.remove("app", false, nobody).unwrap();
     assert_eq!((removed.untagged.len(), removed.deleted), (1, None));
     assert_eq!(fixture.store.find("other:2").unwrap().id, id);
     assert_eq!(
-        fixture.store.remove(&id.short(), false).unwrap().deleted,
+        fixture
+            .store
+            .remove(&id.short(), false, nobody)
+            .unwrap()
+            .deleted,
         Some(id)
     );
 }
@@ -244,7 +283,7 @@ fn prune_removes_what_has_no_name() {
         .import(Image::of(Tar::new().file("x", vec![1; 50_000])).archive())
         .unwrap()
         .id;
-    let pruned = fixture.store.prune(PruneScope::Unnamed).unwrap();
+    let pruned = fixture.store.prune(PruneScope::Unnamed, nobody).unwrap();
     assert_eq!(pruned.deleted, [nameless]);
     assert!(pruned.reclaimed_bytes >= 50_000);
     assert!(fixture.store.find("app").is_ok());

@@ -1,0 +1,271 @@
+//! `vmm create`, `vmm start` and `vmm restart`: machines that are kept, from their creation to each of their starts.
+
+use std::io::{self, IsTerminal};
+use std::time::{Duration, Instant};
+
+use super::attend::{Log, report_outcome};
+use super::each;
+use super::life::{IdFiles, settings};
+use super::output::print_line;
+use super::run::{
+    Beginning, Decided, RunError, decide, in_background, keep, machine_choices, open_image,
+};
+use crate::cli::{
+    CreateArgs, GlobalArgs, ImportLimitArgs, RestartArgs, RunArgs, RunImage, StartArgs,
+    TemplateArgs,
+};
+use crate::dirs::Directories;
+use crate::guest::GuestDirectory;
+use crate::logs::LogConfig;
+use crate::machine::host::{Quirks, open_kvm};
+use crate::monitor::{MonitorError, Signals, client_streams};
+use crate::outcome::ExitCode;
+use crate::plan::{MachineChoices, RunPlan};
+use crate::report::{Help, Report};
+use crate::state::{
+    ControlClient, ControlError, ImageLabel, Machine, MachineId, NewMachine, Registry, Signal,
+    StartReporter, StateError,
+};
+use crate::storage::{self, Blueprint};
+use crate::timings::Timings;
+
+/// How long a machine may take from its workload's end until its files are on the disk and its monitor is gone.
+const END_PATIENCE: Duration = Duration::from_secs(90);
+/// How long to wait before looking again whether it is gone.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Creates a machine and prints its id.
+pub(super) fn create(
+    arguments: &CreateArgs,
+    directories: &Directories,
+    global: &GlobalArgs,
+) -> Result<ExitCode, Report> {
+    let arguments = &arguments.run;
+    if let Some(flag) = refused_flag(arguments) {
+        return Err(CreateError::Flag(flag).into());
+    }
+    let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
+    let id_files = IdFiles::reserve(&arguments.life)?;
+    let id = MachineId::random().map_err(MonitorError::Watch)?;
+    let size = arguments.storage.size().unwrap_or_default();
+    let choices = machine_choices(arguments, global, Some(size));
+    let Decided {
+        image,
+        reference,
+        workload,
+    } = decide(arguments, directories, &id)?;
+    let new = NewMachine {
+        id,
+        name: arguments.name.clone(),
+        image: ImageLabel {
+            reference,
+            id: image.id.to_string(),
+        },
+        command: workload.command(),
+        ephemeral: false,
+        settings: settings(arguments, &workload)?,
+    };
+    let blueprint = Blueprint::new(workload, arguments.interactive, &choices, size);
+    let (machine, _control) = Registry::open(directories.machines())?.create(new)?;
+    let (machine, _disk) = keep(machine, &blueprint, &guest, directories)?;
+    id_files.name(machine.id())?;
+    print_line(machine.id().as_str())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The first flag of `vmm run` that a machine which is only created cannot have.
+fn refused_flag(arguments: &RunArgs) -> Option<&'static str> {
+    let flags = [
+        (arguments.detach, "--detach"),
+        (arguments.rm, "--rm"),
+        (arguments.kernel.is_some(), "--kernel"),
+        (arguments.restore.is_some(), "--restore"),
+        (arguments.timings.is_some(), "--timings"),
+    ];
+    flags
+        .iter()
+        .find(|(is_there, _)| *is_there)
+        .map(|(_, flag)| *flag)
+}
+
+/// Starts each machine; with `--attach` the one that is named, here.
+pub(super) fn start(
+    arguments: &StartArgs,
+    directories: &Directories,
+    global: &GlobalArgs,
+) -> Result<ExitCode, Report> {
+    let client = Client {
+        attach: arguments.attach || arguments.interactive,
+        interactive: arguments.interactive,
+        verbose_kernel: global.verbose > 1,
+    };
+    let registry = Registry::open(directories.machines())?;
+    if client.attach {
+        let [reference] = arguments.machines.as_slice() else {
+            return Err(CreateError::AttachSeveral.into());
+        };
+        let machine = registry.find(reference)?;
+        if machine.alive {
+            return Err(CreateError::AttachRunning(machine.record.name.to_string()).into());
+        }
+        return start_here(&machine, &client, directories, &mut None);
+    }
+    each(&arguments.machines, |reference| {
+        let machine = registry.find(reference)?;
+        // As with docker, what runs need not be started.
+        if !machine.alive {
+            in_background(|reporter| start_here(&machine, &client, directories, reporter))?;
+        }
+        print_line(reference)
+    })
+}
+
+/// Lets each machine end and starts it again. One that does not run is only started.
+pub(super) fn restart(
+    arguments: &RestartArgs,
+    directories: &Directories,
+    global: &GlobalArgs,
+) -> Result<ExitCode, Report> {
+    let client = Client {
+        attach: false,
+        interactive: false,
+        verbose_kernel: global.verbose > 1,
+    };
+    let patience = u64::try_from(arguments.time).ok().map(Duration::from_secs);
+    let registry = Registry::open(directories.machines())?;
+    each(&arguments.machines, |reference| {
+        let machine = registry.find(reference)?;
+        let blueprint = Blueprint::read(&machine.directory, machine.record.name.as_str())?;
+        if machine.alive {
+            stop(&machine, blueprint.workload.stop_signal(), patience)?;
+            await_end(&registry, &machine)?;
+        }
+        in_background(|reporter| start_here(&machine, &client, directories, reporter))?;
+        print_line(reference)
+    })
+}
+
+/// Asks the workload to end, and kills it if it has not within `patience`; without one it may take as long as it likes.
+fn stop(machine: &Machine, signal: u8, patience: Option<Duration>) -> Result<(), ControlError> {
+    let ended = |result| match result {
+        Err(ControlError::NotRunning(_)) => Ok(()),
+        other => other,
+    };
+    let connect = || ControlClient::connect(&machine.directory);
+    let signal = Signal::try_from(signal).unwrap_or(Signal::KILL);
+    if patience != Some(Duration::ZERO) {
+        ended(connect().and_then(|mut client| client.kill(signal)))?;
+        // Whatever keeps it from being heard, the next look shows whether it is gone.
+        if connect().and_then(|client| client.wait(patience)).is_ok() {
+            return Ok(());
+        }
+    }
+    ended(connect().and_then(|mut client| client.kill(Signal::KILL)))
+}
+
+/// Waits until a machine's monitor has let go of it.
+fn await_end(registry: &Registry, machine: &Machine) -> Result<(), StateError> {
+    let deadline = Instant::now() + END_PATIENCE;
+    loop {
+        match registry.find(machine.record.id.as_str())?.alive {
+            false => return Ok(()),
+            true if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            true => return Err(StateError::Alive(machine.record.id.clone())),
+        }
+    }
+}
+
+/// What the machine is for whoever starts it.
+struct Client {
+    attach: bool,
+    interactive: bool,
+    verbose_kernel: bool,
+}
+
+/// Starts a machine with this process as its monitor. `reporter` is taken once a waiting client knows that the workload runs.
+fn start_here(
+    machine: &Machine,
+    client: &Client,
+    directories: &Directories,
+    reporter: &mut Option<StartReporter>,
+) -> Result<ExitCode, Report> {
+    let mut timings = Timings::start();
+    let registry = Registry::open(directories.machines())?;
+    // From here on nobody else starts or removes it.
+    let (machine, control) = registry.take_over(&machine.record.id)?;
+    let name = machine.record().name.to_string();
+    let blueprint = Blueprint::read(machine.directory(), &name)?;
+    let choices = MachineChoices {
+        verbose_kernel: client.verbose_kernel,
+        ..blueprint.choices()?
+    };
+    let disk = storage::open(machine.directory(), choices.storage.unwrap_or_default())?;
+    let kvm = open_kvm()?;
+    let quirks = Quirks::of_host(&directories.host_cache())?;
+    let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
+    timings.end_of("host");
+
+    let workload = blueprint.workload;
+    let has_terminal = workload.has_terminal();
+    let interactive = client.interactive && blueprint.interactive;
+    if has_terminal && interactive && !io::stdin().is_terminal() {
+        return Err(RunError::NoTerminal.into());
+    }
+    let (image, _) = open_image(
+        &RunImage::Name(&machine.record().image.id),
+        &ImportLimitArgs::default(),
+        directories,
+    )?;
+    timings.end_of("image");
+    let log = match client.attach {
+        true => None,
+        false => machine.record().settings.log.filter(LogConfig::is_kept),
+    };
+    let log = log.map(Log::new).transpose()?;
+    let streams = match &log {
+        None => client_streams(client.attach, interactive, has_terminal),
+        Some(log) => log.streams(has_terminal),
+    };
+    let mut plan = RunPlan::decide(image, guest, workload, &choices, quirks, streams.declared())?;
+    plan.machine.storage = Some(disk);
+    let beginning = Beginning {
+        kvm: &kvm,
+        plan,
+        choices: &choices,
+        machine,
+        control,
+        // From here on a signal ends the machine in good order.
+        signals: Signals::take()?,
+        streams,
+        log: log.as_ref(),
+        has_terminal: has_terminal && client.attach,
+        takes_keys: has_terminal && interactive,
+        templates: &TemplateArgs::default(),
+    };
+    let (outcome, _) = beginning.attend(&registry, directories, reporter, &mut timings)?;
+    report_outcome(&outcome)
+}
+
+/// Why a machine was not created or started.
+#[derive(Debug, thiserror::Error)]
+enum CreateError {
+    /// A flag means nothing here.
+    #[error("a machine cannot be created with {0}")]
+    Flag(&'static str),
+    /// There is one output.
+    #[error("only one machine can be attached to")]
+    AttachSeveral,
+    /// Its output goes elsewhere.
+    #[error("machine '{0}' runs already, and its output cannot be had afterwards")]
+    AttachRunning(String),
+}
+
+impl Help for CreateError {
+    fn help(&self) -> Option<String> {
+        match self {
+            Self::Flag(_) => Some("use it with `vmm run`".to_owned()),
+            Self::AttachSeveral => Some("start the others without -a and -i".to_owned()),
+            Self::AttachRunning(_) => None,
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What a machine was created with: all that a second start cannot ask the person for again.
+//!
+//! Everything is decided: variables are filled in, a seccomp profile is compiled. The image is that of the machine's record.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::StorageSize;
+use crate::limits::{CpuQuota, MemoryLimit};
+use crate::plan::MachineChoices;
+use crate::report::Help;
+use crate::state::BLUEPRINT;
+use crate::workload::Workload;
+
+/// The format that this program reads and writes.
+const FORMAT: u32 = 1;
+/// The file while it is written.
+const NEXT_BLUEPRINT: &str = "blueprint.json.next";
+/// A configuration of 4 MiB that was handed in may be longer as a part of this.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// What a machine was created with.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Blueprint {
+    format: u32,
+    /// What it runs.
+    pub workload: Workload,
+    /// Whether its standard input is to be open.
+    pub interactive: bool,
+    /// As they would be typed.
+    cpus: String,
+    memory: String,
+    storage: String,
+}
+
+/// A blueprint that cannot be used.
+#[derive(Debug, Error)]
+pub enum BlueprintError {
+    /// The machine was not created to be started again.
+    #[error("machine '{0}' cannot be started again: nothing of it was kept")]
+    None(String),
+    /// It cannot be written.
+    #[error("cannot write down what the machine is created with, in {}", path.display())]
+    Write {
+        /// The machine's directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It cannot be read.
+    #[error("cannot read what the machine was created with, in {}", path.display())]
+    Read {
+        /// The machine's directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is of another version.
+    #[error("what the machine was created with has format {found}; this vmm knows {FORMAT}")]
+    Format {
+        /// The one that it has.
+        found: u32,
+    },
+    /// A limit makes no sense.
+    #[error("what the machine was created with makes no sense: {0}")]
+    Limit(String),
+}
+
+impl Help for BlueprintError {
+    fn help(&self) -> Option<String> {
+        match self {
+            Self::None(_) => {
+                Some("machines of `vmm create` and `vmm run -d --storage SIZE` are kept".to_owned())
+            }
+            Self::Read { .. } | Self::Format { .. } | Self::Limit(_) => {
+                Some("remove it with `vmm rm`, and create another one".to_owned())
+            }
+            Self::Write { .. } => None,
+        }
+    }
+}
+
+impl Blueprint {
+    /// Notes what a machine is created with.
+    #[must_use]
+    pub fn new(
+        workload: Workload,
+        interactive: bool,
+        choices: &MachineChoices,
+        storage: StorageSize,
+    ) -> Self {
+        Self {
+            format: FORMAT,
+            workload,
+            interactive,
+            cpus: choices.cpus.to_string(),
+            memory: choices.memory.to_string(),
+            storage: storage.to_string(),
+        }
+    }
+
+    /// The machine, as the person chose it.
+    ///
+    /// # Errors
+    ///
+    /// If no version of this program writes such limits.
+    pub fn choices(&self) -> Result<MachineChoices, BlueprintError> {
+        fn limit<T: FromStr<Err: ToString>>(text: &str) -> Result<T, BlueprintError> {
+            T::from_str(text).map_err(|error| BlueprintError::Limit(error.to_string()))
+        }
+        Ok(MachineChoices {
+            cpus: limit::<CpuQuota>(&self.cpus)?,
+            memory: limit::<MemoryLimit>(&self.memory)?,
+            kernel: None,
+            verbose_kernel: false,
+            storage: Some(limit::<StorageSize>(&self.storage)?),
+        })
+    }
+
+    /// Writes it into a machine's directory, whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// [`BlueprintError::Write`].
+    pub fn write(&self, directory: &Path) -> Result<(), BlueprintError> {
+        let write = || {
+            let next = directory.join(NEXT_BLUEPRINT);
+            let mut text = serde_json::to_vec(self)?;
+            text.push(b'\n');
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&next)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&next, directory.join(BLUEPRINT))?;
+            File::open(directory)?.sync_all()
+        };
+        write().map_err(|source| BlueprintError::Write {
+            path: directory.to_owned(),
+            source,
+        })
+    }
+
+    /// Reads that of the machine with this name.
+    ///
+    /// # Errors
+    ///
+    /// [`BlueprintError::None`] if there is none, or what is wrong with it.
+    pub fn read(directory: &Path, name: &str) -> Result<Self, BlueprintError> {
+        let failed = |source| BlueprintError::Read {
+            path: directory.to_owned(),
+            source,
+        };
+        let file = match File::open(directory.join(BLUEPRINT)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(BlueprintError::None(name.to_owned()));
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let mut text = Vec::new();
+        file.take(MAX_BYTES)
+            .read_to_end(&mut text)
+            .map_err(failed)?;
+        /// What every version has.
+        #[derive(Deserialize)]
+        struct Versioned {
+            format: u32,
+        }
+        let Versioned { format } =
+            serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
+        if format != FORMAT {
+            return Err(BlueprintError::Format { found: format });
+        }
+        serde_json::from_slice(&text).map_err(|error| failed(error.into()))
+    }
+}

@@ -1,0 +1,269 @@
+//! The disk of a kept machine.
+//!
+//! It begins as a copy of the guest image's empty file system, which the guest makes as large as the disk. Whoever opens it locks
+//! it; the VM process inherits the lock, so that a monitor that was killed does not free the disk before its VM process is gone.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use super::StorageSize;
+use super::sparse::{copy_extent, data_extents};
+use crate::report::Help;
+
+/// The disk's file in a machine's directory.
+const DISK: &str = "disk";
+/// The disk while it is made.
+const NEXT_DISK: &str = "disk.next";
+/// How long a VM process that was killed may take to let go of its disk.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait before looking again whether it has.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// A disk that cannot be used.
+#[derive(Debug, Error)]
+pub enum DiskError {
+    /// It cannot be made.
+    #[error("cannot make the machine's disk {}", path.display())]
+    Make {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It cannot be opened.
+    #[error("cannot open the machine's disk {}", path.display())]
+    Open {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Something else has its name.
+    #[error("the machine's disk {} is not a file", .0.display())]
+    NotAFile(PathBuf),
+    /// It is not as long as it was made.
+    #[error(
+        "the machine's disk {} is {found_bytes} bytes long, not {expected_bytes}",
+        path.display()
+    )]
+    OtherLength {
+        /// Where.
+        path: PathBuf,
+        /// How long it is.
+        found_bytes: u64,
+        /// How long it was made.
+        expected_bytes: u64,
+    },
+    /// Another process has it.
+    #[error("the machine's disk {} is in use", .0.display())]
+    InUse(PathBuf),
+}
+
+impl Help for DiskError {
+    fn help(&self) -> Option<String> {
+        let help = match self {
+            Self::Make { .. } => {
+                "the file system of the machines' directory needs room, and must know files of that size"
+            }
+            Self::Open { .. } | Self::NotAFile(_) | Self::OtherLength { .. } => {
+                "what the machine had written is lost: remove it with `vmm rm`, or put the disk back"
+            }
+            Self::InUse(_) => "end the process that has it open",
+        };
+        Some(help.to_owned())
+    }
+}
+
+/// Makes the disk of the machine in `directory` out of an empty file system, and opens it.
+///
+/// # Errors
+///
+/// If it cannot be written; nothing of it stays behind.
+pub fn make(directory: &Path, blank: &File, size: StorageSize) -> Result<File, DiskError> {
+    fill(directory, size.bytes(), |disk| copy_data(blank, disk))
+}
+
+/// Makes the disk of the machine in `directory`, which `fill` fills, and opens it.
+///
+/// # Errors
+///
+/// If it cannot be written; nothing of it stays behind.
+pub fn fill(
+    directory: &Path,
+    length_bytes: u64,
+    fill: impl FnOnce(&File) -> io::Result<()>,
+) -> Result<File, DiskError> {
+    let path = directory.join(DISK);
+    let next = directory.join(NEXT_DISK);
+    let write = || {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&next)?;
+        file.lock()?;
+        file.set_len(length_bytes)?;
+        fill(&file)?;
+        file.sync_all()?;
+        fs::rename(&next, &path)?;
+        Ok(file)
+    };
+    write().map_err(|source| {
+        // What cannot be removed is removed with the machine.
+        let _ = fs::remove_file(&next);
+        DiskError::Make {
+            path: path.clone(),
+            source,
+        }
+    })
+}
+
+/// Copies what is in a sparse file, and none of its holes.
+fn copy_data(from: &File, to: &File) -> io::Result<()> {
+    for extent in data_extents(from)? {
+        copy_extent((from, 0), (to, 0), extent, &mut crc32fast::Hasher::new())?;
+    }
+    Ok(())
+}
+
+/// Opens the disk of the machine in `directory`, which was made with this size, and locks it for as long as it is open.
+///
+/// # Errors
+///
+/// If it is not what it was, or somebody else has it.
+pub fn open(directory: &Path, size: StorageSize) -> Result<File, DiskError> {
+    let path = directory.join(DISK);
+    let failed = |source| DiskError::Open {
+        path: path.clone(),
+        source,
+    };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(&path)
+        .map_err(|source| match source.raw_os_error() {
+            Some(libc::ELOOP | libc::EISDIR | libc::ENXIO) => DiskError::NotAFile(path.clone()),
+            _ => failed(source),
+        })?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(DiskError::NotAFile(path));
+    }
+    if metadata.len() != size.bytes() {
+        return Err(DiskError::OtherLength {
+            path,
+            found_bytes: metadata.len(),
+            expected_bytes: size.bytes(),
+        });
+    }
+    let deadline = Instant::now() + RELEASE_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            Err(TryLockError::WouldBlock) => return Err(DiskError::InUse(path)),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+
+    use super::*;
+
+    /// An empty file system, as far as this room knows: some bytes between holes.
+    fn blank() -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(b"first", 0).unwrap();
+        file.write_all_at(b"second", 8 << 20).unwrap();
+        file.set_len(32 << 20).unwrap();
+        file
+    }
+
+    fn made() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        make(directory.path(), &blank(), StorageSize::default()).unwrap();
+        let disk = directory.path().join(DISK);
+        (directory, disk)
+    }
+
+    fn refusal(directory: &tempfile::TempDir) -> DiskError {
+        open(directory.path(), StorageSize::default()).unwrap_err()
+    }
+
+    #[test]
+    fn a_disk_has_what_the_blank_has_and_takes_no_more_room() {
+        let (directory, disk) = made();
+
+        let opened = open(directory.path(), StorageSize::default()).unwrap();
+
+        let mut bytes = [0; 6];
+        opened.read_exact_at(&mut bytes, 8 << 20).unwrap();
+        let metadata = fs::metadata(disk).unwrap();
+        assert_eq!(&bytes, b"second");
+        assert_eq!(metadata.len(), 10 << 30);
+        assert!(metadata.blocks() * 512 < 1 << 20);
+        assert_eq!(metadata.mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_disk_that_could_not_be_made_leaves_nothing() {
+        let (directory, disk) = made();
+        fs::remove_file(&disk).unwrap();
+        fs::create_dir(&disk).unwrap();
+
+        let error = make(directory.path(), &blank(), StorageSize::default()).unwrap_err();
+
+        assert!(matches!(error, DiskError::Make { .. }));
+        assert!(!directory.path().join(NEXT_DISK).exists());
+    }
+
+    #[test]
+    fn a_disk_of_another_length_is_not_used() {
+        let (directory, disk) = made();
+        let file = OpenOptions::new().write(true).open(disk).unwrap();
+        file.set_len(1 << 20).unwrap();
+
+        assert!(matches!(
+            refusal(&directory),
+            DiskError::OtherLength {
+                found_bytes: 1_048_576,
+                ..
+            }
+        ));
+    }
+
+    #[test]
+    fn a_disk_that_is_gone_is_missed() {
+        let (directory, disk) = made();
+        fs::remove_file(disk).unwrap();
+
+        assert!(matches!(refusal(&directory), DiskError::Open { .. }));
+    }
+
+    #[test]
+    fn a_link_or_a_directory_is_no_disk() {
+        let (directory, disk) = made();
+        let elsewhere = directory.path().join("elsewhere");
+        fs::rename(&disk, &elsewhere).unwrap();
+        symlink(&elsewhere, &disk).unwrap();
+        let link = refusal(&directory);
+        fs::remove_file(&disk).unwrap();
+        fs::create_dir(&disk).unwrap();
+        let other = refusal(&directory);
+
+        assert!(matches!(link, DiskError::NotAFile(_)));
+        assert!(matches!(other, DiskError::NotAFile(_)));
+    }
+}
