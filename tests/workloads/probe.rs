@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::{Command, ExitCode, exit};
-use std::{env, thread, time};
+use std::{env, ptr, thread, time};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -77,8 +77,8 @@ fn fill(bytes: usize) {
     }
 }
 
-/// Two processes fill the vector registers with patterns of their own and yield to each other; each says how often
-/// it found somebody else's pattern.
+/// Two processes fill the vector registers with patterns of their own, while signals come whose handler clears them; each says how
+/// often it found something else there.
 fn registers() {
     let me = env::current_exe().unwrap_or_else(|_| exit(96));
     let start = |pattern: &str| {
@@ -96,7 +96,11 @@ fn hold_registers(pattern: u64) {
     let wide = std::is_x86_feature_detected!("avx");
     let value = [pattern.wrapping_mul(0x0101_0101_0101_0101); 4];
     let (mut low_lost, mut high_lost) = (0, 0);
+    let stack = take_signals();
     for _ in 0..ROUNDS {
+        // The kernel finds no page where it puts the next signal's frame, and the registers in it.
+        // SAFETY: no handler runs on it but between these instructions, and one that comes later starts at its top again.
+        unsafe { madvise(stack, SIGNAL_STACK_BYTES, MADV_DONTNEED) };
         let mut after = value;
         if wide {
             // SAFETY: the processor has AVX; reads and writes 32 bytes of arrays that long.
@@ -135,6 +139,60 @@ fn hold_registers(pattern: u64) {
     }
     let bits = if wide { 256 } else { 128 };
     println!("pattern {pattern}: {bits} bits, low halves lost {low_lost}, high halves lost {high_lost}");
+}
+
+/// Lets a signal come every few milliseconds, on a stack of its own, which comes back.
+fn take_signals() -> *mut c_void {
+    const SIGALRM: c_int = 14;
+    const ITIMER_REAL: c_int = 0;
+    const PERIOD_US: i64 = 20_000;
+    // SAFETY: a new mapping; what the kernel is given are its own structures (sigaltstack(2), sigaction(2), setitimer(2)), filled in.
+    unsafe {
+        let stack = mmap(ptr::null_mut(), SIGNAL_STACK_BYTES, 3, 0x22, -1, 0);
+        let on_it = SignalStack { start: stack, flags: 0, length: SIGNAL_STACK_BYTES };
+        let action = SignalAction { handler: clear_registers, mask: [0; 16], flags: SA_ONSTACK | SA_RESTART, restorer: 0 };
+        let timer = [0, PERIOD_US, 0, PERIOD_US];
+        if sigaltstack(&on_it, ptr::null_mut()) != 0
+            || sigaction(SIGALRM, &action, ptr::null_mut()) != 0
+            || setitimer(ITIMER_REAL, &timer, ptr::null_mut()) != 0
+        {
+            exit(92);
+        }
+        stack
+    }
+}
+
+/// Leaves nothing in a register that is compared.
+extern "C" fn clear_registers(_signal: c_int) {
+    if std::is_x86_feature_detected!("avx") {
+        // SAFETY: the processor has AVX.
+        unsafe { asm!("vpxor xmm7, xmm7, xmm7", out("ymm7") _) };
+    } else {
+        // SAFETY: every x86-64 has SSE2.
+        unsafe { asm!("pxor xmm7, xmm7", out("xmm7") _) };
+    }
+}
+
+const SIGNAL_STACK_BYTES: usize = 64 << 10;
+const MADV_DONTNEED: c_int = 4;
+const SA_ONSTACK: c_int = 0x0800_0000;
+const SA_RESTART: c_int = 0x1000_0000;
+
+/// `stack_t`
+#[repr(C)]
+struct SignalStack {
+    start: *mut c_void,
+    flags: c_int,
+    length: usize,
+}
+
+/// `struct sigaction`
+#[repr(C)]
+struct SignalAction {
+    handler: extern "C" fn(c_int),
+    mask: [u64; 16],
+    flags: c_int,
+    restorer: usize,
 }
 
 /// How often each process looks.
@@ -311,6 +369,11 @@ fn hexadecimal(bytes: &[u8]) -> String {
 
 // Of the C library that the standard library is linked with.
 unsafe extern "C" {
+    fn mmap(address: *mut c_void, length: usize, access: c_int, flags: c_int, file: c_int, offset: i64) -> *mut c_void;
+    fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
+    fn sigaltstack(new: *const SignalStack, old: *mut SignalStack) -> c_int;
+    fn sigaction(signal: c_int, new: *const SignalAction, old: *mut SignalAction) -> c_int;
+    fn setitimer(which: c_int, new: *const [i64; 4], old: *mut [i64; 4]) -> c_int;
     fn getrandom(buffer: *mut c_void, length: usize, flags: u32) -> isize;
     fn getauxval(kind: u64) -> u64;
     fn sched_setaffinity(thread: c_int, length: usize, mask: *const c_void) -> c_int;

@@ -18,20 +18,6 @@ fn nothing_is_worked_around() {
 
 #[test]
 #[ignore = "needs a complete KVM: the lab runs it"]
-fn whole_vector_registers_survive_other_processes() {
-    let fixture = Fixture::with_machines();
-
-    let done = fixture
-        .run(&busybox_with_probe(&fixture), &[], &["probe", "registers"])
-        .run();
-
-    done.code_is(0)
-        .stdout_has("pattern 1: 256 bits, low halves lost 0, high halves lost 0")
-        .stdout_has("pattern 2: 256 bits, low halves lost 0, high halves lost 0");
-}
-
-#[test]
-#[ignore = "needs a complete KVM: the lab runs it"]
 fn four_processors_work() {
     let fixture = Fixture::with_machines();
     // Each processor counts what its own processes used.

@@ -14,6 +14,7 @@ mod running;
 mod saved;
 mod shape;
 mod vcpu;
+mod xsave;
 
 use std::fs::File;
 use std::io;
@@ -570,6 +571,7 @@ impl Board {
                     index: usize::from(apic_id),
                     fd,
                     buses: self.buses.clone(),
+                    memory: self.memory.all.clone(),
                     notifier: self.notifier.clone(),
                     gate: self.gate.clone(),
                 })

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use devices::bus::{Bus, MmioAddress, PioAddress};
+use devices::virtio::DeviceMemory;
 use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, KVMIO, kvm_regs, kvm_xsave};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
@@ -11,12 +12,18 @@ use vmm_sys_util::ioctl_iow_nr;
 use vmm_sys_util::signal::clear_signal;
 
 use super::Notice;
+use super::arch::paging::Fault;
 use super::notice::Notifier;
+use super::xsave::Xsave;
 
 /// Breakpoint exception, #BP.
 const BREAKPOINT_VECTOR: u8 = 3;
 /// Invalid opcode, #UD.
 const INVALID_OPCODE_VECTOR: u8 = 6;
+/// General protection, #GP.
+const GENERAL_PROTECTION_VECTOR: u8 = 13;
+/// Page fault, #PF.
+const PAGE_FAULT_VECTOR: u8 = 14;
 /// Linux processes lie below (Documentation/arch/x86/x86_64/mm.rst, four-level page tables).
 const USER_SPACE_END: u64 = 1 << 47;
 /// Set in `emulation_failure.flags` when KVM gives the instruction's bytes (KVM API,
@@ -39,6 +46,7 @@ pub(super) struct Vcpu {
     pub(super) index: usize,
     pub(super) fd: VcpuFd,
     pub(super) buses: Buses,
+    pub(super) memory: DeviceMemory,
     pub(super) notifier: Notifier,
     pub(super) gate: Gate,
 }
@@ -193,7 +201,7 @@ impl Vcpu {
     }
 
     /// Does what a processor would have done for the instructions that some hosts cannot emulate in the guest's kernel
-    /// ([`Quirk::NoInt3`](super::host::Quirk), [`Quirk::NoFwait`](super::host::Quirk)); anything else ends the machine.
+    /// ([`Quirk`](super::host::Quirk): `NoInt3`, `NoFwait`, `NoXsave`); anything else ends the machine.
     fn repair_emulation(&mut self) -> Next {
         let (suberror, instruction) = self.failed_instruction();
         let regs = match self.fd.get_regs() {
@@ -210,9 +218,12 @@ impl Vcpu {
         }
         let repaired = match instruction.first() {
             Some(&OPCODE_INT3) => self.deliver_breakpoint(&regs),
-            Some(&OPCODE_FWAIT) => self.step_over(&regs),
+            Some(&OPCODE_FWAIT) => self.step_over(&regs, 1),
             // In a process it is the process's own affair.
-            _ if regs.rip < USER_SPACE_END => self.raise(INVALID_OPCODE_VECTOR),
+            _ if regs.rip < USER_SPACE_END => self.raise(INVALID_OPCODE_VECTOR, None),
+            _ if let Some(instruction) = Xsave::decode(&instruction) => {
+                self.execute(instruction, &regs)
+            }
             _ => {
                 let bytes: Vec<String> = instruction
                     .iter()
@@ -256,22 +267,40 @@ impl Vcpu {
 
     /// #BP is a trap: the frame's instruction pointer is behind the `int3` (Intel SDM 3A, section 6.15).
     fn deliver_breakpoint(&self, regs: &kvm_regs) -> Result<(), kvm_ioctls::Error> {
-        self.step_over(regs)?;
-        self.raise(BREAKPOINT_VECTOR)
+        self.step_over(regs, 1)?;
+        self.raise(BREAKPOINT_VECTOR, None)
     }
 
-    /// Lets the guest take an exception without an error code when it is entered next.
-    fn raise(&self, vector: u8) -> Result<(), kvm_ioctls::Error> {
+    /// Does what the instruction does, or lets the guest take the fault that it ends in.
+    fn execute(&self, instruction: Xsave, regs: &kvm_regs) -> Result<(), kvm_ioctls::Error> {
+        match instruction.execute(&self.fd, &self.memory, regs)? {
+            Ok(regs) => self.step_over(&regs, instruction.length_bytes()),
+            Err(Fault::GeneralProtection) => self.raise(GENERAL_PROTECTION_VECTOR, Some(0)),
+            Err(Fault::Page {
+                address,
+                error_code,
+            }) => {
+                let mut special = self.fd.get_sregs()?;
+                special.cr2 = address;
+                self.fd.set_sregs(&special)?;
+                self.raise(PAGE_FAULT_VECTOR, Some(error_code))
+            }
+        }
+    }
+
+    /// Lets the guest take an exception when it is entered next.
+    fn raise(&self, vector: u8, error_code: Option<u32>) -> Result<(), kvm_ioctls::Error> {
         let mut events = self.fd.get_vcpu_events()?;
         events.exception.injected = 1;
         events.exception.nr = vector;
-        events.exception.has_error_code = 0;
+        events.exception.has_error_code = u8::from(error_code.is_some());
+        events.exception.error_code = error_code.unwrap_or_default();
         self.fd.set_vcpu_events(&events)
     }
 
-    fn step_over(&self, regs: &kvm_regs) -> Result<(), kvm_ioctls::Error> {
+    fn step_over(&self, regs: &kvm_regs, length_bytes: u64) -> Result<(), kvm_ioctls::Error> {
         self.fd.set_regs(&kvm_regs {
-            rip: regs.rip.wrapping_add(1),
+            rip: regs.rip.wrapping_add(length_bytes),
             ..*regs
         })
     }

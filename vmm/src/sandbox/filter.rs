@@ -11,8 +11,13 @@ const KVMIO: u64 = 0xae00;
 const KVM_RUN: u64 = KVMIO | 0x80;
 const KVM_GET_REGS: u64 = KVMIO | 0x81;
 const KVM_SET_REGS: u64 = KVMIO | 0x82;
+const KVM_GET_SREGS: u64 = KVMIO | 0x83;
+const KVM_SET_SREGS: u64 = KVMIO | 0x84;
 const KVM_GET_VCPU_EVENTS: u64 = KVMIO | 0x9f;
 const KVM_SET_VCPU_EVENTS: u64 = KVMIO | 0xa0;
+const KVM_GET_XSAVE: u64 = KVMIO | 0xa4;
+const KVM_SET_XSAVE: u64 = KVMIO | 0xa5;
+const KVM_GET_XCRS: u64 = KVMIO | 0xa6;
 const REQUEST_MASK: u32 = 0xffff;
 /// What is read of a machine to write it down, all of it read-only or as good as that (`KVM_GET_IRQCHIP`, which is `_IOWR`,
 /// names the controller): MSR indices, irqchip, pit2, clock, MP state, regs, sregs, MSRs, LAPIC, events, debug registers, TSC
@@ -28,13 +33,13 @@ const KVM_SAVES: [u64; 16] = [
     KVMIO | 0x7c,
     KVMIO | 0x98,
     KVM_GET_REGS,
-    KVMIO | 0x83,
+    KVM_GET_SREGS,
     KVMIO | 0x88,
     KVMIO | 0x8e,
     KVMIO | 0xa1,
     KVMIO | 0xa3,
-    KVMIO | 0xa4,
-    KVMIO | 0xa6,
+    KVM_GET_XSAVE,
+    KVM_GET_XCRS,
 ];
 /// Switches a socket to non-blocking; the standard library does it this way.
 const FIONBIO: u64 = 0x5421;
@@ -109,12 +114,18 @@ const VCPU: &[i64] = &[
     libc::SYS_rt_sigtimedwait,
     libc::SYS_rt_sigpending,
 ];
+/// Entering the guest, and doing what its KVM cannot.
 const KVM_RUNS: &[u64] = &[
     KVM_RUN,
     KVM_GET_REGS,
     KVM_SET_REGS,
+    KVM_GET_SREGS,
+    KVM_SET_SREGS,
     KVM_GET_VCPU_EVENTS,
     KVM_SET_VCPU_EVENTS,
+    KVM_GET_XSAVE,
+    KVM_SET_XSAVE,
+    KVM_GET_XCRS,
 ];
 
 /// The system calls of a thread, and the requests to ioctl(2), which is none of them.

@@ -4,4 +4,5 @@ pub(super) mod boot;
 pub(super) mod cpuid;
 pub(super) mod layout;
 pub(super) mod mptable;
+pub(super) mod paging;
 pub(super) mod registers;

@@ -17,7 +17,7 @@ pub use probe::{ProbeError, open_kvm};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Quirk {
-    /// `xgetbv` fails in the guest's kernel: it must not use XSAVE to switch tasks.
+    /// `xgetbv`, `xsave` and `xrstor` fail in the guest's kernel; the VMM does them itself.
     NoXsave,
     /// `popcnt` fails in the guest's kernel.
     NoPopcnt,
@@ -41,16 +41,20 @@ pub enum Quirk {
 }
 
 impl Quirk {
-    /// The CPU feature that the guest's kernel is told to leave alone (`clearcpuid=`), as /proc/cpuinfo spells it.
-    fn cleared_feature(self) -> Option<&'static str> {
+    /// The CPU features that the guest's kernel is told to leave alone (`clearcpuid=`), as /proc/cpuinfo spells them.
+    fn cleared_features(self) -> &'static [&'static str] {
         match self {
-            Self::NoPopcnt => Some("popcnt"),
-            Self::NoSmap => Some("smap"),
-            Self::NoRdtscp => Some("rdtscp"),
-            Self::NoCx16 => Some("cx16"),
-            Self::NoErms => Some("erms"),
-            Self::NoFsrm => Some("fsrm"),
-            Self::NoXsave | Self::NoInt3 | Self::NoFwait | Self::SyscallFaults => None,
+            // What is left is what the VMM does for it: the standard format, with components that KVM lets a guest have everywhere.
+            Self::NoXsave => &[
+                "xsaveopt", "xsavec", "xsaves", "xgetbv1", "amx_tile", "mpx", "pku",
+            ],
+            Self::NoPopcnt => &["popcnt"],
+            Self::NoSmap => &["smap"],
+            Self::NoRdtscp => &["rdtscp"],
+            Self::NoCx16 => &["cx16"],
+            Self::NoErms => &["erms"],
+            Self::NoFsrm => &["fsrm"],
+            Self::NoInt3 | Self::NoFwait | Self::SyscallFaults => &[],
         }
     }
 
@@ -67,9 +71,7 @@ impl Quirk {
     #[must_use]
     pub fn description(self) -> &'static str {
         match self {
-            Self::NoXsave => {
-                "XSAVE does not work in the guest's kernel; AVX state is not switched between processes"
-            }
+            Self::NoXsave => "xsave and xrstor in the guest's kernel are done by the VMM",
             Self::NoPopcnt => "popcnt does not work in the guest's kernel",
             Self::NoSmap => "stac/clac do not work in the guest's kernel",
             Self::NoRdtscp => "rdtscp does not work in the guest's kernel",
@@ -136,10 +138,11 @@ impl Quirks {
     #[must_use]
     pub fn kernel_parameters(&self) -> Vec<String> {
         let mut parameters = Vec::new();
-        if self.has(Quirk::NoXsave) {
-            parameters.push("noxsave".to_owned());
-        }
-        let cleared: Vec<&str> = self.iter().filter_map(Quirk::cleared_feature).collect();
+        let cleared: Vec<&str> = self
+            .iter()
+            .flat_map(Quirk::cleared_features)
+            .copied()
+            .collect();
         if !cleared.is_empty() {
             parameters.push(format!("clearcpuid={}", cleared.join(",")));
         }
@@ -191,7 +194,10 @@ mod tests {
         ]));
         assert_eq!(
             quirks.kernel_parameters(),
-            ["noxsave", "clearcpuid=smap,cx16", "vmm_quirks=syscall"]
+            [
+                "clearcpuid=xsaveopt,xsavec,xsaves,xgetbv1,amx_tile,mpx,pku,smap,cx16",
+                "vmm_quirks=syscall"
+            ]
         );
     }
 
