@@ -394,7 +394,7 @@ mod tests {
             put(0x2000, 0x3003);
             put(0x3000, 0x4003);
             for page in 0..MISSING_PAGE / PAGE_BYTES {
-                put(0x4000 + 8 * page, page * PAGE_BYTES | 0b11);
+                put(0x4000 + 8 * page, (page * PAGE_BYTES) | 0b11);
             }
             let mut special = vcpu.get_sregs().unwrap();
             special.cr3 = 0x1000;
