@@ -50,14 +50,14 @@ pub(crate) fn label_of(text: &str) -> Option<(String, String)> {
 }
 
 /// Takes a number of seconds; one below zero is for ever.
-fn parse_seconds(text: &str) -> Result<i64, SecondsError> {
+pub(super) fn parse_seconds(text: &str) -> Result<i64, SecondsError> {
     text.parse().map_err(|_| SecondsError(text.to_owned()))
 }
 
 /// A time that is no number.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("'{0}' is no number of seconds")]
-struct SecondsError(String);
+pub(super) struct SecondsError(String);
 
 /// `--label` without a key.
 #[derive(Debug, Clone, thiserror::Error)]

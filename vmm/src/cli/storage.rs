@@ -3,6 +3,8 @@
 use clap::Args;
 
 use super::RunArgs;
+use super::life::parse_seconds;
+use crate::state::Signal;
 use crate::storage::{StorageSize, StorageSizeError};
 
 /// How much of what the workload writes is kept.
@@ -90,17 +92,19 @@ Examples:
   vmm restart web
   vmm restart -t 2 web worker")]
 pub struct RestartArgs {
-    /// Seconds that the command may take to end before it is killed; -1 for as long as it takes
+    /// The signal that asks the workload to end, by name or number [default: what it was run with]
+    #[arg(short, long, value_name = "SIGNAL")]
+    pub signal: Option<Signal>,
+    /// Kill the machine after so many seconds; -1 waits for ever [default: what it was run with, or 10]
     #[arg(
-        short = 't',
+        short,
         long,
-        visible_alias = "timeout",
+        visible_alias = "time",
         value_name = "SECONDS",
-        default_value_t = 10,
         allow_negative_numbers = true,
-        value_parser = clap::value_parser!(i64).range(-1..)
+        value_parser = parse_seconds
     )]
-    pub time: i64,
+    pub timeout: Option<i64>,
     /// Names, ids or beginnings of ids
     #[arg(value_name = "MACHINE", required = true)]
     pub machines: Vec<String>,

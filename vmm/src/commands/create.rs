@@ -1,7 +1,6 @@
 //! `vmm create`, `vmm start` and `vmm restart`: machines that are kept, from their creation to each of their starts.
 
 use std::io::{self, IsTerminal};
-use std::time::{Duration, Instant};
 
 use super::attend::{Log, report_outcome};
 use super::each;
@@ -10,6 +9,7 @@ use super::output::print_line;
 use super::run::{
     Beginning, Decided, RunError, decide, in_background, keep, machine_choices, open_image,
 };
+use super::stop;
 use crate::cli::{
     CreateArgs, GlobalArgs, ImportLimitArgs, RestartArgs, RunArgs, RunImage, StartArgs,
     TemplateArgs,
@@ -22,17 +22,9 @@ use crate::monitor::{MonitorError, Signals, client_streams};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
-use crate::state::{
-    ControlClient, ControlError, ImageLabel, Machine, MachineId, NewMachine, Registry, Signal,
-    StartReporter, StateError,
-};
+use crate::state::{ImageLabel, MachineId, NewMachine, Registry, StartReporter};
 use crate::storage::{self, Blueprint};
 use crate::timings::Timings;
-
-/// How long a machine may take from its workload's end until its files are on the disk and its monitor is gone.
-const END_PATIENCE: Duration = Duration::from_secs(90);
-/// How long to wait before looking again whether it is gone.
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// Creates a machine and prints its id.
 pub(super) fn create(
@@ -108,13 +100,14 @@ pub(super) fn start(
         if machine.alive {
             return Err(CreateError::AttachRunning(machine.record.name.to_string()).into());
         }
-        return start_here(&machine, &client, directories, &mut None);
+        return start_here(&machine.record.id, &client, directories, &mut None);
     }
     each(&arguments.machines, |reference| {
         let machine = registry.find(reference)?;
         // As with docker, what runs need not be started.
         if !machine.alive {
-            in_background(|reporter| start_here(&machine, &client, directories, reporter))?;
+            let id = &machine.record.id;
+            in_background(|reporter| start_here(id, &client, directories, reporter))?;
         }
         print_line(reference)
     })
@@ -131,48 +124,16 @@ pub(super) fn restart(
         interactive: false,
         verbose_kernel: global.verbose > 1,
     };
-    let patience = u64::try_from(arguments.time).ok().map(Duration::from_secs);
     let registry = Registry::open(directories.machines())?;
     each(&arguments.machines, |reference| {
         let machine = registry.find(reference)?;
-        let blueprint = Blueprint::read(&machine.directory, machine.record.name.as_str())?;
-        if machine.alive {
-            stop(&machine, blueprint.workload.stop_signal(), patience)?;
-            await_end(&registry, &machine)?;
-        }
-        in_background(|reporter| start_here(&machine, &client, directories, reporter))?;
+        // One that cannot be started again is left running.
+        Blueprint::read(&machine.directory, machine.record.name.as_str())?;
+        let id = machine.record.id.clone();
+        stop::end(&registry, machine, arguments.signal, arguments.timeout)?;
+        in_background(|reporter| start_here(&id, &client, directories, reporter))?;
         print_line(reference)
     })
-}
-
-/// Asks the workload to end, and kills it if it has not within `patience`; without one it may take as long as it likes.
-fn stop(machine: &Machine, signal: u8, patience: Option<Duration>) -> Result<(), ControlError> {
-    let ended = |result| match result {
-        Err(ControlError::NotRunning(_)) => Ok(()),
-        other => other,
-    };
-    let connect = || ControlClient::connect(&machine.directory);
-    let signal = Signal::try_from(signal).unwrap_or(Signal::KILL);
-    if patience != Some(Duration::ZERO) {
-        ended(connect().and_then(|mut client| client.kill(signal)))?;
-        // Whatever keeps it from being heard, the next look shows whether it is gone.
-        if connect().and_then(|client| client.wait(patience)).is_ok() {
-            return Ok(());
-        }
-    }
-    ended(connect().and_then(|mut client| client.kill(Signal::KILL)))
-}
-
-/// Waits until a machine's monitor has let go of it.
-fn await_end(registry: &Registry, machine: &Machine) -> Result<(), StateError> {
-    let deadline = Instant::now() + END_PATIENCE;
-    loop {
-        match registry.find(machine.record.id.as_str())?.alive {
-            false => return Ok(()),
-            true if Instant::now() < deadline => std::thread::sleep(PAUSE),
-            true => return Err(StateError::Alive(machine.record.id.clone())),
-        }
-    }
 }
 
 /// What the machine is for whoever starts it.
@@ -184,7 +145,7 @@ struct Client {
 
 /// Starts a machine with this process as its monitor. `reporter` is taken once a waiting client knows that the workload runs.
 fn start_here(
-    machine: &Machine,
+    id: &MachineId,
     client: &Client,
     directories: &Directories,
     reporter: &mut Option<StartReporter>,
@@ -192,7 +153,7 @@ fn start_here(
     let mut timings = Timings::start();
     let registry = Registry::open(directories.machines())?;
     // From here on nobody else starts or removes it.
-    let (machine, control) = registry.take_over(&machine.record.id)?;
+    let (machine, control) = registry.take_over(id)?;
     let name = machine.record().name.to_string();
     let blueprint = Blueprint::read(machine.directory(), &name)?;
     let choices = MachineChoices {

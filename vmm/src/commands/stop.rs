@@ -30,7 +30,10 @@ pub(super) fn stop(arguments: &StopArgs, directories: &Directories) -> Result<Ex
     let mut begun = arguments
         .machines
         .iter()
-        .map(|reference| begin(&registry, reference, arguments))
+        .map(|reference| {
+            let machine = registry.find(reference)?;
+            begin(&registry, machine, arguments.signal, arguments.timeout)
+        })
         .collect::<Vec<_>>()
         .into_iter();
     each(&arguments.machines, |reference| {
@@ -41,13 +44,26 @@ pub(super) fn stop(arguments: &StopArgs, directories: &Directories) -> Result<Ex
     })
 }
 
+/// Asks a machine to end, by the signal and within the seconds that its record says unless others are given, and waits for it.
+pub(super) fn end(
+    registry: &Registry,
+    machine: Machine,
+    signal: Option<Signal>,
+    timeout_seconds: Option<i64>,
+) -> Result<(), Report> {
+    match begin(registry, machine, signal, timeout_seconds)? {
+        Some(stopping) => finish(registry, stopping),
+        None => Ok(()),
+    }
+}
+
 /// Asks a machine to end; nothing if it has ended.
 fn begin(
     registry: &Registry,
-    reference: &str,
-    arguments: &StopArgs,
+    machine: Machine,
+    signal: Option<Signal>,
+    timeout_seconds: Option<i64>,
 ) -> Result<Option<Stopping>, Report> {
-    let machine = registry.find(reference)?;
     if !machine.alive {
         return Ok(None);
     }
@@ -60,8 +76,8 @@ fn begin(
         other => other?,
     };
     let settings = &machine.record.settings;
-    let signal = arguments.signal.or(settings.stop_signal);
-    let timeout = arguments.timeout.or(settings.stop_timeout_seconds);
+    let signal = signal.or(settings.stop_signal);
+    let timeout = timeout_seconds.or(settings.stop_timeout_seconds);
     let timeout = u64::try_from(timeout.unwrap_or(DEFAULT_TIMEOUT_SECONDS)).ok();
     let asked = Instant::now();
     control.kill(signal.unwrap_or(Signal::TERM))?;

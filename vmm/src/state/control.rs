@@ -657,8 +657,7 @@ impl ControlClient {
 
     fn ask(&mut self, request: &Request) -> Result<Reply, ControlError> {
         let failed = |error| ControlError::io(&self.directory, error);
-        let mut line = serde_json::to_vec(request).map_err(|error| failed(error.into()))?;
-        line.push(b'\n');
+        let line = line(request).map_err(failed)?;
         self.stream.get_mut().write_all(&line).map_err(failed)?;
         let mut reply = Vec::new();
         (&mut self.stream)
