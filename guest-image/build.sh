@@ -25,6 +25,8 @@ cd "$checkout"
 triple=x86_64-unknown-linux-gnu
 cargo fetch --quiet --locked --target "$triple"
 RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static"
+# What is read and what is executed in one huge page.
+RUSTFLAGS="$RUSTFLAGS -C link-arg=-Wl,--no-rosegment,-z,max-page-size=0x200000,-T,guest-image/agent/text.ld"
 RUSTFLAGS="$RUSTFLAGS --remap-path-prefix=$checkout=/vmm --remap-path-prefix=$(rustc --print sysroot)=/rust"
 for registry in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do
     RUSTFLAGS="$RUSTFLAGS --remap-path-prefix=$registry=/registry"
