@@ -112,7 +112,12 @@ pub(crate) fn join(
         }),
         Side::Child => {
             drop(ours);
-            let failure = match joint.enter(container, &theirs) {
+            let joined = process
+                .affinity
+                .begin()
+                .and_then(|()| joint.enter(container, &theirs))
+                .and_then(|()| process.affinity.settle());
+            let failure = match joined {
                 Ok(()) => {
                     child::become_program(Part::Joined, container, process, child_stdio, &theirs)
                 }

@@ -16,7 +16,7 @@ use super::mounts::{self, Mount};
 use super::namespaces::NamespacesPlan;
 use super::personality::Personality;
 use super::rlimits::{self, ResourceLimit};
-use super::scheduling::{self, IoPriority, Scheduler};
+use super::scheduling::{Affinity, IoPriority, Scheduler};
 use super::seccomp::Filter;
 use super::sysctl::{self, Sysctl};
 use super::user::UserChoice;
@@ -68,6 +68,7 @@ pub(crate) struct ProcessPlan {
     pub(crate) oom_score_adj: Option<i32>,
     pub(crate) scheduler: Option<Scheduler>,
     pub(crate) io_priority: Option<IoPriority>,
+    pub(crate) affinity: Affinity,
     pub(crate) seccomp: Option<Filter>,
     pub(crate) init: bool,
 }
@@ -109,9 +110,6 @@ impl ProcessPlan {
         user: Option<String>,
         groups: Vec<String>,
     ) -> Result<Self, StartFailure> {
-        if let Some(affinity) = &process.exec_cpu_affinity {
-            scheduling::check_exec_affinity(affinity)?;
-        }
         Ok(Self {
             hostname: None,
             domainname: None,
@@ -140,6 +138,12 @@ impl ProcessPlan {
                 .as_ref()
                 .map(IoPriority::new)
                 .transpose()?,
+            affinity: process
+                .exec_cpu_affinity
+                .as_ref()
+                .map(Affinity::new)
+                .transpose()?
+                .unwrap_or_default(),
             seccomp: None,
             init: false,
         })

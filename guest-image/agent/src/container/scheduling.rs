@@ -3,6 +3,7 @@
 
 use protocol::StartFailure;
 use rustix::process::Pid;
+use rustix::thread::CpuSet;
 use serde::{Deserialize, Serialize};
 
 use crate::spec;
@@ -132,36 +133,80 @@ impl IoPriority {
     }
 }
 
-/// Checks `process.execCPUAffinity`, which says where processes begin that join the container later. For its first process it means
-/// nothing.
-///
-/// # Errors
-///
-/// If a list of processors is none.
-pub(crate) fn check_exec_affinity(affinity: &spec::CpuAffinity) -> Result<(), StartFailure> {
-    for (field, list) in [
-        ("process.execCPUAffinity.initial", &affinity.initial),
-        ("process.execCPUAffinity.final", &affinity.last),
-    ] {
-        if !list.is_empty() && !is_cpu_list(list) {
-            return Err(invalid(
-                field,
-                format!("{list:?} is not a list of processors like 0-3,7"),
-            ));
-        }
-    }
-    Ok(())
+/// On which processors a process runs that joins the container. For its first process it means nothing.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Affinity {
+    initial: Option<Processors>,
+    last: Option<Processors>,
 }
 
-/// Whether a text is a comma-separated list of numbers and ranges.
-fn is_cpu_list(list: &str) -> bool {
-    list.split(',').all(|range| {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        match (first.trim().parse::<u32>(), last.trim().parse::<u32>()) {
-            (Ok(first), Ok(last)) => first <= last,
-            _ => false,
+/// Processors: ranges, both ends included.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+struct Processors(Vec<(usize, usize)>);
+
+impl Affinity {
+    /// Reads `process.execCPUAffinity`.
+    ///
+    /// # Errors
+    ///
+    /// If a list of processors is none.
+    pub(crate) fn new(affinity: &spec::CpuAffinity) -> Result<Self, StartFailure> {
+        let read = |field, list: &str| match list {
+            "" => Ok(None),
+            _ => Processors::read(list).map(Some).ok_or_else(|| {
+                invalid(
+                    field,
+                    format!("{list:?} is not a list of processors like 0-3,7"),
+                )
+            }),
+        };
+        Ok(Self {
+            initial: read("process.execCPUAffinity.initial", &affinity.initial)?,
+            last: read("process.execCPUAffinity.final", &affinity.last)?,
+        })
+    }
+
+    /// Takes the calling process to where it is to be on its way into the container.
+    ///
+    /// # Errors
+    ///
+    /// If it may run on none of them.
+    pub(crate) fn begin(&self) -> Result<(), StartFailure> {
+        Processors::run_on(self.initial.as_ref())
+    }
+
+    /// Takes the calling process to where it is to stay.
+    ///
+    /// # Errors
+    ///
+    /// If it may run on none of them.
+    pub(crate) fn settle(&self) -> Result<(), StartFailure> {
+        Processors::run_on(self.last.as_ref())
+    }
+}
+
+impl Processors {
+    /// Reads a comma-separated list of numbers and ranges.
+    fn read(list: &str) -> Option<Self> {
+        let range = |range: &str| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+            (first <= last && last < CpuSet::MAX_CPU).then_some((first, last))
+        };
+        list.split(',').map(range).collect::<Option<_>>().map(Self)
+    }
+
+    fn run_on(processors: Option<&Self>) -> Result<(), StartFailure> {
+        let Some(Self(ranges)) = processors else {
+            return Ok(());
+        };
+        let mut set = CpuSet::new();
+        for (first, last) in ranges {
+            (*first..=*last).for_each(|processor| set.set(processor));
         }
-    })
+        rustix::thread::sched_setaffinity(None, &set)
+            .step(|| "choosing the processors of process.execCPUAffinity".to_owned())
+    }
 }
 
 fn number<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
@@ -175,8 +220,8 @@ fn number<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
 mod tests {
     use super::*;
 
-    fn affinity(initial: &str) -> Result<(), StartFailure> {
-        check_exec_affinity(&spec::CpuAffinity {
+    fn affinity(initial: &str) -> Result<Affinity, StartFailure> {
+        Affinity::new(&spec::CpuAffinity {
             initial: initial.to_owned(),
             last: String::new(),
         })
@@ -184,15 +229,22 @@ mod tests {
 
     #[test]
     fn a_list_of_processors_has_numbers_and_ranges() {
-        assert_eq!(affinity("0-3,7"), Ok(()));
+        let processors = |ranges: &[(usize, usize)]| Affinity {
+            initial: Some(Processors(ranges.to_vec())),
+            last: None,
+        };
+        assert_eq!(affinity("0-3,7"), Ok(processors(&[(0, 3), (7, 7)])));
+        assert_eq!(affinity(""), Ok(Affinity::default()));
     }
 
     #[test]
     fn what_is_no_list_of_processors_is_refused_by_name() {
-        assert_eq!(
-            affinity("3-0").unwrap_err().step,
-            "process.execCPUAffinity.initial"
-        );
+        for list in ["3-0", "0-4294967295", "a", "0,", "-1"] {
+            assert_eq!(
+                affinity(list).unwrap_err().step,
+                "process.execCPUAffinity.initial"
+            );
+        }
     }
 
     #[test]

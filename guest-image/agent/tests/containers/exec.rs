@@ -192,6 +192,34 @@ fn streams_and_exit_code_are_the_processs_own() -> Test {
 }
 
 #[test]
+fn it_runs_on_the_processors_that_the_container_has_for_such() -> Test {
+    needs_containers!();
+    let list = "grep Cpus_allowed_list /proc/self/status | cut -f2";
+    for affinity in [json!({ "initial": "0" }), json!({ "final": "0" })] {
+        let workload = Workload::new(&["cat"]).with("/process/execCPUAffinity", affinity);
+        let mut container = Container::start(&workload)?;
+        assert_eq!(container.says(1, list)?, "0\n");
+    }
+    Ok(())
+}
+
+#[test]
+fn processors_that_there_are_none_of_are_named() -> Test {
+    needs_containers!();
+    let affinity = json!({ "final": "1023" });
+    let workload = Workload::new(&["cat"]).with("/process/execCPUAffinity", affinity);
+    let mut container = Container::start(&workload)?;
+
+    let failure = container.refusal(container.exec(1, "true", none()))?;
+
+    assert_eq!(
+        failure.step,
+        "choosing the processors of process.execCPUAffinity"
+    );
+    Ok(())
+}
+
+#[test]
 fn the_namespaces_are_those_of_the_first_process() -> Test {
     needs_containers!();
     let mut container = Container::usual()?;
