@@ -7,6 +7,7 @@ mod container;
 mod later;
 mod life;
 mod machines;
+mod statistics;
 mod storage;
 
 use std::error::Error;
@@ -33,6 +34,7 @@ pub use self::life::{InspectArgs, LifeArgs, LogsArgs, PsArgs, RenameArgs, StopAr
 pub use self::machines::{
     ExecArgs, ForkArgs, MachinesArgs, SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
 };
+pub use self::statistics::{StatsArgs, TopArgs, UpdateArgs};
 pub use self::storage::{CreateArgs, RestartArgs, StartArgs, StorageArgs};
 
 /// Runs OCI images, each in a microVM of its own.
@@ -96,6 +98,12 @@ pub enum Command {
     Ps(Later<PsArgs>),
     /// Show what a machine in the background has written
     Logs(Later<LogsArgs>),
+    /// Show what machines use of processors, memory and disks
+    Stats(Later<StatsArgs>),
+    /// List the processes of a machine
+    Top(Later<TopArgs>),
+    /// Change what machines may use
+    Update(Later<UpdateArgs>),
     /// Show what is known of machines
     Inspect(Later<InspectArgs>),
     /// Ask the workload of machines to end, and kill those that do not

@@ -42,7 +42,13 @@ impl CpuQuota {
     /// Returns the number of virtual processors that can use the quota up: the next whole number.
     #[must_use]
     pub fn vcpus(self) -> u8 {
-        u8::try_from(self.nano_cpus.div_ceil(NANO_CPUS_PER_CPU)).unwrap_or(u8::MAX)
+        Self::vcpus_of(self.nano_cpus)
+    }
+
+    /// Returns the same for a quota that was written down, in billionths of a processor.
+    #[must_use]
+    pub fn vcpus_of(nano_cpus: u64) -> u8 {
+        u8::try_from(nano_cpus.div_ceil(NANO_CPUS_PER_CPU)).unwrap_or(u8::MAX)
     }
 
     /// Tells whether the virtual processors alone enforce the quota.

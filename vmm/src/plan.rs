@@ -163,10 +163,7 @@ fn machine(
     choices: &MachineChoices,
     quirks: Quirks,
 ) -> Result<MachineConfig, PlanError> {
-    let window_bytes = match &root {
-        Root::Window(window) => window.class.bytes(),
-        Root::Disk { .. } => 0,
-    };
+    let window_bytes = root.window_bytes();
     let kernel = match &choices.kernel {
         Some(path) => File::open(path).map_err(failed(path))?,
         None => guest.kernel.try_clone().map_err(failed(&guest.directory))?,

@@ -236,6 +236,12 @@ impl Process {
         self.program().is_some() && cgroup.is_some_and(|cgroup| cgroup.freeze(is_frozen))
     }
 
+    /// Its container's cgroup, while it is its program.
+    pub(crate) fn running_cgroup(&mut self) -> Option<(Pid, &mut Cgroup)> {
+        let first = self.program()?;
+        Some((first, self.cgroup.as_mut()?))
+    }
+
     /// Sends on what it has written so far.
     pub(crate) fn flush(&mut self) {
         self.stdout.iter_mut().for_each(Output::flush);

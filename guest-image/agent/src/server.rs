@@ -7,8 +7,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use protocol::{
-    Create, Exec, FrameBuffer, Handover, Hello, MAGIC, MAX_HELLO_BYTES, MAX_REPORT_BYTES,
-    MAX_REQUEST_BYTES, Report, Request, Role, StartFailure, StreamKind, VERSION,
+    Answer, ContainerId, Create, Exec, FrameBuffer, Handover, Hello, MAGIC, MAX_HELLO_BYTES,
+    MAX_REPORT_BYTES, MAX_REQUEST_BYTES, MAX_SAMPLE_MS, Question, Report, Request, Role,
+    StartFailure, StreamKind, Usage, VERSION,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -17,13 +18,20 @@ use rustix::process::WaitOptions;
 use thiserror::Error;
 
 use crate::clone;
-use crate::container::{self, Part, Plan, ProcessPlan, Staged};
+use crate::container::{self, Part, Plan, ProcessPlan, Staged, processes};
 use crate::doorbell::Vmm;
 use crate::process::{Connection, Process, exists_already, no_such_process};
+use crate::spec::Resources;
 
 /// How many connections may wait for their hello or for the creation of their process. The host, who alone can connect, has
 /// no use for more: it has no more connections.
 const MAX_WAITING: usize = 512;
+
+/// How many questions that take a while may wait for their answers.
+const MAX_SAMPLES: usize = 256;
+
+/// Why a question about a container has no answer.
+const NOT_RUNNING: &str = "the container does not run";
 
 /// What is read from the control connection at once: a usual request.
 const READ_BYTES: usize = 4 << 10;
@@ -44,6 +52,8 @@ pub(crate) struct Server<'a> {
     processes: BTreeMap<protocol::Process, Process>,
     /// A container that was made ahead, for whoever starts first.
     staged: Option<Staged>,
+    /// Containers that are looked at for a while.
+    samples: Vec<Sample>,
     /// When what is over is cleaned up.
     tidy_at: Option<Instant>,
     /// The machine that this one is in; none in tests without one.
@@ -59,6 +69,18 @@ struct Control {
     is_understood: bool,
     /// Reports that the connection did not take yet.
     unsent: Vec<u8>,
+}
+
+/// A container whose use of the processors is looked at for a while.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    /// The question's.
+    number: u32,
+    container: ContainerId,
+    /// Processor time that it had used when that began.
+    cpu_time_us: u64,
+    began: Instant,
+    ends: Instant,
 }
 
 #[derive(Debug)]
@@ -115,6 +137,7 @@ impl<'a> Server<'a> {
             unclaimed: Vec::new(),
             processes: BTreeMap::new(),
             staged,
+            samples: Vec::new(),
             tidy_at: None,
             vmm,
         }
@@ -141,6 +164,7 @@ impl<'a> Server<'a> {
                 return stop;
             }
             self.advance_processes();
+            self.finish_samples();
             if let Some(control) = &mut self.control {
                 control.flush();
             }
@@ -187,10 +211,15 @@ impl<'a> Server<'a> {
             }
         }
         let deadlines = self.processes.values().filter_map(Process::deadline);
-        let until_deadline = deadlines.chain(self.tidy_at).min().map(|moment| {
-            let left = moment.saturating_duration_since(Instant::now());
-            Timespec::try_from(left).unwrap_or_default()
-        });
+        let samples = self.samples.iter().map(|sample| sample.ends);
+        let until_deadline = deadlines
+            .chain(self.tidy_at)
+            .chain(samples)
+            .min()
+            .map(|moment| {
+                let left = moment.saturating_duration_since(Instant::now());
+                Timespec::try_from(left).unwrap_or_default()
+            });
         rustix::event::poll(&mut fds, until_deadline.as_ref())?;
         let results = fds.iter().map(PollFd::revents);
         Ok(sources
@@ -389,6 +418,11 @@ impl<'a> Server<'a> {
                 }
             }
             Request::Attach(id) => self.attach(id),
+            Request::Ask {
+                number,
+                container,
+                question,
+            } => self.ask(number, container, question),
             Request::PowerOff | Request::Freeze { .. } => (),
         }
     }
@@ -444,6 +478,7 @@ impl<'a> Server<'a> {
         self.control = None;
         self.strangers.clear();
         self.unclaimed.clear();
+        self.samples.clear();
         self.processes.values_mut().for_each(Process::detach);
     }
 
@@ -482,7 +517,7 @@ impl<'a> Server<'a> {
                 failure: exists_already(),
             });
         }
-        let process = match self.first_of(id) {
+        let process = match self.first_in(id.container) {
             None => Err(container::ended()),
             Some(first) => {
                 let Plan {
@@ -495,14 +530,85 @@ impl<'a> Server<'a> {
         self.take_process(id, process);
     }
 
-    /// The first process of another's container.
-    fn first_of(&self, id: protocol::Process) -> Option<&Process> {
+    /// The first process of a container.
+    fn first_in(&mut self, container: ContainerId) -> Option<&mut Process> {
         let mut of_container = self
             .processes
-            .iter()
-            .filter(|(other, _)| other.container == id.container);
+            .iter_mut()
+            .filter(|(id, _)| id.container == container);
         let first = of_container.find(|(_, process)| process.part() == Part::First);
         first.map(|(_, process)| process)
+    }
+
+    /// Answers what can be answered at once, and begins with what takes a while.
+    fn ask(&mut self, number: u32, container: ContainerId, question: Question) {
+        let samples = self.samples.len();
+        let first = self.first_in(container);
+        let Some((first, cgroup)) = first.and_then(Process::running_cgroup) else {
+            return self.answer(number, Answer::Failed(NOT_RUNNING.to_owned()));
+        };
+        match question {
+            Question::Usage { .. } if samples >= MAX_SAMPLES => {
+                let message = "too much is asked at once".to_owned();
+                self.answer(number, Answer::Failed(message));
+            }
+            Question::Usage { over_ms } => {
+                let began = Instant::now();
+                let over = Duration::from_millis(over_ms.min(MAX_SAMPLE_MS).into());
+                let sample = Sample {
+                    number,
+                    container,
+                    cpu_time_us: cgroup.cpu_time_us().unwrap_or(0),
+                    began,
+                    ends: began + over,
+                };
+                self.samples.push(sample);
+            }
+            Question::Processes => {
+                for part in processes::list(first, cgroup) {
+                    self.answer(number, Answer::Processes(part));
+                }
+            }
+            Question::Limit { resources } => {
+                let limited = Resources::parse(&resources)
+                    .and_then(|resources| cgroup.limit(&resources))
+                    .map(|()| Answer::Limited);
+                self.answer(
+                    number,
+                    limited.unwrap_or_else(|failure| Answer::Failed(failure.to_string())),
+                );
+            }
+        }
+    }
+
+    /// Answers the questions whose while is over.
+    fn finish_samples(&mut self) {
+        let now = Instant::now();
+        let finished: Vec<Sample> = self
+            .samples
+            .extract_if(.., |sample| sample.ends <= now)
+            .collect();
+        for sample in finished {
+            let first = self.first_in(sample.container);
+            let answer = match first.and_then(Process::running_cgroup) {
+                None => Answer::Failed(NOT_RUNNING.to_owned()),
+                Some((_, cgroup)) => {
+                    let cpu_time_us = cgroup.cpu_time_us().unwrap_or(0);
+                    let over = sample.began.elapsed().as_micros();
+                    Answer::Usage(Usage {
+                        cpu_us: cpu_time_us.saturating_sub(sample.cpu_time_us),
+                        over_us: u64::try_from(over).unwrap_or(u64::MAX),
+                        ..cgroup.usage()
+                    })
+                }
+            };
+            self.answer(sample.number, answer);
+        }
+    }
+
+    fn answer(&mut self, number: u32, answer: Answer) {
+        let answer = answer.bounded();
+        self.report(&Report::Answer { number, answer });
     }
 
     /// Takes over a process that was made, with the streams that came before it.
@@ -563,7 +669,7 @@ impl<'a> Server<'a> {
                 self.staged = staged;
             }
             Part::Joined => {
-                let container = self.first_of(id).map(Process::joint);
+                let container = self.first_in(id.container).map(|first| first.joint());
                 let container = container.unwrap_or_else(|| Err(container::ended()));
                 self.with_process(id, |process| process.join(container));
             }

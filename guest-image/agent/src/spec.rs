@@ -442,6 +442,18 @@ impl Config {
     }
 }
 
+impl Resources {
+    /// Parses a `linux.resources` that stands alone.
+    ///
+    /// # Errors
+    ///
+    /// If the bytes are not JSON of the right shape.
+    pub(crate) fn parse(json: &[u8]) -> Result<Self, StartFailure> {
+        serde_json::from_slice(json)
+            .map_err(|error| invalid("linux.resources", without_place(&error)))
+    }
+}
+
 impl Process {
     /// Parses a `process` that stands alone.
     ///

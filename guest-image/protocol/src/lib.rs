@@ -23,6 +23,8 @@
 //!  |<== stdout and stderr bytes, then a shut-down of each ==|
 //!  |--- Exec{container, process, spec, …}, Start ---------->|   another process in the container, with streams of its own
 //!  |<-- Started | NotStarted, then Exited ------------------|
+//!  |--- Ask{number, container, question} ------------------>|   at any time while the container runs
+//!  |<-- Answer{number, answer} -----------------------------|   one, or a list in parts
 //!  |<-- Exited{status, oom_killed} -------------------------|   after the last byte and the shut-downs
 //!  |--- PowerOff, or a hang-up of connection 1 ------------>|
 //!  |                        doorbell: DOORBELL_END <--------|   synced
@@ -46,6 +48,7 @@
 
 mod frame;
 mod message;
+mod question;
 
 pub use frame::{
     FrameBuffer, FrameError, MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES, encode,
@@ -55,9 +58,13 @@ pub use message::{
     Handover, Hello, MAGIC, Process, ProcessId, Report, Request, Role, RootSource, SEED_BYTES,
     Seccomp, StartFailure, StreamKind, Upper, WindowSize,
 };
+pub use question::{
+    Answer, MAX_ARGUMENT_BYTES, MAX_PROCESSES, MAX_SAMPLE_MS, ProcessInfo, ProcessList, Question,
+    Usage,
+};
 
 /// Version of the conversation. The two sides talk only if it is the same.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// The vsock port on which the agent listens.
 pub const AGENT_PORT: u32 = 1024;

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::question::{Answer, Question};
+
 /// First field of every [`Hello`]: `"vmm\0"` as a little-endian number.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"vmm\0");
 
@@ -118,6 +120,15 @@ pub enum Request {
     /// Takes over a process of which another host was the client, in a copy of its machine. Lets the containers go on, and is
     /// answered like [`Request::Start`].
     Attach(Process),
+    /// Asks about a container, or changes it. Answered with [`Report::Answer`].
+    Ask {
+        /// The question's, which the answer has, too.
+        number: u32,
+        /// Which container.
+        container: ContainerId,
+        /// What.
+        question: Question,
+    },
 }
 
 /// How many random bytes a clone gets.
@@ -281,6 +292,13 @@ pub enum Report {
         /// How.
         exit: Exit,
     },
+    /// The answer to [`Request::Ask`], or a part of it.
+    Answer {
+        /// The question's number.
+        number: u32,
+        /// The answer. Its texts are bounded.
+        answer: Answer,
+    },
 }
 
 impl Report {
@@ -322,7 +340,7 @@ impl fmt::Display for StartFailure {
 }
 
 /// Cuts `text` to at most `max_bytes`, at a character's boundary.
-fn cut(text: &mut String, max_bytes: usize) {
+pub(crate) fn cut(text: &mut String, max_bytes: usize) {
     if text.len() > max_bytes {
         let end = (0..=max_bytes)
             .rev()

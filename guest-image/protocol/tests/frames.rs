@@ -2,10 +2,10 @@
 
 use proptest::prelude::*;
 use protocol::{
-    ContainerId, Create, DeclaredStreams, Exec, Exit, ExitStatus, FailureKind, Filesystem,
+    Answer, ContainerId, Create, DeclaredStreams, Exec, Exit, ExitStatus, FailureKind, Filesystem,
     FrameBuffer, FrameError, Hello, MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES, Process,
-    ProcessId, Report, Request, Role, RootSource, Seccomp, StartFailure, StreamKind, Upper,
-    WindowSize, encode,
+    ProcessId, ProcessInfo, ProcessList, Question, Report, Request, Role, RootSource, Seccomp,
+    StartFailure, StreamKind, Upper, Usage, WindowSize, encode,
 };
 
 fn process() -> impl Strategy<Value = Process> {
@@ -104,8 +104,90 @@ fn exec() -> impl Strategy<Value = Exec> {
     })
 }
 
+fn question() -> impl Strategy<Value = Question> {
+    prop_oneof![
+        any::<u32>().prop_map(|over_ms| Question::Usage { over_ms }),
+        Just(Question::Processes),
+        prop::collection::vec(any::<u8>(), 0..512)
+            .prop_map(|resources| Question::Limit { resources }),
+    ]
+}
+
+fn process_info() -> impl Strategy<Value = ProcessInfo> {
+    let numbers = (any::<[u32; 6]>(), any::<[i32; 2]>(), any::<[u64; 4]>());
+    (
+        numbers,
+        any::<[bool; 3]>(),
+        any::<String>(),
+        any::<String>(),
+    )
+        .prop_map(
+            |((small, signed, large), flags, name, arguments)| ProcessInfo {
+                pid: small[0],
+                parent: small[1],
+                uid: small[2],
+                gid: small[3],
+                state: b'S',
+                leads_session: flags[0],
+                is_foreground: flags[1],
+                locks_memory: flags[2],
+                terminal: small[4],
+                nice: signed[0],
+                priority: signed[1],
+                threads: small[5],
+                cpu_ms: large[0],
+                age_ms: large[1],
+                virtual_bytes: large[2],
+                resident_bytes: large[3],
+                name,
+                arguments,
+            },
+        )
+}
+
+fn answer() -> impl Strategy<Value = Answer> {
+    let usage = (any::<[u64; 6]>(), any::<Option<u64>>()).prop_map(|(numbers, memory_bytes)| {
+        Answer::Usage(Usage {
+            cpu_us: numbers[0],
+            over_us: numbers[1],
+            memory_bytes,
+            memory_limit_bytes: numbers[2],
+            tasks: numbers[3],
+            read_bytes: numbers[4],
+            written_bytes: numbers[5],
+        })
+    });
+    let list = (
+        prop::collection::vec(process_info(), 0..4),
+        any::<u64>(),
+        any::<bool>(),
+        any::<bool>(),
+    );
+    let list = list.prop_map(|(processes, guest_memory_bytes, is_last, is_cut)| {
+        Answer::Processes(ProcessList {
+            processes,
+            guest_memory_bytes,
+            is_last,
+            is_cut,
+        })
+    });
+    prop_oneof![
+        usage,
+        list,
+        Just(Answer::Limited),
+        any::<String>().prop_map(Answer::Failed),
+    ]
+}
+
 fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
+        (any::<u32>(), any::<u32>(), question()).prop_map(|(number, container, question)| {
+            Request::Ask {
+                number,
+                container: ContainerId(container),
+                question,
+            }
+        }),
         create().prop_map(|create| Request::Create(Box::new(create))),
         exec().prop_map(|exec| Request::Exec(Box::new(exec))),
         process().prop_map(Request::Start),
@@ -133,6 +215,7 @@ fn report() -> impl Strategy<Value = Report> {
         any::<u8>().prop_map(ExitStatus::Signal)
     ];
     prop_oneof![
+        (any::<u32>(), answer()).prop_map(|(number, answer)| Report::Answer { number, answer }),
         any::<u16>().prop_map(|version| Report::Welcome { version }),
         (process(), any::<u32>())
             .prop_map(|(process, after_us)| Report::Started { process, after_us }),
@@ -291,8 +374,26 @@ fn the_encoding_of_the_first_fields_is_fixed() {
     )
     .unwrap();
 
-    assert_eq!(hello, [6, 0, 0, 0, 0xF6, 0xDA, 0xB5, 0x03, 4, 0]);
+    assert_eq!(hello, [6, 0, 0, 0, 0xF6, 0xDA, 0xB5, 0x03, 5, 0]);
     assert_eq!(welcome, [2, 0, 0, 0, 0, 1]);
+}
+
+#[test]
+fn a_bounded_answer_and_process_are_cut_at_a_character() {
+    let text = "\u{1F980}".repeat(MAX_REPORT_BYTES);
+    let process = ProcessInfo {
+        name: text.clone(),
+        arguments: text.clone(),
+        ..ProcessInfo::default()
+    };
+
+    let process = process.bounded();
+    let Answer::Failed(message) = Answer::Failed(text).bounded() else {
+        unreachable!("a failure stays one");
+    };
+
+    assert_eq!((process.name.len(), process.arguments.len()), (1024, 1024));
+    assert_eq!(message.len(), 2048);
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod limits;
 mod logs;
 mod signals;
 mod snapshots;
+mod statistics;
 mod storage;
 mod streams;
 mod templates;

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use protocol::{Exec, Process, WindowSize};
+use protocol::{Answer, ContainerId, Exec, Process, Question, WindowSize};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
@@ -38,6 +38,21 @@ pub enum Event {
     ResizeOf(Process, WindowSize),
     /// Nobody wants another process any more that may not have started yet. One that runs goes on.
     Abandon(Process),
+    /// Something is to be asked about a container, or changed.
+    Ask {
+        /// Which.
+        container: ContainerId,
+        /// What.
+        question: Question,
+        /// Who wants to know.
+        asker: Box<dyn Asker>,
+    },
+}
+
+/// Who has asked. Dropped without an answer, it knows that there is none.
+pub trait Asker: std::fmt::Debug + Send {
+    /// That is the answer: bounded, and fit for a terminal. A list is whole.
+    fn answered(self: Box<Self>, answer: Answer);
 }
 
 /// Who wants to know what becomes of a process. Dropped untold, it knows that the machine has ended.

@@ -8,6 +8,7 @@
 mod client;
 mod event;
 mod pump;
+mod questions;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -26,7 +27,8 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use thiserror::Error;
 
-pub use self::event::{Event, EventReceiver, EventSender, Watcher, event_channel};
+pub use self::event::{Asker, Event, EventReceiver, EventSender, Watcher, event_channel};
+use self::questions::Questions;
 pub use self::streams::{ClientStreams, Connections, Pumps, STREAM_END_PATIENCE, Side};
 
 /// What ends a process that nobody waits for.
@@ -260,7 +262,6 @@ fn dial(dialer: &dyn Dialer, role: Role) -> Result<UnixStream, LinkError> {
 
 /// The guest's words, fit for a terminal: bounded, and with nothing that a terminal would obey.
 fn printable(failure: StartFailure) -> StartFailure {
-    let clean = |text: String| text.replace(is_unprintable, "\u{FFFD}");
     let StartFailure {
         kind,
         step,
@@ -268,9 +269,13 @@ fn printable(failure: StartFailure) -> StartFailure {
     } = failure.bounded();
     StartFailure {
         kind,
-        step: clean(step),
-        message: clean(message),
+        step: clean(&step),
+        message: clean(&message),
     }
+}
+
+fn clean(text: &str) -> String {
+    text.replace(is_unprintable, "\u{FFFD}")
 }
 
 /// Control characters, and those that turn the direction of the text around them.
@@ -289,6 +294,7 @@ struct Session<'a> {
     is_started: bool,
     exit: Option<Exit>,
     others: BTreeMap<Process, Other>,
+    questions: Questions,
 }
 
 /// A process that joined.
@@ -315,6 +321,7 @@ impl<'a> Session<'a> {
             is_started: false,
             exit: None,
             others: BTreeMap::new(),
+            questions: Questions::default(),
         }
     }
 
@@ -427,6 +434,10 @@ impl<'a> Session<'a> {
                     self.pumps.end_input();
                     // Whatever of them has not ended before has ended with it.
                     self.others.clear();
+                    self.questions = Questions::default();
+                }
+                Report::Answer { number, answer } if self.questions.is_asked(number) => {
+                    self.questions.hear(number, answer);
                 }
                 report if self.hear_of_other(&report) => (),
                 _ => return Err(LinkError::OutOfTurn),
@@ -495,6 +506,15 @@ impl<'a> Session<'a> {
                 self.begin(exec, watcher);
                 return Ok(());
             }
+            Event::Ask {
+                container,
+                question,
+                asker,
+            } => Request::Ask {
+                number: self.questions.note(asker),
+                container,
+                question,
+            },
         })
     }
 

@@ -8,8 +8,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use protocol::{
-    ContainerId, DeclaredStreams, ExitStatus, Filesystem, ProcessId, RootSource, StreamKind, Upper,
-    WindowSize,
+    Answer, ContainerId, DeclaredStreams, ExitStatus, Filesystem, ProcessId, Question, RootSource,
+    StreamKind, Upper, WindowSize,
 };
 
 use super::*;
@@ -587,6 +587,79 @@ fn a_report_about_a_process_that_nobody_asked_for_ends_the_conversation() {
     let exit = run(ClientStreams::default(), &events, |mut guest| {
         guest.start();
         guest.report(&started(OTHER));
+    });
+
+    assert!(matches!(exit, Err(LinkError::OutOfTurn)));
+}
+
+/// Tells what a question came to.
+#[derive(Debug)]
+struct Curious(mpsc::Sender<Answer>);
+
+impl Asker for Curious {
+    fn answered(self: Box<Self>, answer: Answer) {
+        self.0.send(answer).unwrap();
+    }
+}
+
+fn ask(question: Question) -> (Event, mpsc::Receiver<Answer>) {
+    let (sender, told) = mpsc::channel();
+    let event = Event::Ask {
+        container: PROCESS.container,
+        question,
+        asker: Box::new(Curious(sender)),
+    };
+    (event, told)
+}
+
+#[test]
+fn a_question_is_passed_on_and_its_answer_comes_back() {
+    let (sender, events) = event_channel().unwrap();
+    let (event, told) = ask(Question::Usage { over_ms: 5 });
+    sender.send(event).unwrap();
+
+    let exit = run(ClientStreams::default(), &events, |mut guest| {
+        guest.start();
+        let Request::Ask {
+            number, container, ..
+        } = guest.request()
+        else {
+            unreachable!("the guest is asked");
+        };
+        assert_eq!(container, PROCESS.container);
+        let answer = Answer::Failed("no\u{1b}".to_owned());
+        guest.report(&Report::Answer { number, answer });
+        guest.exit();
+    });
+
+    assert_eq!(exit.unwrap(), WorkloadExit::Exited(EXIT));
+    assert_eq!(told.recv(), Ok(Answer::Failed("no\u{FFFD}".to_owned())));
+}
+
+#[test]
+fn a_question_without_an_answer_ends_with_the_workload() {
+    let (sender, events) = event_channel().unwrap();
+    let (event, told) = ask(Question::Processes);
+    sender.send(event).unwrap();
+
+    let exit = run(ClientStreams::default(), &events, |mut guest| {
+        guest.start();
+        assert!(matches!(guest.request(), Request::Ask { .. }));
+        guest.exit();
+    });
+
+    assert_eq!(exit.unwrap(), WorkloadExit::Exited(EXIT));
+    assert!(told.recv().is_err());
+}
+
+#[test]
+fn an_answer_to_what_nobody_asked_ends_the_conversation() {
+    let (_sender, events) = event_channel().unwrap();
+
+    let exit = run(ClientStreams::default(), &events, |mut guest| {
+        guest.start();
+        let (number, answer) = (1, Answer::Limited);
+        guest.report(&Report::Answer { number, answer });
     });
 
     assert!(matches!(exit, Err(LinkError::OutOfTurn)));

@@ -97,6 +97,14 @@ struct HostConfig {
     auto_remove: bool,
     memory: u64,
     nano_cpus: u64,
+    memory_reservation: u64,
+    memory_swap: i64,
+    cpu_shares: u64,
+    cpu_period: u64,
+    cpu_quota: i64,
+    cpuset_cpus: String,
+    /// None where there is no limit.
+    pids_limit: Option<i64>,
     readonly_rootfs: bool,
 }
 
@@ -178,6 +186,13 @@ impl Inspected {
                 auto_remove: *ephemeral,
                 memory: settings.memory_bytes,
                 nano_cpus: settings.nano_cpus,
+                memory_reservation: settings.limits.memory_reservation_bytes,
+                memory_swap: settings.limits.memory_swap_bytes,
+                cpu_shares: settings.limits.cpu_shares,
+                cpu_period: settings.limits.cpu_period_us,
+                cpu_quota: settings.limits.cpu_quota_us,
+                cpuset_cpus: settings.limits.cpuset_cpus.clone(),
+                pids_limit: Some(settings.limits.pids_limit).filter(|limit| *limit > 0),
                 readonly_rootfs: settings.read_only,
             },
             config: Config {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::{LifeArgs, RunArgs, label_of};
 use crate::logs::LogConfig;
 use crate::report::{Help, Report};
-use crate::state::{MachineId, Settings, Signal};
+use crate::state::{MachineId, OtherLimits, Settings, Signal};
 use crate::workload::Workload;
 
 /// More labels than anybody reads, and they are read with every list.
@@ -33,8 +33,22 @@ pub(super) fn settings(arguments: &RunArgs, workload: &Workload) -> Result<Setti
         read_only: workload.config()["root"]["readonly"] == true,
         memory_bytes: arguments.memory.bytes(),
         nano_cpus: arguments.cpus.nano_cpus(),
+        limits: other_limits(&workload.config()["linux"]["resources"]),
         ..of_life(&arguments.life, arguments.detach)?
     })
+}
+
+/// What `linux.resources` of the runtime-spec say beside memory and processor time, which are the machine's.
+fn other_limits(resources: &serde_json::Value) -> OtherLimits {
+    let (memory, cpu) = (&resources["memory"], &resources["cpu"]);
+    OtherLimits {
+        memory_reservation_bytes: memory["reservation"].as_u64().unwrap_or(0),
+        memory_swap_bytes: memory["swap"].as_i64().unwrap_or(0),
+        cpu_shares: cpu["shares"].as_u64().unwrap_or(0),
+        cpuset_cpus: cpu["cpus"].as_str().unwrap_or_default().to_owned(),
+        pids_limit: resources["pids"]["limit"].as_i64().unwrap_or(0),
+        ..OtherLimits::default()
+    }
 }
 
 /// What is recorded whatever the workload is.

@@ -25,13 +25,17 @@ mod progress;
 mod ps;
 mod restore;
 mod rmi;
+mod rows;
 pub mod run;
 mod save;
 mod snapshot;
 mod start;
+mod stats;
 mod stop;
 mod template;
 mod time;
+mod top;
+mod update;
 
 use std::io::{self, Write};
 
@@ -58,6 +62,9 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
         Command::Exec(arguments) => exec::run(arguments, &here()?),
         Command::Ps(arguments) => ps::run(arguments, &here()?),
         Command::Logs(arguments) => logs::run(arguments, &here()?),
+        Command::Stats(arguments) => stats::run(arguments, &here()?),
+        Command::Top(arguments) => top::run(arguments, &here()?),
+        Command::Update(arguments) => update::run(arguments, &here()?),
         Command::Inspect(arguments) => inspect::run(arguments, &here()?),
         Command::Stop(arguments) => stop::stop(arguments, &here()?),
         Command::Wait(arguments) => stop::wait(arguments, &here()?),

@@ -56,22 +56,28 @@ impl Columns {
     }
 
     fn write(&self, output: &mut impl Write) -> io::Result<()> {
+        let lines = self.lines();
+        lines.iter().try_for_each(|line| writeln!(output, "{line}"))
+    }
+
+    /// The rows as lines, without their ends.
+    pub(super) fn lines(&self) -> Vec<String> {
         let count = self.0.iter().map(Vec::len).max().unwrap_or(0);
         let width_of = |column: usize| {
             let cells = self.0.iter().filter_map(|row| row.get(column));
             cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
         };
         let widths: Vec<usize> = (0..count).map(width_of).collect();
-        for row in &self.0 {
+        let line_of = |row: &Vec<String>| {
             let mut line = String::new();
             for (cell, width) in row.iter().zip(&widths) {
                 line.push_str(cell);
                 let padding = width - cell.chars().count() + GAP;
                 line.extend(std::iter::repeat_n(' ', padding));
             }
-            writeln!(output, "{}", line.trim_end())?;
-        }
-        Ok(())
+            line.trim_end().to_owned()
+        };
+        self.0.iter().map(line_of).collect()
     }
 }
 
@@ -81,6 +87,15 @@ pub(super) fn print_json(value: &impl Serialize) -> Result<(), Report> {
     serde_json::to_writer_pretty(&mut output, value)
         .map_err(io::Error::from)
         .and_then(|()| writeln!(output))
+        .and_then(|()| output.flush())
+        .map_err(Report::of_output)
+}
+
+/// Prints a text as it is.
+pub(super) fn print_text(text: &str) -> Result<(), Report> {
+    let mut output = io::stdout().lock();
+    output
+        .write_all(text.as_bytes())
         .and_then(|()| output.flush())
         .map_err(Report::of_output)
 }
@@ -161,6 +176,41 @@ pub(super) fn spell_size(bytes: u64) -> String {
     }
 }
 
+/// Spells a size of memory as docker does: binary units, four digits that count, no zeros at the end.
+pub(super) fn spell_memory(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let unit = UNITS
+        .len()
+        .min(1 + usize::try_from(bytes.max(1).ilog2() / 10).unwrap_or(0))
+        - 1;
+    let scale = 1_u128 << (10 * unit);
+    let decimals = match u128::from(bytes) / scale {
+        0..10 => 3,
+        10..100 => 2,
+        100..1000 => 1,
+        _ => 0,
+    };
+    let factor = 10_u128.pow(decimals);
+    let rounded = (u128::from(bytes) * factor + scale / 2) / scale;
+    let (whole, rest) = (rounded / factor, rounded % factor);
+    let width = usize::try_from(decimals).unwrap_or(0);
+    let number = match decimals {
+        0 => whole.to_string(),
+        _ => format!("{whole}.{rest:0width$}"),
+    };
+    let number = match number.contains('.') {
+        true => number.trim_end_matches('0').trim_end_matches('.'),
+        false => &number,
+    };
+    format!("{number}{}", UNITS.get(unit).unwrap_or(&"B"))
+}
+
+/// Spells a part of a whole as docker does, in hundredths of a percent; none of nothing.
+pub(super) fn spell_percent(part: u64, whole: u64) -> String {
+    let hundredths = u128::from(part) * 10_000 / u128::from(whole.max(1));
+    format!("{}.{:02}%", hundredths / 100, hundredths % 100)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,5 +264,24 @@ mod tests {
         assert_eq!(spell_size(1234), "1.23kB");
         assert_eq!(spell_size(12_345_678), "12.3MB");
         assert_eq!(spell_size(123_456_789_000), "123GB");
+    }
+
+    #[test]
+    fn memory_is_spelled_in_binary_units_with_four_digits() {
+        assert_eq!(spell_memory(0), "0B");
+        assert_eq!(spell_memory(1023), "1023B");
+        assert_eq!(spell_memory(1536), "1.5KiB");
+        assert_eq!(spell_memory(128 << 20), "128MiB");
+        assert_eq!(spell_memory(1_388_000), "1.324MiB");
+        assert_eq!(spell_memory((10 << 20) - 1), "10MiB");
+        assert_eq!(spell_memory(u64::MAX), "16EiB");
+    }
+
+    #[test]
+    fn parts_are_spelled_as_percent() {
+        assert_eq!(spell_percent(1, 3), "33.33%");
+        assert_eq!(spell_percent(250, 100), "250.00%");
+        assert_eq!(spell_percent(5, 100_000), "0.00%");
+        assert_eq!(spell_percent(0, 0), "0.00%");
     }
 }

@@ -40,6 +40,7 @@ use crate::vm_process::{ChannelError, SpawnError};
 use crate::workload::container::{ContainerChoices, SecurityOption};
 use crate::workload::environment::{OwnEnvironment, read_file};
 use crate::workload::exec::Basis;
+use crate::workload::limits::Room;
 use crate::workload::{Choices, CpuTime, Limits, Terminal, Workload, WorkloadError};
 
 /// Runs a workload and returns its exit code.
@@ -379,6 +380,13 @@ pub(super) fn facts(
             basis,
         },
         ram_bytes: plan.machine.ram.bytes(),
+        room: Room {
+            vcpus: plan.machine.vcpus.get().into(),
+            memory_bytes: plan
+                .machine
+                .ram
+                .room_bytes(plan.machine.root.window_bytes()),
+        },
         disk: disk.transpose().map_err(MonitorError::Watch)?,
         pause_mark: machine.pause_mark(),
     })

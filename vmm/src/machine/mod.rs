@@ -139,6 +139,15 @@ pub enum Root {
 }
 
 impl Root {
+    /// The size of its window; 0 of a disk.
+    #[must_use]
+    pub fn window_bytes(&self) -> u64 {
+        match self {
+            Self::Window(window) => window.class.bytes(),
+            Self::Disk { .. } => 0,
+        }
+    }
+
     /// Takes the image away: a machine of this shape that has not seen one.
     pub fn empty(&mut self) {
         match self {

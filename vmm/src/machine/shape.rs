@@ -79,7 +79,7 @@ impl RamSize {
     /// # Errors
     /// When no bucket is large enough.
     pub fn holding(workload_bytes: u64, window_bytes: u64) -> Result<Self, ShapeError> {
-        let window_cost_bytes = window_bytes / PAGE_BYTES * STRUCT_PAGE_BYTES;
+        let window_cost_bytes = Self::window_cost_bytes(window_bytes);
         let needed_mib = workload_bytes
             .saturating_add(window_cost_bytes)
             .saturating_add(Self::GUEST_RESERVE_BYTES)
@@ -92,6 +92,18 @@ impl RamSize {
         Ok(Self {
             mib: needed_mib.next_power_of_two().max(Self::SMALLEST_MIB),
         })
+    }
+
+    fn window_cost_bytes(window_bytes: u64) -> u64 {
+        window_bytes / PAGE_BYTES * STRUCT_PAGE_BYTES
+    }
+
+    /// The largest workload that it holds beside a window of `window_bytes`.
+    #[must_use]
+    pub fn room_bytes(self, window_bytes: u64) -> u64 {
+        self.bytes()
+            .saturating_sub(Self::window_cost_bytes(window_bytes))
+            .saturating_sub(Self::GUEST_RESERVE_BYTES)
     }
 
     /// The size in bytes.
@@ -164,6 +176,17 @@ mod tests {
         let without = RamSize::holding(220 * MIB_BYTES, 0).unwrap();
         let with = RamSize::holding(220 * MIB_BYTES, 1024 * MIB_BYTES).unwrap();
         assert_eq!((without.mib(), with.mib()), (256, 512));
+    }
+
+    #[test]
+    fn the_room_of_a_bucket_is_the_largest_workload_that_it_holds() {
+        let window = 1024 * MIB_BYTES;
+        let size = RamSize::holding(220 * MIB_BYTES, window).unwrap();
+
+        let room = size.room_bytes(window);
+
+        assert_eq!(RamSize::holding(room, window), Ok(size));
+        assert_ne!(RamSize::holding(room + 1, window), Ok(size));
     }
 
     #[test]

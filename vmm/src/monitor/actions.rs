@@ -8,12 +8,15 @@ use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
+use protocol::Question;
+
 use super::Run;
 use crate::agent_link::Event;
 use crate::report::chain;
 use crate::snapshot::{Origin, Parent, Subject, Target, Writer};
 use crate::state::{Action, PauseMark};
 use crate::workload::exec::Basis;
+use crate::workload::limits::Room;
 
 /// How long the agent may take to stop what runs, on the slowest host under load.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(30);
@@ -30,6 +33,8 @@ pub struct Facts {
     pub subject: Subject,
     /// How much RAM it has.
     pub ram_bytes: u64,
+    /// How large it is for its workload.
+    pub room: Room,
     /// Its disk, if it has one.
     pub disk: Option<File>,
     /// Where it is written down that it is paused.
@@ -68,6 +73,19 @@ impl Actions {
     /// What other processes of the workload's container begin with.
     pub(super) fn basis(&self) -> &Basis {
         &self.facts.subject.basis
+    }
+
+    /// Says whether the guest can be asked this; why not, as a sentence.
+    pub(super) fn check(&self, question: &Question) -> Result<(), String> {
+        let Question::Limit { resources } = question else {
+            return Ok(());
+        };
+        let resources = serde_json::from_slice(resources)
+            .map_err(|error| format!("those are no limits: {error}"))?;
+        self.facts
+            .room
+            .check(&resources)
+            .map_err(|error| chain(&error))
     }
 
     /// Does what was asked for, and returns when it is done; why not, as a sentence.

@@ -21,12 +21,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use protocol::{ExitStatus, FailureKind, Process, ProcessId, WindowSize};
+use protocol::{Answer, ExitStatus, FailureKind, Process, ProcessId, Question, WindowSize};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 
 use crate::agent_link::{
-    AgentLink, ClientStreams, Connections, Dialer, Event, EventReceiver, EventSender, Job,
+    AgentLink, Asker, ClientStreams, Connections, Dialer, Event, EventReceiver, EventSender, Job,
     LinkError, Watcher, WorkloadExit, event_channel,
 };
 use crate::outcome::{NotStarted, Outcome};
@@ -669,6 +669,23 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
         }
     }
 
+    fn ask(&mut self, question: Question, answerer: Answerer) {
+        let refusal = match (self.run.is_running(), self.actions.is_paused()) {
+            (false, _) => Err("the workload does not run".to_owned()),
+            (true, true) => Err("the machine is paused".to_owned()),
+            (true, false) => self.actions.check(&question),
+        };
+        if let Err(message) = refusal {
+            return answerer.answer(Answer::Failed(message));
+        }
+        // An asker that is dropped tells the client.
+        self.tell(Event::Ask {
+            container: FIRST.container,
+            question,
+            asker: Box::new(Asking(answerer)),
+        });
+    }
+
     fn exec(&mut self, request: ExecRequest, offer: SessionOffer) -> Result<u32, String> {
         let run = self.run;
         if !run.is_running() {
@@ -732,6 +749,27 @@ fn process_of(id: u32) -> Process {
     Process {
         process: ProcessId(id),
         ..FIRST
+    }
+}
+
+/// The client that has asked.
+#[derive(Debug)]
+struct Asking(Answerer);
+
+impl Asker for Asking {
+    fn answered(self: Box<Self>, answer: Answer) {
+        let is_long = matches!(answer, Answer::Processes(_));
+        let tell = move || self.0.answer(answer);
+        if !is_long {
+            return tell();
+        }
+        // The workload's streams do not wait for a client that reads slowly.
+        let started = std::thread::Builder::new()
+            .name("answer".to_owned())
+            .spawn(tell);
+        if let Err(error) = started {
+            tracing::warn!(%error, "a question was not answered");
+        }
     }
 }
 

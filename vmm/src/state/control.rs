@@ -15,6 +15,8 @@
 //!                                <-   {"ended":{…}}          when the machine has ended
 //!   {"act":"pause"}              ->
 //!                                <-   "done"  or  {"failed":{…}}   when that is done
+//!   {"ask":{"usage":{…}}}        ->
+//!                                <-   {"answer":{…}}  or  {"failed":{…}}   when the guest has answered
 //!   {"exec":{…}}                 ->
 //!                                <-   "session"  or  {"failed":{…}}   with the connections of the process's streams
 //!                                <-   "started"
@@ -36,11 +38,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use protocol::{DeclaredStreams, WindowSize};
+use protocol::{Answer, DeclaredStreams, Question, WindowSize};
 use rustix::buffer::spare_capacity;
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -57,7 +59,7 @@ use crate::snapshot::Target;
 use crate::workload::exec::ExecChoices;
 
 /// Version of the conversation. The two sides talk only if it is the same.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// The socket's file in the machine's directory.
 pub(super) const SOCKET: &str = "control.sock";
 /// The longest request: a command and its environment, of which Linux passes on 2 MiB, as JSON.
@@ -66,8 +68,8 @@ const MAX_REQUEST_BYTES: usize = 3 << 20;
 const MAX_PENDING_BYTES: usize = 16 << 20;
 /// What is read of a request at once.
 const READ_BYTES: usize = 16 << 10;
-/// A reply holds at most a sentence or two.
-const MAX_REPLY_BYTES: u64 = 64 << 10;
+/// A reply holds at most a list of processes: 1024, of which each has texts of up to 2 KiB, which cleaning may make three times as long.
+const MAX_REPLY_BYTES: u64 = 8 << 20;
 /// Clients beyond this many wait in the socket's backlog, or are refused.
 const MAX_CONNECTIONS: usize = 256;
 /// How long a client waits for the answer of a monitor that may be busy booting.
@@ -95,6 +97,8 @@ enum Request {
     Wait,
     /// Asks for something that takes its time; the answer comes when it is done.
     Act(Action),
+    /// Asks the guest something; the answer comes when it has answered.
+    Ask(Question),
     /// Asks for another process.
     Exec(Box<ExecRequest>),
     /// Tells the size of the process's terminal.
@@ -157,12 +161,20 @@ impl Answerer {
             Err(message) => Reply::Failed { message },
         };
     }
+
+    /// Tells the client what the guest answered. A long list waits for a client that reads slowly.
+    pub fn answer(mut self, answer: Answer) {
+        self.reply = match answer {
+            Answer::Failed(message) => Reply::Failed { message },
+            answer => Reply::Answer(answer),
+        };
+    }
 }
 
 impl Drop for Answerer {
     fn drop(&mut self) {
         // A client that is gone does not want to know.
-        let _ = write_reply(&self.stream, &self.reply);
+        let _ = write_long_reply(&self.stream, &self.reply);
     }
 }
 
@@ -186,6 +198,8 @@ enum Reply {
     Status(Status),
     /// How the machine ended.
     Ended(Ended),
+    /// What the guest answered.
+    Answer(Answer),
     /// The process is asked for; its connections come along.
     Session,
     /// Its program runs.
@@ -274,6 +288,9 @@ pub trait Control {
 
     /// Begins to do something with the machine.
     fn act(&mut self, action: Action, answerer: Answerer);
+
+    /// Begins to ask the guest.
+    fn ask(&mut self, question: Question, answerer: Answerer);
 
     /// Lets another process run, and opens the session. Returns the process's id.
     ///
@@ -501,6 +518,12 @@ impl Connection {
                 control.act(action, Answerer::new(stream));
                 Ok(())
             }
+            (ConnectionState::Greeted, Request::Ask(question)) => {
+                let stream = self.stream.try_clone().map_err(|_| HangUp)?;
+                self.state = ConnectionState::Acting;
+                control.ask(question, Answerer::new(stream));
+                Ok(())
+            }
             (ConnectionState::Greeted, Request::Exec(request)) => {
                 let stream = self.stream.try_clone().map_err(|_| HangUp)?;
                 match control.exec(*request, SessionOffer(stream)) {
@@ -526,6 +549,7 @@ impl Connection {
                 | Request::Status
                 | Request::Wait
                 | Request::Act(_)
+                | Request::Ask(_)
                 | Request::Exec(_)
                 | Request::Resize(_),
             ) => Err(HangUp),
@@ -544,6 +568,27 @@ impl Connection {
 
 fn write_reply(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
     stream.write_all(&line(reply)?)
+}
+
+/// Writes a reply that may be longer than what a socket takes at once.
+fn write_long_reply(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
+    let line = line(reply)?;
+    let patience = Timespec::try_from(REPLY_TIMEOUT).unwrap_or_default();
+    let mut rest = line.as_slice();
+    while !rest.is_empty() {
+        match stream.write(rest) {
+            Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let mut room = [PollFd::new(stream, PollFlags::OUT)];
+                if poll(&mut room, Some(&patience))? == 0 {
+                    return Err(ErrorKind::TimedOut.into());
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
@@ -659,6 +704,12 @@ impl ControlClient {
         let failed = |error| ControlError::io(&self.directory, error);
         let line = line(request).map_err(failed)?;
         self.stream.get_mut().write_all(&line).map_err(failed)?;
+        self.next()
+    }
+
+    /// Waits for the next reply.
+    fn next(&mut self) -> Result<Reply, ControlError> {
+        let failed = |error| ControlError::io(&self.directory, error);
         let mut reply = Vec::new();
         (&mut self.stream)
             .take(MAX_REPLY_BYTES)
@@ -700,6 +751,56 @@ fn check_hello(directory: &Path, reply: &Reply) -> Result<(), ControlError> {
             version: *version,
         }),
         _ => Err(ControlError::Unexpected(directory.to_owned())),
+    }
+}
+
+/// A client's end of the control socket while it waits for what the guest answers.
+#[derive(Debug)]
+pub struct Asked(ControlClient);
+
+impl Asked {
+    /// Asks the guest of the machine in `directory`, and waits for nothing yet: many can be asked at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`ControlClient::connect`].
+    pub fn send(directory: &Path, question: &Question) -> Result<Self, ControlError> {
+        let stream = connect(directory)?;
+        let hello = line(&Request::Hello { version: VERSION });
+        let ask = line(&Request::Ask(question.clone()));
+        hello
+            .and_then(|hello| (&stream).write_all(&[hello, ask?].concat()))
+            .map_err(|error| ControlError::io(directory, error))?;
+        Ok(Self(ControlClient {
+            stream: BufReader::new(stream),
+            directory: directory.to_owned(),
+        }))
+    }
+
+    /// Waits for the answer, until `deadline` at the latest.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Refused`] with the monitor's or the guest's reason, or [`ControlError::Io`] if there is no answer in time.
+    pub fn answer(mut self, deadline: Instant) -> Result<Answer, ControlError> {
+        let hello = self.next(deadline)?;
+        check_hello(&self.0.directory, &hello)?;
+        match self.next(deadline)? {
+            Reply::Answer(answer) => Ok(answer),
+            Reply::Failed { message } => Err(ControlError::Refused(message)),
+            _ => Err(ControlError::Unexpected(self.0.directory)),
+        }
+    }
+
+    fn next(&mut self, deadline: Instant) -> Result<Reply, ControlError> {
+        /// None at all would be no limit.
+        const LEAST: Duration = Duration::from_millis(1);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let stream = self.0.stream.get_ref();
+        stream
+            .set_read_timeout(Some(left.max(LEAST)))
+            .map_err(|error| ControlError::io(&self.0.directory, error))?;
+        self.0.next()
     }
 }
 
@@ -931,7 +1032,7 @@ impl Help for ControlError {
 mod tests {
     use std::sync::mpsc;
 
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use protocol::{ProcessInfo, ProcessList};
 
     use super::super::record::{Cause, Timestamp};
     use super::*;
@@ -967,6 +1068,21 @@ mod tests {
             let refused = self.refuse.then(|| "it is paused already".to_owned());
             self.acted.push(action);
             std::thread::spawn(move || answerer.tell(refused.map_or(Ok(()), Err)));
+        }
+
+        fn ask(&mut self, question: Question, answerer: Answerer) {
+            let process = ProcessInfo {
+                arguments: "x".repeat(1000),
+                ..ProcessInfo::default()
+            };
+            std::thread::spawn(move || match question {
+                Question::Usage { .. } => drop(answerer),
+                Question::Limit { .. } => answerer.answer(Answer::Failed("no".to_owned())),
+                Question::Processes => answerer.answer(Answer::Processes(ProcessList {
+                    processes: vec![process; 1000],
+                    ..ProcessList::default()
+                })),
+            });
         }
 
         fn exec(&mut self, request: ExecRequest, offer: SessionOffer) -> Result<u32, String> {
@@ -1082,6 +1198,46 @@ mod tests {
         });
     }
 
+    fn asked(directory: &Path, question: &Question) -> Result<Answer, ControlError> {
+        let patience = Duration::from_secs(20);
+        Asked::send(directory, question)?.answer(Instant::now() + patience)
+    }
+
+    #[test]
+    fn an_answer_arrives_whole_however_long_it_is() {
+        with_monitor(false, |directory| {
+            let answer = asked(directory, &Question::Processes).unwrap();
+            let Answer::Processes(list) = answer else {
+                unreachable!("that is a list");
+            };
+            assert_eq!(list.processes.len(), 1000);
+        });
+    }
+
+    #[test]
+    fn a_question_without_an_answer_has_a_reason() {
+        with_monitor(false, |directory| {
+            let limit = Question::Limit {
+                resources: Vec::new(),
+            };
+            let error = asked(directory, &limit).unwrap_err();
+            assert_eq!(error.to_string(), "no");
+            let error = asked(directory, &Question::Usage { over_ms: 1 }).unwrap_err();
+            assert_eq!(error.to_string(), "the monitor could not begin with it");
+        });
+    }
+
+    #[test]
+    fn a_monitor_that_does_not_answer_is_waited_for_until_the_deadline() {
+        let base = tempfile::tempdir().unwrap();
+        let _server = ControlServer::bind(base.path()).unwrap();
+
+        let asked = Asked::send(base.path(), &Question::Processes).unwrap();
+        let answered = asked.answer(Instant::now() + Duration::from_millis(50));
+
+        assert!(matches!(answered, Err(ControlError::Io { .. })));
+    }
+
     fn exec_request() -> ExecRequest {
         ExecRequest {
             choices: ExecChoices {
@@ -1191,7 +1347,7 @@ mod tests {
             stream.write_all(b"{\"hello\":{\"version\":99}}\n").unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).unwrap();
-            assert_eq!(answer, "{\"hello\":{\"version\":3}}\n");
+            assert_eq!(answer, "{\"hello\":{\"version\":4}}\n");
         });
     }
 

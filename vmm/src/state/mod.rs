@@ -15,8 +15,8 @@ mod signal;
 mod words;
 
 pub use control::{
-    Action, Answerer, Control, ControlClient, ControlError, ControlServer, ExecRequest, Session,
-    SessionNews, SessionOffer, SessionTeller,
+    Action, Answerer, Asked, Control, ControlClient, ControlError, ControlServer, ExecRequest,
+    Session, SessionNews, SessionOffer, SessionTeller,
 };
 pub use detach::{DetachError, StartReporter, StartWaiter, detach};
 pub use id::{IdError, MachineId};
@@ -25,5 +25,5 @@ pub use record::{Cause, Ended, ImageLabel, Record, Status, Timestamp};
 pub use registry::{
     BLUEPRINT, Condition, LOCK, Machine, NewMachine, OwnedMachine, PauseMark, Registry, StateError,
 };
-pub use settings::Settings;
+pub use settings::{OtherLimits, Settings};
 pub use signal::{Signal, SignalError};

@@ -433,6 +433,28 @@ impl Registry {
         fs::remove_file(&former).map_err(|source| StateError::file("remove", &former, source))
     }
 
+    /// Changes what is written down as chosen for a machine, whether it runs or not.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Unknown`] if it was removed meanwhile.
+    pub fn change(
+        &self,
+        id: &MachineId,
+        change: impl FnOnce(&mut Settings),
+    ) -> Result<(), StateError> {
+        let _lock = self.lock_exclusive()?;
+        let Some(mut machine) = self.read(id)? else {
+            return Err(StateError::Unknown(id.to_string()));
+        };
+        change(&mut machine.record.settings);
+        let directory = &machine.directory;
+        machine
+            .record
+            .write(directory)
+            .map_err(|source| StateError::file("write to", directory, source))
+    }
+
     /// Tells whether a machine has ended, or is not there any more.
     ///
     /// # Errors
@@ -670,6 +692,7 @@ impl OwnedMachine {
     ///
     /// [`StateError::File`].
     pub fn finish(mut self, outcome: &Outcome) -> Result<Ended, StateError> {
+        self.refresh();
         let ended = self.ended(outcome);
         if self.record.ephemeral {
             self.remove()?;
@@ -695,15 +718,24 @@ impl OwnedMachine {
     }
 
     fn set_status(&mut self, status: Status) -> Result<(), StateError> {
-        // Whoever renames the machine holds the lock exclusively.
+        // Whoever renames or changes the machine holds the lock exclusively.
         let _lock = self.registry.lock_shared()?;
-        if let Ok(Some(record)) = Record::read(&self.directory) {
-            self.record.name = record.name;
-        }
+        self.refresh();
         self.record.status = status;
         self.record
             .write(&self.directory)
             .map_err(|source| StateError::file("write to", &self.directory, source))
+    }
+
+    /// Takes over what others may have written down.
+    fn refresh(&mut self) {
+        if let Ok(Some(record)) = Record::read(&self.directory) {
+            self.record.name = record.name;
+            self.record.settings = Settings {
+                monitor_pid: self.record.settings.monitor_pid,
+                ..record.settings
+            };
+        }
     }
 
     /// Removes the machine that could not be made.
@@ -1097,8 +1129,10 @@ mod tests {
     fn a_workload_that_was_killed_for_want_of_memory_has_the_figure_on_record() {
         let fixture = Fixture::new();
         let mut machine = fixture.create_kept("job");
-        machine.record.settings.memory_bytes = 6 << 20;
         machine.set_running().unwrap();
+        let id = machine.id().clone();
+        let change = |settings: &mut Settings| settings.memory_bytes = 6 << 20;
+        fixture.registry.change(&id, change).unwrap();
         let killed = Outcome::Signalled {
             signal: 9,
             out_of_memory: true,
@@ -1108,6 +1142,28 @@ mod tests {
 
         assert!(ended.message.unwrap().contains("6291456 bytes"));
         assert!(ended.started.is_some());
+    }
+
+    #[test]
+    fn what_was_changed_meanwhile_stays_and_the_monitor_is_still_its_own() {
+        let fixture = Fixture::new();
+        let mut machine = fixture.create_kept("job");
+        let id = machine.id().clone();
+        let change = |settings: &mut Settings| {
+            settings.limits.pids_limit = 7;
+            settings.monitor_pid = 0;
+        };
+        fixture.registry.change(&id, change).unwrap();
+
+        machine.set_running().unwrap();
+
+        let settings = fixture.registry.find("job").unwrap().record.settings;
+        assert_eq!(settings.limits.pids_limit, 7);
+        assert_eq!(settings.monitor_pid, std::process::id());
+        drop(machine);
+        fixture.registry.remove(&id).unwrap();
+        let gone = fixture.registry.change(&id, |_| ());
+        assert!(matches!(gone, Err(StateError::Unknown(_))));
     }
 
     #[test]

@@ -38,6 +38,28 @@ pub struct Settings {
     pub memory_bytes: u64,
     /// What it may use of the processors, in billionths of one.
     pub nano_cpus: u64,
+    /// Its other limits.
+    pub limits: OtherLimits,
+}
+
+/// Limits that are not those of every machine, in docker's numbers: 0, or nothing, where there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OtherLimits {
+    /// Memory that is taken away last.
+    pub memory_reservation_bytes: u64,
+    /// Memory and swap together; -1 is no limit.
+    pub memory_swap_bytes: i64,
+    /// Microseconds of processor time in each period, in place of the billionths.
+    pub cpu_quota_us: i64,
+    /// That period.
+    pub cpu_period_us: u64,
+    /// Weight among the cgroups of the machine.
+    pub cpu_shares: u64,
+    /// Processors of the machine.
+    pub cpuset_cpus: String,
+    /// Processes and threads.
+    pub pids_limit: i64,
 }
 
 impl Settings {

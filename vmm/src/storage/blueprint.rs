@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use thiserror::Error;
 
 use super::StorageSize;
@@ -17,6 +18,7 @@ use crate::plan::MachineChoices;
 use crate::report::Help;
 use crate::state::BLUEPRINT;
 use crate::workload::Workload;
+use crate::workload::limits::LimitChange;
 
 /// The format that this program reads and writes.
 const FORMAT: u32 = 1;
@@ -123,6 +125,17 @@ impl Blueprint {
             verbose_kernel: false,
             storage: Some(limit::<StorageSize>(&self.storage)?),
         })
+    }
+
+    /// Changes limits, for the next start; `resources` is what changes of the configuration.
+    pub fn limit(&mut self, change: &LimitChange, resources: &Value) {
+        if let Some(cpus) = change.cpus {
+            self.cpus = cpus.to_string();
+        }
+        if let Some(memory) = change.memory {
+            self.memory = memory.to_string();
+        }
+        self.workload.limit(resources);
     }
 
     /// Writes it into a machine's directory, whole or not at all.

@@ -411,6 +411,12 @@ impl FromStr for CpuSet {
 }
 
 impl CpuSet {
+    /// As it was typed.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Says whether a machine of so many processors has all of them.
     ///
     /// # Errors

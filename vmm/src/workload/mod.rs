@@ -7,6 +7,7 @@ pub mod container;
 pub mod environment;
 pub mod exec;
 mod given;
+pub mod limits;
 mod profile;
 pub mod seccomp;
 pub mod systemd;
@@ -241,6 +242,15 @@ impl Workload {
     /// Takes another signal to ask the process to end by.
     pub fn set_stop_signal(&mut self, signal: Signal) {
         self.stop_signal = signal.number();
+    }
+
+    /// Changes limits in `linux.resources`; what is not named stays as it is.
+    pub fn limit(&mut self, resources: &Value) {
+        for (controller, limits) in resources.as_object().into_iter().flatten() {
+            for (name, value) in limits.as_object().into_iter().flatten() {
+                self.config["linux"]["resources"][controller][name] = value.clone();
+            }
+        }
     }
 
     /// The user, docker's syntax, to be resolved in the guest.

@@ -23,6 +23,7 @@ mod outside;
 mod paths;
 mod personality;
 mod plan;
+pub(crate) mod processes;
 mod program;
 mod rlimits;
 mod rootfs;

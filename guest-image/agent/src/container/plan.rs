@@ -3,7 +3,9 @@
 use std::ffi::CString;
 use std::rc::Rc;
 
-use protocol::{Create, DeclaredStreams, Exec, RootSource, StartFailure, WindowSize};
+use protocol::{
+    Create, DeclaredStreams, Exec, Filesystem, RootSource, StartFailure, Upper, WindowSize,
+};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -224,6 +226,8 @@ impl Plan {
                 ));
             }
         }
+        let has_disk = create.root.filesystem == Filesystem::Erofs
+            || matches!(create.root.upper, Upper::Disk { .. });
         let container = ContainerPlan {
             root: create.root,
             root_propagation: mounts::root_propagation(linux.rootfs_propagation.as_deref())?,
@@ -244,6 +248,7 @@ impl Plan {
                 create.process.container,
                 linux.cgroups_path.as_deref(),
                 &linux.resources,
+                has_disk,
             )?,
             personality: linux
                 .personality
@@ -328,7 +333,7 @@ fn working_directory(directory: String) -> Result<String, StartFailure> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use protocol::{ContainerId, FailureKind, Filesystem, Process, ProcessId, Upper};
+    use protocol::{ContainerId, FailureKind, Process, ProcessId};
     use serde_json::{Value, json};
 
     use super::*;

@@ -5,8 +5,8 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 use protocol::{
-    ContainerId, DeclaredStreams, Exec, ExitStatus, FailureKind, Process, ProcessId, Report,
-    Request, Role, StartFailure, StreamKind,
+    Answer, ContainerId, DeclaredStreams, Exec, ExitStatus, FailureKind, Process, ProcessId,
+    Question, Report, Request, Role, StartFailure, StreamKind,
 };
 use serde_json::{Value, json};
 
@@ -160,6 +160,21 @@ impl Container {
     }
 }
 
+impl Container {
+    /// Asks about the container, and takes the first answer.
+    fn ask(&mut self, question: Question) -> Result<Answer, Failure> {
+        self.control.send(&Request::Ask {
+            number: 9,
+            container: self.first.container,
+            question,
+        })?;
+        match self.control.report()? {
+            Report::Answer { number: 9, answer } => Ok(answer),
+            other => Err(format!("no answer: {other:?}").into()),
+        }
+    }
+}
+
 fn all() -> DeclaredStreams {
     DeclaredStreams {
         stdin: true,
@@ -187,6 +202,61 @@ fn streams_and_exit_code_are_the_processs_own() -> Test {
             stdout: "YES\n".to_owned(),
             stderr: "no\n".to_owned(),
         }
+    );
+    Ok(())
+}
+
+#[test]
+fn processes_are_told_with_the_ids_of_the_container() -> Test {
+    needs_containers!();
+    let mut container = Container::usual()?;
+    let exec = container.exec(1, "exec sleep 1000", none());
+    container.begin(exec)?;
+    container.starts(1)?;
+
+    let Answer::Processes(list) = container.ask(Question::Processes)? else {
+        return Err("that is no list".into());
+    };
+
+    let told: Vec<_> = list
+        .processes
+        .iter()
+        .map(|process| (process.pid == 1, process.parent, process.arguments.as_str()))
+        .collect();
+    assert_eq!(told, [(true, 0, "cat"), (false, 0, "sleep 1000")]);
+    assert!(list.is_last && !list.is_cut && list.guest_memory_bytes > 0);
+    Ok(())
+}
+
+#[test]
+fn what_is_used_is_told_after_the_time_that_was_named() -> Test {
+    needs_containers!();
+    let mut container = Container::usual()?;
+
+    let Answer::Usage(usage) = container.ask(Question::Usage { over_ms: 20 })? else {
+        return Err("that is no usage".into());
+    };
+
+    assert!(usage.over_us >= 20_000, "{usage:?}");
+    assert!(usage.cpu_us < usage.over_us, "{usage:?}");
+    assert_eq!(usage.tasks, 1);
+    Ok(())
+}
+
+#[test]
+fn limits_that_make_no_sense_are_refused_by_name() -> Test {
+    needs_containers!();
+    let mut container = Container::usual()?;
+
+    let resources = br#"{"memory":{"kernel":1000}}"#.to_vec();
+    let answer = container.ask(Question::Limit { resources })?;
+
+    let Answer::Failed(message) = answer else {
+        return Err(format!("not refused: {answer:?}").into());
+    };
+    assert!(
+        message.contains("linux.resources.memory.kernel"),
+        "{message}"
     );
     Ok(())
 }

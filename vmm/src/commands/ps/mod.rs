@@ -8,8 +8,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::filter::Filters;
-use super::format::{FormatError, Template};
-use super::output::{Columns, print_json, print_line, printable, shorten, spell_duration};
+use super::output::{print_json, print_line, print_text, printable, shorten, spell_duration};
+use super::rows::{Listed, RowFormat};
 use crate::cli::PsArgs;
 use crate::dirs::Directories;
 use crate::moment::Moment;
@@ -27,34 +27,19 @@ pub(in crate::commands) fn run(
 ) -> Result<ExitCode, Report> {
     let registry = Registry::open(directories.machines())?;
     clean(&registry);
-    let format = Format::of(arguments)?;
     let rows: Vec<Row> = wanted(arguments, &registry)?
         .into_iter()
         .map(|machine| Row::new(machine, arguments.no_trunc))
         .collect();
-    match format {
-        Format::JsonArray => {
+    match (arguments.json, arguments.quiet) {
+        (true, _) => {
             let rows: Vec<JsonRow<'_>> = rows.iter().map(JsonRow::of).collect();
             print_json(&rows)?;
         }
-        Format::Ids => rows.iter().try_for_each(|row| print_line(row.id()))?,
-        Format::JsonLines => rows
-            .iter()
-            .try_for_each(|row| print_line(row.fields().to_string()))?,
-        Format::Lines(template) => {
-            for row in &rows {
-                print_line(template.fill(&row.fields_and_labels())?)?;
-            }
-        }
-        Format::Table { header, cells } => {
-            let mut columns = Columns::default();
-            columns.row(&header);
-            for row in &rows {
-                let fields = row.fields_and_labels();
-                let cells = cells.iter().map(|cell| cell.fill(&fields));
-                columns.row(&cells.collect::<Result<Vec<_>, _>>()?);
-            }
-            columns.print()?;
+        (false, true) => rows.iter().try_for_each(|row| print_line(row.id()))?,
+        (false, false) => {
+            let format = RowFormat::parse(arguments.format.as_deref(), USUAL_TABLE, &HEADERS)?;
+            print_text(&format.fill(&rows)?)?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -90,18 +75,6 @@ fn wanted(arguments: &PsArgs, registry: &Registry) -> Result<Vec<Machine>, Repor
     Ok(machines)
 }
 
-/// How the list is printed.
-enum Format {
-    JsonArray,
-    JsonLines,
-    Ids,
-    Lines(Template),
-    Table {
-        header: Vec<String>,
-        cells: Vec<Template>,
-    },
-}
-
 /// The columns that docker shows, but for ports, which a machine does not have.
 const USUAL_TABLE: &str =
     "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Names}}";
@@ -122,48 +95,6 @@ const HEADERS: [(&str, &str); 13] = [
     ("Networks", "NETWORKS"),
     ("LocalVolumes", "LOCAL VOLUMES"),
 ];
-
-impl Format {
-    fn of(arguments: &PsArgs) -> Result<Self, FormatError> {
-        let typed = arguments.format.as_deref().unwrap_or("table");
-        if arguments.json {
-            return Ok(Self::JsonArray);
-        }
-        if arguments.quiet {
-            return Ok(Self::Ids);
-        }
-        // What a shell passes on as two characters, docker's commands take for one.
-        let text = typed.replace("\\t", "\t").replace("\\n", "\n");
-        match text.as_str() {
-            "json" => Ok(Self::JsonLines),
-            "table" => Self::table(USUAL_TABLE),
-            text => match text.strip_prefix("table ") {
-                Some(columns) => Self::table(columns),
-                None => Template::parse(text).map(Self::Lines),
-            },
-        }
-    }
-
-    fn table(columns: &str) -> Result<Self, FormatError> {
-        let header: serde_json::Map<String, Value> = HEADERS
-            .map(|(field, title)| (field.to_owned(), Value::from(title)))
-            .into_iter()
-            .collect();
-        let header = Value::from(header);
-        let cells = columns
-            .split('\t')
-            .map(Template::parse)
-            .collect::<Result<Vec<_>, _>>()?;
-        // A column of something else, such as a label, has no title.
-        let titles = cells
-            .iter()
-            .map(|cell| cell.fill(&header).unwrap_or_default());
-        Ok(Self::Table {
-            header: titles.collect(),
-            cells,
-        })
-    }
-}
 
 /// A machine as it is listed.
 struct Row {
@@ -189,8 +120,9 @@ impl Row {
             id.short()
         }
     }
+}
 
-    /// What docker calls things, all of them texts.
+impl Listed for Row {
     fn fields(&self) -> Value {
         let record = &self.machine.record;
         let command = record.command.join(" ");
@@ -221,7 +153,7 @@ impl Row {
     }
 
     /// The fields, and each label under `Label`, which docker has a function for.
-    fn fields_and_labels(&self) -> Value {
+    fn fields_and_more(&self) -> Value {
         let mut fields = self.fields();
         let labels = self.machine.record.settings.labels.iter();
         fields["Label"] = labels

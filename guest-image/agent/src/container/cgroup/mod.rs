@@ -3,9 +3,10 @@
 
 mod device_rules;
 mod resources;
+mod usage;
 
 use std::collections::BTreeSet;
-use std::io::{self, Read as _};
+use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use rustix::process::Pid;
 
 use self::device_rules::DeviceProgram;
 use self::resources::Setting;
+pub(super) use self::usage::guest_memory_bytes;
 use crate::spec::Resources;
 use crate::step::{Step as _, invalid};
 
@@ -40,6 +42,8 @@ pub(crate) struct CgroupPlan {
     devices: Option<DeviceProgram>,
     /// Whether the memory is limited, so that a kill for want of memory is to be expected.
     limits_memory: bool,
+    /// Whether there is a disk, of which it is to be counted what is read and written.
+    has_disk: bool,
 }
 
 /// A cgroup that exists.
@@ -63,6 +67,7 @@ impl CgroupPlan {
         container: ContainerId,
         path: Option<&str>,
         resources: &Resources,
+        has_disk: bool,
     ) -> Result<Self, StartFailure> {
         let default = format!("container-{}", container.0);
         let path: Vec<String> = path
@@ -78,14 +83,12 @@ impl CgroupPlan {
             ));
         }
         let settings = resources::settings(resources)?;
-        let limits_memory = settings
-            .iter()
-            .any(|(file, _)| file == "memory.max" || file == "memory.high");
         Ok(Self {
             path,
+            limits_memory: limits_memory(&settings),
             settings,
             devices: DeviceProgram::new(&resources.devices)?,
-            limits_memory,
+            has_disk,
         })
     }
 
@@ -93,14 +96,11 @@ impl CgroupPlan {
     ///
     /// Only these are enabled: each controller adds a dozen files to every cgroup, which costs at every start.
     fn controllers(&self) -> String {
-        let owner = |file: &str| file.split_once('.').map(|(owner, _)| format!("+{owner}"));
-        let owners: BTreeSet<String> = self
-            .settings
-            .iter()
-            .filter_map(|(file, _)| owner(file))
-            .filter(|owner| owner != "+cgroup")
-            .collect();
-        owners.into_iter().collect::<Vec<_>>().join(" ")
+        let mut controllers = owners(&self.settings);
+        if self.has_disk {
+            controllers.insert("+io".to_owned());
+        }
+        Vec::from_iter(controllers).join(" ")
     }
 
     /// Makes the cgroup.
@@ -129,11 +129,7 @@ impl CgroupPlan {
         let mut is_new = true;
         for level in &self.path {
             let above = &cgroup.path;
-            if !controllers.is_empty() {
-                let file = format!("{above}/cgroup.subtree_control");
-                write_file(CWD, &file, &controllers)
-                    .step(|| format!("enabling {controllers} in {above}"))?;
-            }
+            enable(&controllers, above)?;
             let path = format!("{above}/{level}");
             is_new = match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)) {
                 Ok(()) => true,
@@ -179,6 +175,29 @@ impl CgroupPlan {
     }
 }
 
+/// Whether there is a limit of the memory among these.
+fn limits_memory(settings: &[Setting]) -> bool {
+    settings
+        .iter()
+        .any(|(file, _)| file == "memory.max" || file == "memory.high")
+}
+
+/// The controllers that own these files.
+fn owners(settings: &[Setting]) -> BTreeSet<String> {
+    let names = settings.iter().filter_map(|(file, _)| file.split_once('.'));
+    let owners = names.filter(|(owner, _)| *owner != "cgroup");
+    owners.map(|(owner, _)| format!("+{owner}")).collect()
+}
+
+/// Enables controllers in the cgroups below this one.
+fn enable(controllers: &str, above: &str) -> Result<(), StartFailure> {
+    if controllers.is_empty() {
+        return Ok(());
+    }
+    let file = format!("{above}/cgroup.subtree_control");
+    write_file(CWD, &file, controllers).step(|| format!("enabling {controllers} in {above}"))
+}
+
 /// Whether there is no process in a cgroup.
 fn is_empty(directory: &OwnedFd) -> rustix::io::Result<bool> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
@@ -209,18 +228,33 @@ impl Cgroup {
         if !self.limits_memory {
             return false;
         }
-        let open = || self.open("memory.events");
-        let mut events = String::new();
-        let read = open().map_err(io::Error::from).and_then(|fd| {
-            std::fs::File::from(fd)
-                .take(MAX_BYTES)
-                .read_to_string(&mut events)
-        });
-        read.is_ok()
-            && events
-                .lines()
-                .filter_map(|line| line.strip_prefix("oom_kill "))
-                .any(|count| count != "0")
+        let events = self.read("memory.events", MAX_BYTES).unwrap_or_default();
+        events
+            .lines()
+            .filter_map(|line| line.strip_prefix("oom_kill "))
+            .any(|count| count != "0")
+    }
+
+    /// Changes limits. What is not named stays as it is; the device rules do, too.
+    ///
+    /// # Errors
+    ///
+    /// If values contradict each other, or a file does not take its value. What came before it is changed then.
+    pub(crate) fn limit(&mut self, resources: &Resources) -> Result<(), StartFailure> {
+        let settings = resources::settings(resources)?;
+        let controllers = Vec::from_iter(owners(&settings)).join(" ");
+        let mut above = String::new();
+        let levels = self.path.strip_prefix(MOUNT_POINT).unwrap_or_default();
+        for level in levels.split('/').filter(|level| !level.is_empty()) {
+            enable(&controllers, &format!("{MOUNT_POINT}{above}"))?;
+            above = format!("{above}/{level}");
+        }
+        self.limits_memory |= limits_memory(&settings);
+        for (file, value) in &settings {
+            self.write(file, value)
+                .step(|| format!("setting {file} to {value}"))?;
+        }
+        Ok(())
     }
 
     /// Kills every process in the cgroup.
@@ -284,10 +318,20 @@ impl Cgroup {
 
 /// Removes the cgroups in a cgroup, the innermost first. However deep a container has made them, none has a longer path than this.
 fn remove_below(cgroup: &str) {
+    for path in tree(cgroup, usize::MAX).iter().skip(1).rev() {
+        let _ = rustix::fs::rmdir(path);
+    }
+}
+
+/// The paths of a cgroup and of those in it, the outer ones first; not many more than `enough`.
+fn tree(cgroup: &str, enough: usize) -> Vec<String> {
     let mut paths = vec![cgroup.to_owned()];
     let mut next = 0;
     while let Some(path) = paths.get(next).cloned() {
         next += 1;
+        if paths.len() >= enough {
+            break;
+        }
         let Ok(entries) = std::fs::read_dir(&path) else {
             continue;
         };
@@ -296,9 +340,7 @@ fn remove_below(cgroup: &str) {
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
         paths.extend(directories.filter_map(|entry| entry.path().to_str().map(str::to_owned)));
     }
-    for path in paths.iter().skip(1).rev() {
-        let _ = rustix::fs::rmdir(path);
-    }
+    paths
 }
 
 /// The cgroup that a process is in: proc(5), `/proc/PID/cgroup`.
@@ -333,13 +375,21 @@ mod tests {
         let resources =
             serde_json::from_str(r#"{"memory":{"limit":1},"pids":{"limit":5}}"#).unwrap();
 
-        let plan = CgroupPlan::new(ContainerId(1), None, &resources).unwrap();
+        let plan = CgroupPlan::new(ContainerId(1), None, &resources, false).unwrap();
 
         assert_eq!(plan.controllers(), "+memory +pids");
     }
 
     #[test]
+    fn what_goes_to_a_disk_is_counted() {
+        let plan = CgroupPlan::new(ContainerId(1), None, &Resources::default(), true).unwrap();
+
+        assert_eq!(plan.controllers(), "+io");
+    }
+
+    #[test]
     fn a_path_cannot_leave_the_hierarchy() {
-        assert!(CgroupPlan::new(ContainerId(1), Some("/a/../b"), &Resources::default()).is_err());
+        let path = Some("/a/../b");
+        assert!(CgroupPlan::new(ContainerId(1), path, &Resources::default(), false).is_err());
     }
 }
