@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use thiserror::Error;
 
-pub use self::event::{Event, EventReceiver, EventSender, Watcher, event_channel};
+pub use self::event::{Event, EventReceiver, EventSender, Received, Watcher, event_channel};
 pub use self::streams::{ClientStreams, Connections, Pumps, STREAM_END_PATIENCE, Side};
 
 /// What ends a process that nobody waits for.

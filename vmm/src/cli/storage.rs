@@ -2,7 +2,8 @@
 
 use clap::Args;
 
-use super::RunArgs;
+use super::{DETACH_KEYS, RunArgs};
+use crate::attach::DetachKeys;
 use crate::storage::{StorageSize, StorageSizeError};
 
 /// How much of what the workload writes is kept.
@@ -78,6 +79,9 @@ pub struct StartArgs {
     /// Pass standard input on, to a machine that was created with -i
     #[arg(short, long)]
     pub interactive: bool,
+    /// With -i and a terminal, the keys that leave the machine running without its client
+    #[arg(long, value_name = "KEYS", default_value = DETACH_KEYS)]
+    pub detach_keys: DetachKeys,
     /// Names, ids or beginnings of ids
     #[arg(value_name = "MACHINE", required = true)]
     pub machines: Vec<String>,

@@ -602,6 +602,32 @@ pub struct OwnedMachine {
     _lock: File,
 }
 
+/// Writes down that a machine's record is to stay.
+#[derive(Debug)]
+pub struct KeepMark {
+    registry: Registry,
+    id: MachineId,
+}
+
+impl KeepMark {
+    /// Writes it down.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::File`].
+    pub fn set(&self) -> Result<(), StateError> {
+        let _lock = self.registry.lock_exclusive()?;
+        let Some(mut machine) = self.registry.read(&self.id)? else {
+            return Err(StateError::Unknown(self.id.to_string()));
+        };
+        machine.record.ephemeral = false;
+        machine
+            .record
+            .write(&machine.directory)
+            .map_err(|source| StateError::file("write to", &machine.directory, source))
+    }
+}
+
 /// Writes down whether a machine is paused.
 #[derive(Debug)]
 pub struct PauseMark(PathBuf);
@@ -654,6 +680,15 @@ impl OwnedMachine {
         PauseMark(self.directory.join(PAUSED))
     }
 
+    /// The way to write down that the record is to stay, for another thread.
+    #[must_use]
+    pub fn keep_mark(&self) -> KeepMark {
+        KeepMark {
+            registry: self.registry.clone(),
+            id: self.record.id.clone(),
+        }
+    }
+
     /// Writes down that the workload runs, since now.
     ///
     /// # Errors
@@ -671,6 +706,7 @@ impl OwnedMachine {
     /// [`StateError::File`].
     pub fn finish(mut self, outcome: &Outcome) -> Result<Ended, StateError> {
         let ended = self.ended(outcome);
+        self.read_again();
         if self.record.ephemeral {
             self.remove()?;
         } else {
@@ -697,13 +733,19 @@ impl OwnedMachine {
     fn set_status(&mut self, status: Status) -> Result<(), StateError> {
         // Whoever renames the machine holds the lock exclusively.
         let _lock = self.registry.lock_shared()?;
-        if let Ok(Some(record)) = Record::read(&self.directory) {
-            self.record.name = record.name;
-        }
+        self.read_again();
         self.record.status = status;
         self.record
             .write(&self.directory)
             .map_err(|source| StateError::file("write to", &self.directory, source))
+    }
+
+    /// Takes over what others write to the record while the machine runs.
+    fn read_again(&mut self) {
+        if let Ok(Some(record)) = Record::read(&self.directory) {
+            self.record.name = record.name;
+            self.record.ephemeral = record.ephemeral;
+        }
     }
 
     /// Removes the machine that could not be made.
