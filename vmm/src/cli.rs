@@ -1255,6 +1255,43 @@ mod tests {
     }
 
     #[test]
+    fn a_client_may_leave_a_terminal_that_it_types_on() {
+        assert!(run_arguments(&["-it", "app"]).can_be_left());
+        assert!(!run_arguments(&["-i", "app"]).can_be_left());
+        assert!(!run_arguments(&["-dit", "app"]).can_be_left());
+        assert!(!run_arguments(&["-it", "--timings", "app"]).can_be_left());
+    }
+
+    #[test]
+    fn signals_are_passed_on_unless_that_is_said() {
+        let passes = |line: &[&str]| {
+            let words = ["vmm", "attach"].iter().chain(line).map(OsString::from);
+            match parse(words).unwrap().command {
+                Command::Attach(arguments) => arguments.sig_proxy,
+                other => panic!("parsed as {other:?}"),
+            }
+        };
+
+        assert!(passes(&["web"]));
+        assert!(passes(&["--sig-proxy", "web"]));
+        assert!(passes(&["--sig-proxy=true", "web"]));
+        assert!(!passes(&["--sig-proxy=false", "web"]));
+    }
+
+    #[test]
+    fn keys_that_there_are_not_get_one_sentence_and_help() {
+        let refused = refusal(&["attach", "--detach-keys", "ctrl-p,ctrl-1", "web"]);
+
+        assert!(
+            refused.starts_with("vmm: --detach-keys <KEYS>: unknown character: 'ctrl-1'\nhelp: give single characters"),
+            "{refused}"
+        );
+        assert!(refusal(&["run", "--detach-keys", "ab", "app"]).contains("'ab'"));
+        assert!(refusal(&["exec", "--detach-keys", "ab", "web", "sh"]).contains("'ab'"));
+        assert!(refusal(&["start", "--detach-keys", "ab", "web"]).contains("'ab'"));
+    }
+
+    #[test]
     fn limits_out_of_range_get_one_sentence_and_help() {
         assert_eq!(
             refusal(&["run", "--memory", "1", "app"]),

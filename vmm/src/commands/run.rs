@@ -59,7 +59,8 @@ pub fn run(
     if arguments.can_be_left() {
         has_keyboard(arguments.interactive, arguments.tty)?;
         if arguments.restore.is_none() {
-            // What takes long is done before, by whom ^C ends at once.
+            // What takes long is done before, by a process that ^C ends at once.
+            drop(open_kvm()?);
             let image = arguments.image_and_command().0;
             open_image(&image, &arguments.limits, directories)?;
         }

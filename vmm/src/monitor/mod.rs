@@ -1,7 +1,7 @@
 //! The monitor: stands between a machine and everybody who wants something of it.
 //!
 //! It owns the machine's record, its control socket and its VM process, carries the workload's streams and signals, and turns
-//! whatever happens into one [`Outcome`]. In the foreground the client is the monitor; with `-d` it is a process of its own.
+//! whatever happens into one [`Outcome`]. In the foreground the client is the monitor; with `-d` and `-it` it is a process of its own.
 //!
 //! ```text
 //! main thread       wait for the agent ── AgentLink::run ── outcome
