@@ -71,6 +71,7 @@ fn the_help_of_run_names_every_flag_with_examples() {
         "--interactive",
         "--tty",
         "--detach",
+        "--detach-keys",
         "--label",
         "--cidfile",
         "--stop-timeout",

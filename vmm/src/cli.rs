@@ -19,6 +19,7 @@ use clap::builder::FalseyValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::attach::{DetachKeys, DetachKeysError};
 use crate::limits::{ByteSize, CpuQuota, LimitError, MemoryLimit};
 use crate::logs::LogConfigError;
 use crate::moment::MomentError;
@@ -32,7 +33,7 @@ pub use self::later::Later;
 pub(crate) use self::life::label_of;
 pub use self::life::{InspectArgs, LifeArgs, LogsArgs, PsArgs, RenameArgs, StopArgs, Tail};
 pub use self::machines::{
-    ExecArgs, ForkArgs, MachinesArgs, SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
+    AttachArgs, ExecArgs, ForkArgs, MachinesArgs, SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
 };
 pub use self::statistics::{StatsArgs, TopArgs, UpdateArgs};
 pub use self::storage::{CreateArgs, RestartArgs, StartArgs, StorageArgs};
@@ -88,6 +89,8 @@ pub enum Command {
     Run(Later<RunArgs>),
     /// Run another command in a machine that runs
     Exec(Later<ExecArgs>),
+    /// Join standard input, output and error with the workload of a machine in the background
+    Attach(Later<AttachArgs>),
     /// Create a machine that is started later, and print its id
     Create(Later<CreateArgs>),
     /// Start machines that were created, or have ended, with what they had written
@@ -178,6 +181,9 @@ Examples:
 
 The first word that is no option is the image's name, unless --image names a file; what follows
 is the command, with its own options. A `--` before the command is dropped.";
+
+/// The default of `--detach-keys`, as it is typed.
+const DETACH_KEYS: &str = "ctrl-p,ctrl-q";
 
 /// Arguments of `vmm run`.
 #[derive(Debug, Clone, Args)]
@@ -307,8 +313,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     pub name: Option<MachineName>,
     /// Let the machine run in the background and print its id
-    #[arg(short, long, conflicts_with_all = ["interactive", "tty"], help_heading = "Machine")]
+    #[arg(short, long, help_heading = "Machine")]
     pub detach: bool,
+    /// With -i and -t, the keys that leave the machine running without its client
+    #[arg(long, value_name = "KEYS", default_value = DETACH_KEYS, help_heading = "Machine")]
+    pub detach_keys: DetachKeys,
     /// Remove the machine's record when it ends; always so unless -d is given
     #[arg(long, help_heading = "Machine")]
     pub rm: bool,
@@ -453,7 +462,19 @@ impl RunArgs {
         image_and_command(self.image.as_ref(), self.select.as_deref(), &self.words)
     }
 
-    /// Tells whether nothing of the machine stays when it has ended.
+    /// Tells whether the client may leave the machine to itself. One that is to say where the time went has to stay.
+    #[must_use]
+    pub fn can_be_left(&self) -> bool {
+        !self.detach && self.interactive && self.tty && self.timings.is_none()
+    }
+
+    /// Tells whether what the workload writes is recorded.
+    #[must_use]
+    pub fn has_log(&self) -> bool {
+        self.detach || self.can_be_left()
+    }
+
+    /// Tells whether nothing of the machine stays when it has ended with its client.
     #[must_use]
     pub fn is_ephemeral(&self) -> bool {
         self.rm || !self.detach
@@ -984,7 +1005,12 @@ fn help_of(source: &(dyn Error + 'static)) -> Option<String> {
     let of_limit = source.downcast_ref::<LimitError>().and_then(Help::help);
     let of_moment = || source.downcast_ref::<MomentError>().and_then(Help::help);
     let of_log = || source.downcast_ref::<LogConfigError>().and_then(Help::help);
-    of_limit.or_else(of_moment).or_else(of_log)
+    let of_keys = || {
+        source
+            .downcast_ref::<DetachKeysError>()
+            .and_then(Help::help)
+    };
+    of_limit.or_else(of_moment).or_else(of_log).or_else(of_keys)
 }
 
 /// Says which commands there are.
@@ -1234,6 +1260,43 @@ mod tests {
         assert!(run_arguments(&["app"]).is_ephemeral());
         assert!(run_arguments(&["-d", "--rm", "app"]).is_ephemeral());
         assert!(!run_arguments(&["-d", "app"]).is_ephemeral());
+    }
+
+    #[test]
+    fn a_client_may_leave_a_terminal_that_it_types_on() {
+        assert!(run_arguments(&["-it", "app"]).can_be_left());
+        assert!(!run_arguments(&["-i", "app"]).can_be_left());
+        assert!(!run_arguments(&["-dit", "app"]).can_be_left());
+        assert!(!run_arguments(&["-it", "--timings", "app"]).can_be_left());
+    }
+
+    #[test]
+    fn signals_are_passed_on_unless_that_is_said() {
+        let passes = |line: &[&str]| {
+            let words = ["vmm", "attach"].iter().chain(line).map(OsString::from);
+            match parse(words).unwrap().command {
+                Command::Attach(arguments) => arguments.sig_proxy,
+                other => panic!("parsed as {other:?}"),
+            }
+        };
+
+        assert!(passes(&["web"]));
+        assert!(passes(&["--sig-proxy", "web"]));
+        assert!(passes(&["--sig-proxy=true", "web"]));
+        assert!(!passes(&["--sig-proxy=false", "web"]));
+    }
+
+    #[test]
+    fn keys_that_there_are_not_get_one_sentence_and_help() {
+        let refused = refusal(&["attach", "--detach-keys", "ctrl-p,ctrl-1", "web"]);
+
+        assert!(
+            refused.starts_with("vmm: --detach-keys <KEYS>: unknown character: 'ctrl-1'\nhelp: give single characters"),
+            "{refused}"
+        );
+        assert!(refusal(&["run", "--detach-keys", "ab", "app"]).contains("'ab'"));
+        assert!(refusal(&["exec", "--detach-keys", "ab", "web", "sh"]).contains("'ab'"));
+        assert!(refusal(&["start", "--detach-keys", "ab", "web"]).contains("'ab'"));
     }
 
     #[test]

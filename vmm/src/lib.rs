@@ -1,6 +1,7 @@
 //! Runs OCI images, each in a microVM of its own.
 
 pub mod agent_link;
+pub mod attach;
 pub mod cli;
 pub mod commands;
 pub mod dirs;

@@ -97,6 +97,8 @@ pub struct ExitCode(u8);
 impl ExitCode {
     /// All went well.
     pub const SUCCESS: Self = Self(0);
+    /// A client could not be joined with a workload, or has left it: docker's code for that.
+    pub const FAILURE: Self = Self(1);
     /// The appliance failed: nothing is said about the workload.
     pub const APPLIANCE_FAILED: Self = Self(125);
     /// The command cannot be executed.

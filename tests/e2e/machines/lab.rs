@@ -16,7 +16,8 @@ const THINGS: &str = "/things";
 const COPIES: [&str; 2] = ["templates::", "snapshots::"];
 
 /// The tests of what is done with machines that run. In `make test` they run here only: another KVM is nothing to them.
-const LIFE: [&str; 5] = [
+const LIFE: [&str; 6] = [
+    "attach::",
     "exec::",
     "lifecycle::",
     "logs::",

@@ -1,6 +1,7 @@
 //! Everything that boots a machine. Each boot costs seconds under software KVM, so a test asserts in one boot what
 //! belongs to one subject.
 
+mod attach;
 mod background;
 mod bench;
 mod complete_kvm;

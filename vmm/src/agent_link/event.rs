@@ -66,23 +66,26 @@ pub trait Watcher: std::fmt::Debug + Send {
 
 /// The sending end. Closing it ends the events, not the workload.
 #[derive(Debug)]
-pub struct EventSender {
-    events: Sender<Event>,
+pub struct EventSender<T = Event> {
+    events: Sender<T>,
     bell: OwnedFd,
 }
 
 /// The receiving end, for [`super::AgentLink::run`].
 #[derive(Debug)]
-pub struct EventReceiver {
-    events: Receiver<Event>,
+pub struct EventReceiver<T = Event> {
+    events: Receiver<T>,
     bell: OwnedFd,
 }
 
 /// What a receiver found.
 #[derive(Debug)]
-pub(super) enum Received {
-    Event(Event),
+pub enum Received<T = Event> {
+    /// The next event.
+    Event(T),
+    /// None has come.
     Nothing,
+    /// None will come any more.
     End,
 }
 
@@ -91,7 +94,7 @@ pub(super) enum Received {
 /// # Errors
 ///
 /// If there are no descriptors left.
-pub fn event_channel() -> io::Result<(EventSender, EventReceiver)> {
+pub fn event_channel<T>() -> io::Result<(EventSender<T>, EventReceiver<T>)> {
     let (heard, bell) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     let (sender, receiver) = channel();
     let sender = EventSender {
@@ -105,13 +108,13 @@ pub fn event_channel() -> io::Result<(EventSender, EventReceiver)> {
     Ok((sender, receiver))
 }
 
-impl EventSender {
+impl<T> EventSender<T> {
     /// Sends an event, without waiting.
     ///
     /// # Errors
     ///
     /// If thousands of events wait already, or the receiver is gone.
-    pub fn send(&self, event: Event) -> io::Result<()> {
+    pub fn send(&self, event: T) -> io::Result<()> {
         rustix::io::write(&self.bell, &[0])?;
         self.events
             .send(event)
@@ -119,13 +122,14 @@ impl EventSender {
     }
 }
 
-impl EventReceiver {
-    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+impl<T> EventReceiver<T> {
+    /// Readable when there is an event.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
 
     /// Takes the next event.
-    pub(super) fn receive(&self) -> io::Result<Received> {
+    pub(crate) fn receive(&self) -> io::Result<Received<T>> {
         match rustix::io::read(&self.bell, &mut [0]) {
             Ok(0) => Ok(Received::End),
             // Its event is there, or comes with the sender's next step.
@@ -165,7 +169,7 @@ mod tests {
 
     #[test]
     fn no_event_is_nothing() {
-        let (_sender, receiver) = event_channel().unwrap();
+        let (_sender, receiver) = event_channel::<Event>().unwrap();
 
         assert!(matches!(receiver.receive().unwrap(), Received::Nothing));
     }

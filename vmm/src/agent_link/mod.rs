@@ -27,7 +27,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use thiserror::Error;
 
-pub use self::event::{Asker, Event, EventReceiver, EventSender, Watcher, event_channel};
+pub use self::event::{Asker, Event, EventReceiver, EventSender, Received, Watcher, event_channel};
 use self::questions::Questions;
 pub use self::streams::{ClientStreams, Connections, Pumps, STREAM_END_PATIENCE, Side};
 

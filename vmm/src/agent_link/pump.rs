@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
 use super::client::ClientSink;
+use crate::attach::{DetachKeys, KeyFilter};
 
 /// What a pump moves at once: the capacity of a pipe.
 const BUFFER_BYTES: usize = 64 << 10;
@@ -48,6 +49,11 @@ impl Held {
     fn keep(&mut self, count: usize) {
         self.bytes.truncate(count);
     }
+
+    /// Keeps these bytes in the place of all others.
+    fn replace(&mut self, bytes: Vec<u8>) {
+        *self = Self { bytes, written: 0 };
+    }
 }
 
 /// What a read came to.
@@ -78,6 +84,12 @@ pub(super) struct Input<'fd> {
     sink: Option<UnixStream>,
     /// Whether the end was sent. The connection stays open after it, so that nothing that is under way is lost.
     is_ended: bool,
+    /// Whether the end of the client's input is that of the process's.
+    passes_end: bool,
+    /// Looks for the keys by which the client leaves.
+    filter: Option<KeyFilter>,
+    /// Whether they were typed.
+    is_detached: bool,
     held: Held,
 }
 
@@ -87,8 +99,26 @@ impl<'fd> Input<'fd> {
             source: Some(source),
             sink: Some(sink),
             is_ended: false,
+            passes_end: true,
+            filter: None,
+            is_detached: false,
             held: Held::default(),
         }
+    }
+
+    /// Leaves the process's input open at the end of the client's.
+    pub(super) fn keep_open(&mut self) {
+        self.passes_end = false;
+    }
+
+    /// Looks for these keys in what is typed.
+    pub(super) fn watch_for(&mut self, keys: &DetachKeys) {
+        self.filter = Some(KeyFilter::new(keys));
+    }
+
+    /// Whether the keys were typed by which the client leaves, and all that was typed before is passed on.
+    pub(super) fn is_detached(&self) -> bool {
+        self.is_detached && self.held.is_empty()
     }
 
     pub(super) fn interests<S>(
@@ -114,12 +144,33 @@ impl<'fd> Input<'fd> {
         if side == SINK && result.intersects(PollFlags::HUP | PollFlags::ERR) {
             return self.close();
         }
-        if let (SOURCE, Some(source)) = (side, self.source)
-            && let Read::End = read_into(&mut self.held, |space| rustix::io::read(source, space))
-        {
-            self.source = None;
+        if let (SOURCE, Some(source)) = (side, self.source) {
+            let read = read_into(&mut self.held, |space| rustix::io::read(source, space));
+            if let Read::End = read {
+                self.source = None;
+            }
+            self.filter_keys(&read);
         }
         self.send();
+    }
+
+    fn filter_keys(&mut self, read: &Read) {
+        let Some(filter) = &mut self.filter else {
+            return;
+        };
+        match read {
+            Read::Bytes => {
+                let passed = filter.pass(self.held.rest());
+                self.held.replace(passed.bytes);
+                if passed.is_detached {
+                    self.is_detached = true;
+                    self.source = None;
+                    self.passes_end = false;
+                }
+            }
+            Read::End => self.held.replace(filter.rest()),
+            Read::Later => {}
+        }
     }
 
     /// The process reads no more: the client's descriptor is left alone from here on.
@@ -143,7 +194,7 @@ impl<'fd> Input<'fd> {
                 Err(_) => return self.close(),
             }
         }
-        if self.source.is_none() && !self.is_ended {
+        if self.source.is_none() && self.passes_end && !self.is_ended {
             // The half-close is the end of the input; if the other side is gone already, it needs none.
             let _ = sink.shutdown(Shutdown::Write);
             self.is_ended = true;

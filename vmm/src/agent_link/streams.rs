@@ -1,5 +1,6 @@
 //! The standard streams of one process: their connections to the guest, and the client's side of them.
 
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use rustix::event::{PollFlags, Timespec};
 use super::client::ClientSink;
 use super::pump::{Input, Output};
 use super::{Dialer, LinkError, dial};
+use crate::attach::DetachKeys;
 
 /// How long a stream may stay silent and open after the exit was reported, before the rest is given up. An honest agent
 /// ends all streams before it reports.
@@ -83,6 +85,28 @@ impl Connections {
             stderr: take(declared.stderr)?,
         };
         descriptors.next().is_none().then_some(connections)
+    }
+
+    /// Gives the same connections once more.
+    ///
+    /// # Errors
+    ///
+    /// If there are no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let again = |stream: &Option<UnixStream>| stream.as_ref().map(UnixStream::try_clone);
+        Ok(Self {
+            stdin: again(&self.stdin).transpose()?,
+            stdout: again(&self.stdout).transpose()?,
+            stderr: again(&self.stderr).transpose()?,
+        })
+    }
+
+    /// Reads what a process with a terminal shows until it ends, for nobody, and leaves its input open meanwhile.
+    pub fn discard(self) {
+        if let Some(mut stdout) = self.stdout {
+            // One that breaks has ended.
+            let _ = io::copy(&mut stdout, &mut io::sink());
+        }
     }
 
     /// All that there are: standard input, output, error.
@@ -166,6 +190,22 @@ impl<'fd> Pumps<'fd> {
                 .iter_mut()
                 .for_each(|pump| pump.advance(side, result)),
         }
+    }
+
+    /// Leaves the process's input open when the client's ends.
+    pub fn keep_input_open(&mut self) {
+        self.stdin.iter_mut().for_each(Input::keep_open);
+    }
+
+    /// Looks in the client's input for the keys by which it leaves.
+    pub fn watch_for(&mut self, keys: &DetachKeys) {
+        self.stdin.iter_mut().for_each(|pump| pump.watch_for(keys));
+    }
+
+    /// Whether they were typed.
+    #[must_use]
+    pub fn are_detached(&self) -> bool {
+        self.stdin.as_ref().is_some_and(Input::is_detached)
     }
 
     /// The process will not read any more.

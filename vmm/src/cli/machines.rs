@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{ArgAction, Args, Subcommand};
 
-use super::{parse_user, parse_variable, parse_workdir};
+use super::{DETACH_KEYS, parse_user, parse_variable, parse_workdir};
+use crate::attach::DetachKeys;
 use crate::workload::environment::Variable;
 
 /// Arguments of `vmm pause`, `vmm resume` and `vmm wait`.
@@ -29,6 +30,9 @@ pub struct ExecArgs {
     /// Do not wait for the command's end, only for its start
     #[arg(short, long)]
     pub detach: bool,
+    /// With -i and -t, the keys that end this and leave the command running
+    #[arg(long, value_name = "KEYS", default_value = DETACH_KEYS)]
+    pub detach_keys: DetachKeys,
     /// Set a variable, or pass this one on from here if there is no value
     #[arg(short, long, value_name = "NAME[=VALUE]", allow_hyphen_values = true, value_parser = parse_variable)]
     pub env: Vec<Variable>,
@@ -56,6 +60,33 @@ pub struct ExecArgs {
     /// The command and its arguments
     #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
     pub command: Vec<String>,
+}
+
+/// Arguments of `vmm attach`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+A machine has an input if it was run or created with -i, and a terminal if with -t. It goes on when its
+clients leave: with a terminal, type the keys of --detach-keys. It ends them with its own exit code.
+
+Keys: single characters, or ctrl- with a letter from a to z or one of @[\\]^_, with commas between them.
+
+Examples:
+  vmm attach web
+  vmm attach --no-stdin web
+  vmm attach --detach-keys ctrl-a,d shell")]
+pub struct AttachArgs {
+    /// Do not pass standard input on
+    #[arg(long)]
+    pub no_stdin: bool,
+    /// Pass signals on to the command, unless it has a terminal
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub sig_proxy: bool,
+    /// With a terminal, the keys that end this and leave the machine running
+    #[arg(long, value_name = "KEYS", default_value = DETACH_KEYS)]
+    pub detach_keys: DetachKeys,
+    /// Name, id or beginning of an id
+    #[arg(value_name = "MACHINE")]
+    pub machine: String,
 }
 
 /// Arguments of `vmm snapshot`.

@@ -2,8 +2,9 @@
 
 use clap::Args;
 
-use super::RunArgs;
 use super::life::parse_seconds;
+use super::{DETACH_KEYS, RunArgs};
+use crate::attach::DetachKeys;
 use crate::state::Signal;
 use crate::storage::{StorageSize, StorageSizeError};
 
@@ -80,6 +81,9 @@ pub struct StartArgs {
     /// Pass standard input on, to a machine that was created with -i
     #[arg(short, long)]
     pub interactive: bool,
+    /// With -i and a terminal, the keys that leave the machine running without its client
+    #[arg(long, value_name = "KEYS", default_value = DETACH_KEYS)]
+    pub detach_keys: DetachKeys,
     /// Names, ids or beginnings of ids
     #[arg(value_name = "MACHINE", required = true)]
     pub machines: Vec<String>,

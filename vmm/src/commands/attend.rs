@@ -3,12 +3,15 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use crate::agent_link::{ClientStreams, Job};
+use crate::agent_link::{ClientStreams, Job, event_channel};
+use crate::attach::Audience;
 use crate::cli::TimingsFormat;
 use crate::logs::{Collector, LogConfig, LogSinks, LogSources, LogWriter, log_pipes};
-use crate::monitor::{Facts, MonitorError, RawTerminal, Signals, Supervised};
+use crate::monitor::{Attachable, Facts, MonitorError, RawTerminal, Signals, Supervised};
 use crate::outcome::{ExitCode, Outcome};
 use crate::report::{Help, Report, chain};
 use crate::state::{ControlServer, Ended, OwnedMachine, Registry, StartReporter};
@@ -24,14 +27,16 @@ pub(super) struct Attended<'a> {
     pub(super) signals: Signals,
     pub(super) job: Job,
     pub(super) streams: ClientStreams<'a>,
-    /// The log that the streams lead to, if they do.
-    pub(super) log: Option<&'a Log>,
+    /// Where the streams lead, if not to this process's own.
+    pub(super) relay: Option<&'a Relay>,
     pub(super) facts: Facts,
     /// Whether the workload has this process's terminal, and reads its keys.
     pub(super) has_terminal: bool,
     pub(super) takes_keys: bool,
     /// Whether what it wrote is to stay.
     pub(super) has_disk: bool,
+    /// Whether its record is to stay if its own client detaches.
+    pub(super) keeps_detached: bool,
     /// How it began, for `--timings`.
     pub(super) beginning: &'static str,
 }
@@ -52,21 +57,32 @@ impl Attended<'_> {
     ) -> Result<Outcome, Report> {
         let Self {
             mut machine,
-            control,
+            mut control,
             vm,
             console_log,
             signals,
             job,
             streams,
-            log,
+            relay,
             facts,
             has_terminal,
             takes_keys,
             has_disk,
+            keeps_detached,
             beginning,
         } = self;
         let client = reporter.as_ref().map(StartReporter::client).transpose()?;
-        let collector = log.map(|log| log.start(machine.directory())).transpose()?;
+        let own_client = reporter.as_mut().and_then(StartReporter::take_own_client);
+        let started = relay
+            .map(|relay| relay.start(machine.directory()))
+            .transpose()?;
+        let (collector, attachable) = started.unzip();
+        if let Some((attachable, stream)) = attachable.as_ref().zip(own_client) {
+            control
+                .adopt(stream)
+                .and_then(|offer| attachable.attach_own(offer))
+                .map_err(MonitorError::Watch)?;
+        }
         let supervised = Supervised {
             vm,
             console_log,
@@ -76,6 +92,8 @@ impl Attended<'_> {
             has_terminal,
             has_disk,
             facts,
+            attachable,
+            keep_mark: keeps_detached.then(|| machine.keep_mark()),
         };
         let mut terminal = None;
         let mut failure = None;
@@ -125,7 +143,7 @@ impl Attended<'_> {
             }
         };
         note(machine, &outcome);
-        control.finish(&Ended::of(&outcome));
+        control.finish(&Ended::of(&outcome), &outcome);
         if let Err(error) = registry.clean() {
             tracing::debug!(%error, "leftovers of killed machines stay for the next run");
         }
@@ -133,40 +151,73 @@ impl Attended<'_> {
     }
 }
 
-/// The way of a workload's output to the log of its machine.
+/// The way of a workload's streams that are not this process's own: output to the log and to clients that attach, input from those.
 #[derive(Debug)]
-pub(super) struct Log {
-    config: LogConfig,
+pub(super) struct Relay {
+    log: LogConfig,
+    has_terminal: bool,
+    passes_end: bool,
     sinks: LogSinks,
     sources: RefCell<Option<LogSources>>,
+    /// What the workload reads, and the other end, which clients get; both are kept, for the input to stay open.
+    input: Option<(UnixStream, UnixStream)>,
 }
 
-impl Log {
+/// How a workload was asked for, as far as its streams go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RelayChoices {
+    /// Whether it has an input.
+    pub(super) interactive: bool,
+    pub(super) has_terminal: bool,
+    /// Whether the end of a client's input is that of the workload's. With docker that is so unless the machine was run with -d.
+    pub(super) passes_end: bool,
+}
+
+impl Relay {
     /// Makes the way. Nothing is read before [`Self::start`].
-    pub(super) fn new(config: LogConfig) -> Result<Self, MonitorError> {
+    pub(super) fn new(log: LogConfig, choices: RelayChoices) -> Result<Self, MonitorError> {
+        let RelayChoices {
+            interactive,
+            has_terminal,
+            passes_end,
+        } = choices;
         let (sinks, sources) = log_pipes().map_err(MonitorError::Watch)?;
+        let input = interactive.then(UnixStream::pair).transpose();
         Ok(Self {
-            config,
+            log,
+            has_terminal,
+            passes_end,
             sinks,
             sources: RefCell::new(Some(sources)),
+            input: input.map_err(MonitorError::Watch)?,
         })
     }
 
     /// The streams of a workload that lead there.
-    pub(super) fn streams(&self, has_terminal: bool) -> ClientStreams<'_> {
+    pub(super) fn streams(&self) -> ClientStreams<'_> {
         ClientStreams {
-            stdin: None,
+            stdin: self.input.as_ref().map(|(source, _)| source.as_fd()),
             stdout: Some(self.sinks.stdout()),
-            stderr: (!has_terminal).then(|| self.sinks.stderr()),
+            stderr: (!self.has_terminal).then(|| self.sinks.stderr()),
         }
     }
 
-    /// Starts to write what comes to the log in a machine's directory.
-    fn start(&self, directory: &Path) -> Result<Collector, MonitorError> {
-        let taken = io::Error::other("the log is written already");
+    /// Starts to write what comes to the log in a machine's directory, and to show it to those who attach.
+    fn start(&self, directory: &Path) -> Result<(Collector, Attachable), MonitorError> {
+        let taken = io::Error::other("the output is read already");
         let sources = self.sources.take().ok_or(MonitorError::Watch(taken))?;
-        let writer = LogWriter::new(directory, &self.config);
-        Collector::start(sources, writer).map_err(MonitorError::Watch)
+        let is_kept = self.log.is_kept();
+        let writer = is_kept.then(|| LogWriter::new(directory, &self.log));
+        let input = self.input.as_ref().map(|(_, clients)| clients.try_clone());
+        let (audience, newcomers) = event_channel().map_err(MonitorError::Watch)?;
+        let attachable = Attachable {
+            audience,
+            input: input.transpose().map_err(MonitorError::Watch)?,
+            has_terminal: self.has_terminal,
+            passes_end: self.passes_end,
+        };
+        let collector = Collector::start(sources, writer, Audience::new(newcomers));
+        Ok((collector.map_err(MonitorError::Watch)?, attachable))
     }
 }
 

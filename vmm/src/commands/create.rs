@@ -1,13 +1,13 @@
 //! `vmm create`, `vmm start` and `vmm restart`: machines that are kept, from their creation to each of their starts.
 
-use std::io::{self, IsTerminal};
-
-use super::attend::{Log, report_outcome};
+use super::attach;
+use super::attend::{Relay, RelayChoices, report_outcome};
 use super::each;
-use super::life::{IdFiles, settings};
+use super::front;
+use super::life::{IdFiles, of_life, settings};
 use super::output::print_line;
 use super::run::{
-    Beginning, Decided, RunError, decide, in_background, keep, machine_choices, open_image,
+    Beginning, Decided, decide, has_keyboard, in_background, keep, machine_choices, open_image,
 };
 use super::stop;
 use crate::cli::{
@@ -16,13 +16,12 @@ use crate::cli::{
 };
 use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
-use crate::logs::LogConfig;
 use crate::machine::host::{Quirks, open_kvm};
 use crate::monitor::{MonitorError, Signals, client_streams};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
-use crate::state::{ImageLabel, MachineId, NewMachine, Registry, StartReporter};
+use crate::state::{ImageLabel, Machine, MachineId, NewMachine, Registry, Settings, StartReporter};
 use crate::storage::{self, Blueprint};
 use crate::timings::Timings;
 
@@ -45,7 +44,7 @@ pub(super) fn create(
         image,
         reference,
         workload,
-    } = decide(arguments, directories, &id)?;
+    } = decide(arguments, directories, &id, false)?;
     let new = NewMachine {
         id,
         name: arguments.name.clone(),
@@ -55,9 +54,12 @@ pub(super) fn create(
         },
         command: workload.command(),
         ephemeral: false,
-        settings: settings(arguments, &workload)?,
+        settings: Settings {
+            log: of_life(&arguments.life, true)?.log,
+            ..settings(arguments, &workload)?
+        },
     };
-    let blueprint = Blueprint::new(workload, arguments.interactive, &choices, size);
+    let blueprint = Blueprint::new(workload, arguments.interactive, true, &choices, size);
     let (machine, _control) = Registry::open(directories.machines())?.create(new)?;
     let (machine, _disk) = keep(machine, &blueprint, &guest, directories)?;
     id_files.name(machine.id())?;
@@ -98,7 +100,14 @@ pub(super) fn start(
         };
         let machine = registry.find(reference)?;
         if machine.alive {
-            return Err(CreateError::AttachRunning(machine.record.name.to_string()).into());
+            return attach::join_started(&machine, arguments);
+        }
+        let has_terminal = machine.record.settings.terminal;
+        if has_terminal && client.interactive && is_interactive(&machine)? {
+            has_keyboard(true, true)?;
+            return front::run(&arguments.detach_keys, directories, |reporter| {
+                start_here(&machine.record.id, &client, directories, reporter)
+            });
         }
         return start_here(&machine.record.id, &client, directories, &mut None);
     }
@@ -111,6 +120,12 @@ pub(super) fn start(
         }
         print_line(reference)
     })
+}
+
+/// Whether a machine was created to have an input.
+fn is_interactive(machine: &Machine) -> Result<bool, Report> {
+    let blueprint = Blueprint::read(&machine.directory, machine.record.name.as_str())?;
+    Ok(blueprint.interactive)
 }
 
 /// Lets each machine end and starts it again. One that does not run is only started.
@@ -168,9 +183,10 @@ fn start_here(
 
     let workload = blueprint.workload;
     let has_terminal = workload.has_terminal();
-    let interactive = client.interactive && blueprint.interactive;
-    if has_terminal && interactive && !io::stdin().is_terminal() {
-        return Err(RunError::NoTerminal.into());
+    let is_background = reporter.is_some();
+    let interactive = blueprint.interactive && (client.interactive || is_background);
+    if !is_background {
+        has_keyboard(interactive, has_terminal)?;
     }
     let (image, _) = open_image(
         &RunImage::Name(&machine.record().image.id),
@@ -178,14 +194,16 @@ fn start_here(
         directories,
     )?;
     timings.end_of("image");
-    let log = match client.attach {
-        true => None,
-        false => machine.record().settings.log.filter(LogConfig::is_kept),
+    let log = is_background.then(|| machine.record().settings.log.unwrap_or_default());
+    let relay_choices = RelayChoices {
+        interactive,
+        has_terminal,
+        passes_end: blueprint.passes_end,
     };
-    let log = log.map(Log::new).transpose()?;
-    let streams = match &log {
+    let relay = log.map(|log| Relay::new(log, relay_choices)).transpose()?;
+    let streams = match &relay {
         None => client_streams(client.attach, interactive, has_terminal),
-        Some(log) => log.streams(has_terminal),
+        Some(relay) => relay.streams(),
     };
     let mut plan = RunPlan::decide(image, guest, workload, &choices, quirks, streams.declared())?;
     plan.machine.storage = Some(disk);
@@ -198,9 +216,10 @@ fn start_here(
         // From here on a signal ends the machine in good order.
         signals: Signals::take()?,
         streams,
-        log: log.as_ref(),
-        has_terminal: has_terminal && client.attach,
-        takes_keys: has_terminal && interactive,
+        relay: relay.as_ref(),
+        has_terminal: has_terminal && relay.is_none(),
+        takes_keys: has_terminal && interactive && relay.is_none(),
+        keeps_detached: true,
         templates: &TemplateArgs::default(),
     };
     let (outcome, _) = beginning.attend(&registry, directories, reporter, &mut timings)?;
@@ -216,9 +235,6 @@ enum CreateError {
     /// There is one output.
     #[error("only one machine can be attached to")]
     AttachSeveral,
-    /// Its output goes elsewhere.
-    #[error("machine '{0}' runs already, and its output cannot be had afterwards")]
-    AttachRunning(String),
 }
 
 impl Help for CreateError {
@@ -226,7 +242,6 @@ impl Help for CreateError {
         match self {
             Self::Flag(_) => Some("use it with `vmm run`".to_owned()),
             Self::AttachSeveral => Some("start the others without -a and -i".to_owned()),
-            Self::AttachRunning(_) => None,
         }
     }
 }

@@ -2,23 +2,15 @@
 //!
 //! The monitor of the machine asks for the process and dials its streams; their bytes are moved here, past the monitor.
 
-use std::io;
-use std::os::fd::AsFd as _;
-use std::time::Instant;
-
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
-
 use super::run::has_keyboard;
-use crate::agent_link::{Connections, Pumps, Side};
+use super::session::{Attended, Escaped, Leaving, SessionError};
+use crate::agent_link::{Connections, Pumps};
 use crate::cli::ExecArgs;
 use crate::dirs::Directories;
 use crate::monitor::{RawTerminal, Signals, client_streams, window_size};
 use crate::outcome::{ExitCode, Outcome};
 use crate::report::{Help, Report};
-use crate::state::{
-    Condition, ControlError, ExecRequest, Machine, MachineName, Registry, Session, SessionNews,
-};
+use crate::state::{Condition, ExecRequest, Machine, MachineName, Registry, Session};
 use crate::workload::environment::{HostEnvironment as _, OwnEnvironment, Variable, read_file};
 use crate::workload::exec::ExecChoices;
 
@@ -45,21 +37,25 @@ pub(super) fn run(arguments: &ExecArgs, directories: &Directories) -> Result<Exi
     };
     let (session, descriptors) = Session::open(&machine.directory, &request)?;
     let connections =
-        Connections::received(descriptors, request.streams).ok_or(ExecError::Streams)?;
+        Connections::received(descriptors, request.streams).ok_or(SessionError::Streams)?;
     let terminal = takes_keys
         .then(RawTerminal::enter)
         .transpose()
-        .map_err(ExecError::Terminal)?;
-    let mut attended = Attended {
-        session,
-        pumps: Pumps::new(connections, streams),
-        signals,
-        outcome: None,
-        ends_when_started: arguments.detach,
-    };
-    let code = attended.attend();
+        .map_err(SessionError::Terminal)?;
+    let mut pumps = Pumps::new(connections, streams);
+    if takes_keys {
+        pumps.watch_for(&arguments.detach_keys);
+    }
+    let mut attended = Attended::new(session, pumps, signals).ending_when_started(arguments.detach);
+    let leaving = attended.attend();
     drop(terminal);
-    code
+    match leaving? {
+        Leaving::Ended(outcome) => report_outcome(&outcome),
+        Leaving::Started => Ok(ExitCode::SUCCESS),
+        // As docker does.
+        Leaving::Detached => Err(Report::from(Escaped).with_exit_code(ExitCode::FAILURE)),
+        Leaving::Signalled(signal) => Ok(ExitCode::of_signal(signal)),
+    }
 }
 
 /// Refuses a machine in which nothing can be run.
@@ -100,110 +96,6 @@ fn choices(arguments: &ExecArgs) -> Result<ExecChoices, Report> {
     })
 }
 
-/// A process from its request to its end.
-struct Attended<'a> {
-    session: Session,
-    pumps: Pumps<'a>,
-    signals: Option<Signals>,
-    outcome: Option<Outcome>,
-    /// Whether nobody waits for its end.
-    ends_when_started: bool,
-}
-
-/// Whose descriptor a poll result belongs to.
-#[derive(Clone, Copy)]
-enum Source {
-    Session,
-    Signals,
-    Stream(Side),
-}
-
-impl Attended<'_> {
-    fn attend(&mut self) -> Result<ExitCode, Report> {
-        let mut last_progress = Instant::now();
-        loop {
-            if let Some(outcome) = &self.outcome
-                && self.pumps.are_done(last_progress)
-            {
-                return report_outcome(outcome);
-            }
-            let ready = self.wait()?;
-            if !ready.is_empty() {
-                last_progress = Instant::now();
-            }
-            for (source, result) in ready {
-                match source {
-                    Source::Stream(side) => self.pumps.advance(side, result),
-                    Source::Signals => {
-                        if let Some(signal) = self.take_signals()? {
-                            return Ok(ExitCode::of_signal(signal));
-                        }
-                    }
-                    Source::Session => {
-                        for news in self.session.receive()? {
-                            match news {
-                                SessionNews::Started if self.ends_when_started => {
-                                    return Ok(ExitCode::SUCCESS);
-                                }
-                                SessionNews::Started => {}
-                                SessionNews::Ended(outcome) => {
-                                    self.outcome = Some(outcome);
-                                    self.pumps.end_input();
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Waits until something can be done, and says what.
-    fn wait(&self) -> Result<Vec<(Source, PollFlags)>, ExecError> {
-        let mut sources = Vec::new();
-        let mut descriptors = Vec::new();
-        if self.outcome.is_none() {
-            sources.push(Source::Session);
-            descriptors.push(PollFd::new(&self.session, PollFlags::IN));
-        }
-        if let Some(signals) = &self.signals {
-            sources.push(Source::Signals);
-            descriptors.push(PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN));
-        }
-        for (side, descriptor, interest) in self.pumps.interests() {
-            sources.push(Source::Stream(side));
-            descriptors.push(PollFd::from_borrowed_fd(descriptor, interest));
-        }
-        let patience = self.outcome.as_ref().map(|_| Pumps::patience());
-        match poll(&mut descriptors, patience.as_ref()) {
-            Ok(_) => {}
-            Err(Errno::INTR) => return Ok(Vec::new()),
-            Err(error) => return Err(ExecError::Poll(error.into())),
-        }
-        let results = descriptors.iter().map(PollFd::revents);
-        Ok(sources
-            .into_iter()
-            .zip(results)
-            .filter(|(_, result)| !result.is_empty())
-            .collect())
-    }
-
-    /// Passes a window's size on. Gives the signal that ends this client: the process has those that are typed as keys.
-    fn take_signals(&mut self) -> Result<Option<u8>, ControlError> {
-        let Some(signals) = &self.signals else {
-            return Ok(None);
-        };
-        let end = signals.next_end();
-        if end.is_none()
-            && self.outcome.is_none()
-            && let Some(size) = window_size(rustix::stdio::stdin())
-        {
-            self.session.resize(size)?;
-        }
-        Ok(end)
-    }
-}
-
 /// A command that ran is no error of ours, whatever its code; one that did not is.
 fn report_outcome(outcome: &Outcome) -> Result<ExitCode, Report> {
     let code = outcome.exit_code();
@@ -230,15 +122,6 @@ enum ExecError {
     /// The guest says why.
     #[error("the command did not start: {0}")]
     NotStarted(String),
-    /// The monitor is not one of ours.
-    #[error("the monitor handed over other streams than it was asked for")]
-    Streams,
-    /// Raw mode was refused.
-    #[error("cannot pass on what is typed")]
-    Terminal(#[source] io::Error),
-    /// The host's kernel refused to wait.
-    #[error("cannot wait for the command")]
-    Poll(#[source] io::Error),
 }
 
 impl Help for ExecError {

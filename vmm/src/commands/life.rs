@@ -34,7 +34,7 @@ pub(super) fn settings(arguments: &RunArgs, workload: &Workload) -> Result<Setti
         memory_bytes: arguments.memory.bytes(),
         nano_cpus: arguments.cpus.nano_cpus(),
         limits: other_limits(&workload.config()["linux"]["resources"]),
-        ..of_life(&arguments.life, arguments.detach)?
+        ..of_life(&arguments.life, arguments.has_log())?
     })
 }
 
@@ -56,11 +56,11 @@ fn other_limits(resources: &serde_json::Value) -> OtherLimits {
 /// # Errors
 ///
 /// As [`settings`].
-pub(super) fn of_life(life: &LifeArgs, is_detached: bool) -> Result<Settings, Report> {
+pub(super) fn of_life(life: &LifeArgs, has_log: bool) -> Result<Settings, Report> {
     let log = LogConfig::new(life.log_driver, &life.log_opt)?;
     Ok(Settings {
         labels: labels(life)?,
-        log: is_detached.then_some(log),
+        log: has_log.then_some(log),
         stop_timeout_seconds: life.stop_timeout,
         ..Settings::default()
     })

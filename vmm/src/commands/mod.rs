@@ -3,6 +3,7 @@
 //! A command takes what was typed, asks the rooms below for what it means, and prints. It returns
 //! the exit code; a failure becomes a [`Report`] on the way out and is printed by `main`.
 
+mod attach;
 mod attend;
 mod bench;
 mod completion;
@@ -11,6 +12,7 @@ mod df;
 mod doctor;
 mod exec;
 mod format;
+mod front;
 mod guest;
 mod images;
 mod inspect;
@@ -28,6 +30,7 @@ mod rmi;
 mod rows;
 pub mod run;
 mod save;
+mod session;
 mod snapshot;
 mod start;
 mod stats;
@@ -60,6 +63,7 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
         Command::Prepare(arguments) => prepare::run(arguments, &here()?),
         Command::Template(command) => template::run(command, &here()?),
         Command::Exec(arguments) => exec::run(arguments, &here()?),
+        Command::Attach(arguments) => attach::run(arguments, &here()?),
         Command::Ps(arguments) => ps::run(arguments, &here()?),
         Command::Logs(arguments) => logs::run(arguments, &here()?),
         Command::Stats(arguments) => stats::run(arguments, &here()?),

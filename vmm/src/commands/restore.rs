@@ -7,7 +7,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::attend::{Attended, Log, note, print_timings, report_outcome};
+use super::attend::{Attended, Relay, RelayChoices, note, print_timings, report_outcome};
 use super::life::{IdFiles, of_life};
 use super::run::{facts, has_keyboard, limits, open_image};
 use crate::agent_link::{ClientStreams, Job};
@@ -15,7 +15,6 @@ use crate::cli::{ImportLimitArgs, LifeArgs, RunArgs, RunImage};
 use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
 use crate::limits::{CpuQuota, MemoryLimit};
-use crate::logs::LogConfig;
 use crate::machine::host::{Quirks, open_kvm};
 use crate::monitor::{MonitorError, Signals, client_streams};
 use crate::outcome::{ExitCode, Outcome};
@@ -42,7 +41,8 @@ pub(super) struct Copy {
 struct Client {
     settings: Settings,
     id_files: IdFiles,
-    is_attached: bool,
+    passes_end: bool,
+    keeps_detached: bool,
     interactive: bool,
     tty: bool,
     name: Option<MachineName>,
@@ -57,7 +57,9 @@ pub(super) fn run_here(
     reporter: &mut Option<StartReporter>,
 ) -> Result<ExitCode, Report> {
     let mut timings = Timings::start();
-    has_keyboard(arguments.interactive, arguments.tty)?;
+    if !arguments.detach {
+        has_keyboard(arguments.interactive, arguments.tty)?;
+    }
     let opened = Opened::open(file)?;
     is_resumable(&opened, directories)?;
     if arguments.tty && !opened.snapshot.subject.has_terminal {
@@ -66,9 +68,10 @@ pub(super) fn run_here(
     timings.end_of("snapshot");
     let life = &arguments.life;
     let client = Client {
-        settings: of_life(life, arguments.detach)?,
+        settings: of_life(life, arguments.has_log())?,
         id_files: IdFiles::reserve(life)?,
-        is_attached: !arguments.detach,
+        passes_end: !arguments.detach,
+        keeps_detached: !arguments.rm,
         interactive: arguments.interactive,
         tty: arguments.tty,
         name: arguments.name.clone(),
@@ -89,7 +92,8 @@ pub(super) fn fork_here(
     let client = Client {
         settings: of_life(&LifeArgs::default(), true)?,
         id_files: IdFiles::default(),
-        is_attached: false,
+        passes_end: false,
+        keeps_detached: true,
         interactive: false,
         tty: false,
         name: None,
@@ -188,16 +192,21 @@ fn resume(
             ..client.settings
         },
     };
-    let log = new.settings.log.filter(LogConfig::is_kept);
-    let log = log.map(Log::new).transpose()?;
+    let relay_choices = RelayChoices {
+        interactive: client.interactive && subject.streams.stdin,
+        has_terminal: subject.has_terminal,
+        passes_end: client.passes_end,
+    };
+    let log = new.settings.log;
+    let relay = log.map(|log| Relay::new(log, relay_choices)).transpose()?;
     let null = File::options()
         .read(true)
         .write(true)
         .open("/dev/null")
         .map_err(RestoreError::Null)?;
-    let wanted = match &log {
-        None => client_streams(client.is_attached, client.interactive, client.tty),
-        Some(log) => log.streams(subject.has_terminal),
+    let wanted = match &relay {
+        None => client_streams(true, client.interactive, client.tty),
+        Some(relay) => relay.streams(),
     };
     let streams = streams(subject.streams, wanted, &null);
     // From here on a signal ends the machine in good order.
@@ -247,7 +256,7 @@ fn resume(
                 out_of_memory: false,
             };
             note(machine, &outcome);
-            control.finish(&Ended::of(&outcome));
+            control.finish(&Ended::of(&outcome), &outcome);
             return report_outcome(&outcome);
         }
     }
@@ -265,10 +274,11 @@ fn resume(
         signals,
         job: Job::Attach(FIRST),
         streams,
-        log: log.as_ref(),
+        relay: relay.as_ref(),
         facts,
-        has_terminal: client.tty,
-        takes_keys: client.tty && client.interactive,
+        has_terminal: client.tty && relay.is_none(),
+        takes_keys: client.tty && client.interactive && relay.is_none(),
+        keeps_detached: client.keeps_detached,
         has_disk: plan.machine.storage.is_some(),
         beginning: "restore",
     };

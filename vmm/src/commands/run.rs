@@ -7,7 +7,8 @@ use std::io::{self, IsTerminal, Write};
 
 use kvm_ioctls::Kvm;
 
-use super::attend::{Attended, Log, print_timings, report_outcome};
+use super::attend::{Attended, Relay, RelayChoices, print_timings, report_outcome};
+use super::front;
 use super::life::{IdFiles, settings};
 use super::load::import_options;
 use super::progress::ImportProgress;
@@ -23,7 +24,6 @@ use crate::image::{
     FindError, ImageSource, ImportError, ImportOptions, Store, StoreError, StoredImage,
 };
 use crate::limits::{ByteSize, CpuQuota, MemoryLimit};
-use crate::logs::LogConfig;
 use crate::machine::host::{ProbeError, Quirks, open_kvm};
 use crate::monitor::{Facts, MonitorError, Signals, client_streams, window_size};
 use crate::outcome::{ExitCode, Outcome};
@@ -57,6 +57,16 @@ pub fn run(
         Some(file) => restore::run_here(file, arguments, directories, reporter),
         None => run_here(arguments, directories, global, reporter),
     };
+    if arguments.can_be_left() {
+        has_keyboard(arguments.interactive, arguments.tty)?;
+        if arguments.restore.is_none() {
+            // What takes long is done before, by a process that ^C ends at once.
+            drop(open_kvm()?);
+            let image = arguments.image_and_command().0;
+            open_image(&image, &arguments.limits, directories)?;
+        }
+        return front::run(&arguments.detach_keys, directories, run_here);
+    }
     if !arguments.detach {
         return run_here(&mut None);
     }
@@ -88,7 +98,9 @@ fn run_here(
     reporter: &mut Option<StartReporter>,
 ) -> Result<ExitCode, Report> {
     let mut timings = Timings::start();
-    has_keyboard(arguments.interactive, arguments.tty)?;
+    if !arguments.detach {
+        has_keyboard(arguments.interactive, arguments.tty)?;
+    }
     let kvm = open_kvm()?;
     let quirks = Quirks::of_host(&directories.host_cache())?;
     let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
@@ -100,7 +112,7 @@ fn run_here(
         image,
         reference,
         workload,
-    } = decide(arguments, directories, &id)?;
+    } = decide(arguments, directories, &id, !arguments.detach)?;
     timings.end_of("image");
 
     let id_files = IdFiles::reserve(&arguments.life)?;
@@ -119,15 +131,20 @@ fn run_here(
         ephemeral: arguments.is_ephemeral(),
         settings,
     };
-    let is_attached = reporter.is_none();
-    let log = log.filter(LogConfig::is_kept).map(Log::new).transpose()?;
-    let streams = match &log {
-        None => client_streams(is_attached, arguments.interactive, has_terminal),
-        Some(log) => log.streams(has_terminal),
+    let relay_choices = RelayChoices {
+        interactive: arguments.interactive,
+        has_terminal,
+        passes_end: !arguments.detach,
     };
-    let blueprint = machine_choices
-        .storage
-        .map(|size| Blueprint::new(workload.clone(), false, &machine_choices, size));
+    let relay = log.map(|log| Relay::new(log, relay_choices)).transpose()?;
+    let streams = match &relay {
+        None => client_streams(true, arguments.interactive, has_terminal),
+        Some(relay) => relay.streams(),
+    };
+    let blueprint = machine_choices.storage.map(|size| {
+        let interactive = arguments.interactive;
+        Blueprint::new(workload.clone(), interactive, false, &machine_choices, size)
+    });
     let mut plan = RunPlan::decide(
         image,
         guest,
@@ -157,9 +174,10 @@ fn run_here(
         control,
         signals,
         streams,
-        log: log.as_ref(),
-        has_terminal,
-        takes_keys: has_terminal && arguments.interactive,
+        relay: relay.as_ref(),
+        has_terminal: has_terminal && relay.is_none(),
+        takes_keys: has_terminal && arguments.interactive && relay.is_none(),
+        keeps_detached: !arguments.rm,
         templates: &arguments.templates,
     };
     let (outcome, has_best_template) =
@@ -180,11 +198,12 @@ pub(super) struct Decided {
     pub(super) workload: Workload,
 }
 
-/// Decides what is to run in the machine with this id, and opens its image.
+/// Decides what is to run in the machine with this id, and opens its image. What is attached needs a keyboard for its terminal.
 pub(super) fn decide(
     arguments: &RunArgs,
     directories: &Directories,
     id: &MachineId,
+    is_attached: bool,
 ) -> Result<Decided, Report> {
     let vcpus = u32::from(arguments.cpus.vcpus());
     arguments
@@ -194,8 +213,8 @@ pub(super) fn decide(
     let choices = choices(arguments, id)?;
     let given = given(arguments)?;
     let has_terminal = arguments.tty || given.as_ref().is_some_and(Workload::has_terminal);
-    if has_terminal && arguments.interactive && !io::stdin().is_terminal() {
-        return Err(RunError::NoTerminal.into());
+    if is_attached {
+        has_keyboard(arguments.interactive, has_terminal)?;
     }
     let (image, reference) = open_image(
         &arguments.image_and_command().0,
@@ -275,10 +294,12 @@ pub(super) struct Beginning<'a> {
     pub(super) control: ControlServer,
     pub(super) signals: Signals,
     pub(super) streams: ClientStreams<'a>,
-    /// The log that the streams lead to, if they do.
-    pub(super) log: Option<&'a Log>,
+    /// Where the streams lead, if not to this process's own.
+    pub(super) relay: Option<&'a Relay>,
+    /// Whether the workload has this process's terminal, and reads its keys.
     pub(super) has_terminal: bool,
     pub(super) takes_keys: bool,
+    pub(super) keeps_detached: bool,
     pub(super) templates: &'a TemplateArgs,
 }
 
@@ -300,9 +321,10 @@ impl Beginning<'_> {
             control,
             signals,
             streams,
-            log,
+            relay,
             has_terminal,
             takes_keys,
+            keeps_detached,
             templates,
         } = self;
         let console_log = machine.create_console_log()?;
@@ -318,7 +340,7 @@ impl Beginning<'_> {
             &plan,
             &machine,
             choices,
-            has_terminal,
+            machine.record().settings.terminal,
             plan.create.streams.into(),
             Basis::of(&plan.create),
         )?;
@@ -331,10 +353,11 @@ impl Beginning<'_> {
             signals,
             job: Job::Create(Box::new(plan.create)),
             streams,
-            log,
+            relay,
             facts,
             has_terminal,
             takes_keys,
+            keeps_detached,
             has_disk: plan.machine.storage.is_some(),
             beginning: started.recipe.map_or("boot", |_| "clone"),
         };

@@ -1,15 +1,18 @@
-//! The thread of a monitor that writes the log: it reads what the agent link passes on, cuts it into lines, and writes them.
+//! The thread of a monitor that writes the log: it reads what the agent link passes on, cuts it into lines, writes them, and shows the bytes
+//! to the clients that attach.
 //!
 //! Pipes stand between the two, so that a disk that is slow for a moment keeps the agent link from nothing else.
 
 use std::io::{self, BufRead as _, PipeReader, PipeWriter, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::entry::{MAX_PIECE_BYTES, Stream};
 use super::writer::LogWriter;
+use crate::attach::Audience;
 use crate::moment::Moment;
 
 /// What a pipe holds if the host allows it: larger batches than the 64 KiB of pipe(7).
@@ -77,12 +80,16 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Starts the thread. To be called once nothing is forked any more.
+    /// Starts the thread. To be called once nothing is forked any more. Without a writer there is no log.
     ///
     /// # Errors
     ///
     /// If there can be no thread.
-    pub fn start(sources: LogSources, writer: LogWriter) -> io::Result<Self> {
+    pub fn start(
+        sources: LogSources,
+        writer: Option<LogWriter>,
+        audience: Audience,
+    ) -> io::Result<Self> {
         let (stopped, stop) = io::pipe()?;
         let sources = [
             Source::new(Stream::Stdout, sources.stdout),
@@ -90,11 +97,11 @@ impl Collector {
         ];
         let thread = std::thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || collect(sources, &stopped, writer))?;
+            .spawn(move || collect(sources, &stopped, writer, audience))?;
         Ok(Self { stop, thread })
     }
 
-    /// Waits until all that was passed on is written.
+    /// Waits until all that was passed on is written, and shown to those who are waited for.
     pub fn finish(self) {
         drop(self.stop);
         if self.thread.join().is_err() {
@@ -122,7 +129,12 @@ impl Source {
     }
 
     /// Reads once, takes what came, and says whether anything did.
-    fn advance(&mut self, space: &mut [u8], writer: &mut LogWriter) -> bool {
+    fn advance(
+        &mut self,
+        space: &mut [u8],
+        writer: &mut Option<LogWriter>,
+        audience: &mut Audience,
+    ) -> bool {
         let Some(reader) = &mut self.reader else {
             return false;
         };
@@ -132,9 +144,13 @@ impl Source {
                 false
             }
             Ok(count) => {
-                let pieces = self.lines.cut(space.get(..count).unwrap_or_default());
-                writer.write(self.stream, Moment::now(), pieces);
-                self.lines.keep_rest();
+                let chunk = space.get(..count).unwrap_or_default();
+                if let Some(writer) = writer {
+                    let pieces = self.lines.cut(chunk);
+                    writer.write(self.stream, Moment::now(), pieces);
+                    self.lines.keep_rest();
+                }
+                audience.show(self.stream, chunk);
                 true
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
@@ -148,33 +164,66 @@ impl Source {
     }
 }
 
-fn collect(mut sources: [Source; 2], stopped: &PipeReader, mut writer: LogWriter) {
+fn collect(
+    mut sources: [Source; 2],
+    stopped: &PipeReader,
+    mut writer: Option<LogWriter>,
+    mut audience: Audience,
+) {
     let mut space = vec![0; READ_BYTES];
+    let mut is_stopped = false;
     loop {
-        let mut descriptors = vec![PollFd::new(stopped, PollFlags::IN)];
-        let readers = sources.iter().filter_map(|source| source.reader.as_ref());
-        descriptors.extend(readers.map(|reader| PollFd::new(reader, PollFlags::IN)));
-        match poll(&mut descriptors, None) {
+        let is_held_up = audience.holds_up(is_stopped);
+        let mut descriptors = Vec::new();
+        descriptors.extend(
+            audience
+                .interests()
+                .map(|(descriptor, interest)| PollFd::from_borrowed_fd(descriptor, interest)),
+        );
+        let of_audience = descriptors.len();
+        if !is_stopped {
+            descriptors.push(PollFd::new(stopped, PollFlags::IN));
+        }
+        if !is_held_up {
+            let readers = sources.iter().filter_map(|source| source.reader.as_ref());
+            descriptors.extend(readers.map(|reader| PollFd::new(reader, PollFlags::IN)));
+        }
+        let limit = match is_stopped && !is_held_up {
+            true => Some(Duration::ZERO),
+            false => audience.limit(is_stopped),
+        };
+        let limit = limit.map(|limit| Timespec::try_from(limit).unwrap_or_default());
+        match poll(&mut descriptors, limit.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
                 tracing::warn!(%error, "the log ends here");
                 break;
             }
         }
-        let is_stopped = !descriptors[0].revents().is_empty();
+        let results: Vec<PollFlags> = descriptors.iter().map(PollFd::revents).collect();
+        let (of_audience, others) = results.split_at(of_audience);
+        let has_stopped = is_stopped || others.first().is_some_and(|result| !result.is_empty());
+        audience.advance(of_audience);
         let mut has_come = false;
-        for source in &mut sources {
-            has_come |= source.advance(&mut space, &mut writer);
+        if !audience.holds_up(false) {
+            for source in &mut sources {
+                has_come |= source.advance(&mut space, &mut writer, &mut audience);
+            }
         }
-        writer.flush();
-        if is_stopped && !has_come {
+        if let Some(writer) = &mut writer {
+            writer.flush();
+        }
+        if is_stopped && !has_come && !audience.holds_up(true) {
             break;
         }
+        is_stopped = has_stopped;
     }
-    for source in &sources {
-        writer.write(source.stream, Moment::now(), source.lines.rest());
+    if let Some(mut writer) = writer {
+        for source in &sources {
+            writer.write(source.stream, Moment::now(), source.lines.rest());
+        }
+        writer.finish();
     }
-    writer.finish();
 }
 
 /// Cuts what comes into lines, and those into pieces of at most [`MAX_PIECE_BYTES`].
@@ -262,6 +311,7 @@ mod tests {
     use super::super::entry::Entry;
     use super::super::files::path_of;
     use super::*;
+    use crate::agent_link::event_channel;
 
     fn cut(chunks: &[&[u8]]) -> Vec<Vec<u8>> {
         let mut lines = Lines::default();
@@ -297,7 +347,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let writer = LogWriter::new(directory.path(), &LogConfig::default());
         let (mut sinks, sources) = log_pipes().unwrap();
-        let collector = Collector::start(sources, writer).unwrap();
+        let (_newcomers, nobody) = event_channel().unwrap();
+        let collector = Collector::start(sources, Some(writer), Audience::new(nobody)).unwrap();
 
         sinks.stdout.write_all(b"out\nno end").unwrap();
         sinks.stderr.write_all(b"err\n").unwrap();

@@ -1,7 +1,7 @@
 //! The monitor: stands between a machine and everybody who wants something of it.
 //!
 //! It owns the machine's record, its control socket and its VM process, carries the workload's streams and signals, and turns
-//! whatever happens into one [`Outcome`]. In the foreground the client is the monitor; with `-d` it is a process of its own.
+//! whatever happens into one [`Outcome`]. In the foreground the client is the monitor; with `-d` and `-it` it is a process of its own.
 //!
 //! ```text
 //! main thread       wait for the agent ── AgentLink::run ── outcome
@@ -10,8 +10,10 @@
 //! ```
 
 mod actions;
+mod attachable;
 mod terminal;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,13 +36,14 @@ use crate::plan::FIRST;
 use crate::process;
 use crate::report::{Help, chain};
 use crate::state::{
-    Action, Answerer, Control, ControlServer, ExecRequest, SessionOffer, SessionTeller, Signal,
-    Status, Timestamp,
+    Action, Answerer, AttachOffer, AttachRequest, Attached, Control, ControlServer, Ended,
+    ExecRequest, KeepMark, SessionOffer, SessionTeller, Signal, Status, Timestamp,
 };
 use crate::vm_process::{ChannelError, End, Report, VmProcess};
 
 use self::actions::Actions;
 pub use self::actions::Facts;
+pub use self::attachable::Attachable;
 pub use self::terminal::{RawTerminal, window_size};
 
 /// The signals that are the workload's, as with docker's `--sig-proxy`; SIGWINCH becomes the terminal's new size.
@@ -138,7 +141,9 @@ impl Signals {
             .map_err(MonitorError::Watch)
     }
 
-    fn next(&self) -> Option<u8> {
+    /// Takes the next signal that has come.
+    #[must_use]
+    pub fn next(&self) -> Option<u8> {
         process::next_signal(&self.0).unwrap_or_default()
     }
 
@@ -175,6 +180,10 @@ pub struct Supervised<'a> {
     pub has_disk: bool,
     /// What is to be in its snapshots.
     pub facts: Facts,
+    /// With what clients that attach are joined; none if the workload has this process's own streams.
+    pub attachable: Option<Attachable>,
+    /// Of a machine that leaves no record: writes down that it does, once its own client has detached.
+    pub keep_mark: Option<KeepMark>,
 }
 
 impl Supervised<'_> {
@@ -202,6 +211,8 @@ impl Supervised<'_> {
             has_terminal,
             has_disk,
             facts,
+            attachable,
+            keep_mark,
         } = self;
         let (sender, events) = event_channel().map_err(MonitorError::Watch)?;
         let (stop, stopped) = UnixStream::pair().map_err(MonitorError::Watch)?;
@@ -213,6 +224,8 @@ impl Supervised<'_> {
             sessions: Arc::default(),
             has_disk,
             ends_by: Mutex::new(None),
+            attachable,
+            keep_mark,
         };
         let actions = Actions::new(facts);
         std::thread::scope(|scope| {
@@ -225,6 +238,7 @@ impl Supervised<'_> {
                 has_terminal,
                 impatience: 0,
                 last_process: FIRST.process.0,
+                leavable: BTreeMap::new(),
             };
             let attendant = std::thread::Builder::new()
                 .name("monitor".to_owned())
@@ -259,7 +273,15 @@ impl Supervised<'_> {
                     message: error.to_string(),
                     help: error.help(),
                 },
-                (result, None) => result?,
+                (Ok(outcome), None) => outcome,
+                (Err(error), None) => {
+                    let outcome = Outcome::HostFailed {
+                        message: chain(&error),
+                        help: error.help(),
+                    };
+                    control.finish(&Ended::of(&outcome), &outcome);
+                    return Err(error);
+                }
             };
             Ok((outcome, control))
         })
@@ -280,6 +302,8 @@ struct Run<'a> {
     has_disk: bool,
     /// When a machine whose workload was killed ends, whether what it wrote is on its disk or not.
     ends_by: Mutex<Option<Instant>>,
+    attachable: Option<Attachable>,
+    keep_mark: Option<KeepMark>,
 }
 
 impl Run<'_> {
@@ -505,6 +529,8 @@ struct Attendant<'a> {
     impatience: u8,
     /// The last process's id.
     last_process: u32,
+    /// The connections of the processes that their clients may leave.
+    leavable: BTreeMap<u32, Connections>,
 }
 
 impl<'env> Attendant<'env> {
@@ -566,6 +592,8 @@ impl<'env> Attendant<'env> {
                     scope,
                     actions,
                     last_process: &mut self.last_process,
+                    leavable: &mut self.leavable,
+                    impatience: &mut self.impatience,
                 };
                 if let Err(error) = self.control.handle(&mut requests) {
                     tracing::warn!(%error, "the control socket failed");
@@ -581,19 +609,7 @@ impl<'env> Attendant<'env> {
                 self.tell_window();
                 continue;
             }
-            if [libc::SIGINT, libc::SIGTERM].contains(&i32::from(signal)) {
-                self.impatience = self.impatience.saturating_add(1);
-            }
-            let event = match i32::from(signal) {
-                // Who sends it wants an end, and the workload may have a signal of its own for that.
-                libc::SIGTERM => Event::Stop,
-                _ => Event::Signal(signal),
-            };
-            if self.impatience >= IMPATIENCE {
-                self.run.kill_workload(signal);
-            } else {
-                deliver(self.run, signal, event);
-            }
+            take_signal(self.run, &mut self.impatience, signal);
         }
     }
 
@@ -604,6 +620,23 @@ impl<'env> Attendant<'env> {
         {
             tracing::debug!(%error, "a window's size was not forwarded");
         }
+    }
+}
+
+/// Lets the workload have a signal that the machine's own client got.
+fn take_signal(run: &Run<'_>, impatience: &mut u8, signal: u8) {
+    if [libc::SIGINT, libc::SIGTERM].contains(&i32::from(signal)) {
+        *impatience = impatience.saturating_add(1);
+    }
+    let event = match i32::from(signal) {
+        // Who sends it wants an end, and the workload may have a signal of its own for that.
+        libc::SIGTERM => Event::Stop,
+        _ => Event::Signal(signal),
+    };
+    if *impatience >= IMPATIENCE {
+        run.kill_workload(signal);
+    } else {
+        deliver(run, signal, event);
     }
 }
 
@@ -622,6 +655,8 @@ struct Requests<'turn, 'run, 'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
     actions: &'env Actions,
     last_process: &'turn mut u32,
+    leavable: &'turn mut BTreeMap<u32, Connections>,
+    impatience: &'turn mut u8,
 }
 
 impl<'run: 'scope, 'scope> Requests<'_, 'run, 'scope, '_> {
@@ -706,6 +741,7 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
         *self.last_process = id;
         let process = process_of(id);
         let ExecRequest { choices, streams } = request;
+        let is_leavable = choices.has_terminal && streams.stdin;
         let exec = self
             .actions
             .basis()
@@ -713,9 +749,12 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
             .map_err(|error| format!("the container's configuration cannot be read: {error}"))?;
         let connections =
             Connections::dial(&Guest(run.vm), process, streams).map_err(|error| chain(&error))?;
+        let kept = is_leavable.then(|| connections.try_clone()).transpose();
+        let kept = kept.map_err(|error| chain(&error))?;
         let teller = offer
             .open(&connections.descriptors())
             .map_err(|error| error.to_string())?;
+        self.leavable.extend(kept.map(|kept| (id, kept)));
         let event = Event::Exec {
             exec: Box::new(exec),
             watcher: Box::new(Watched::new(teller, &run.sessions)),
@@ -732,7 +771,64 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
     }
 
     fn abandon(&mut self, process: u32) {
+        self.leavable.remove(&process);
         self.tell(Event::Abandon(process_of(process)));
+    }
+
+    fn leave(&mut self, process: u32) {
+        let Some(connections) = self.leavable.remove(&process) else {
+            return;
+        };
+        // Not one of the run's: it ends when the process does, or with the monitor.
+        let started = std::thread::Builder::new()
+            .name("left".to_owned())
+            .spawn(move || connections.discard());
+        if let Err(error) = started {
+            tracing::warn!(%error, "the terminal of a command is hung up");
+        }
+    }
+
+    fn attach(&mut self, request: AttachRequest, offer: AttachOffer) -> Result<(), String> {
+        if !self.run.is_running() {
+            return Err("the workload does not run".to_owned());
+        }
+        if self.actions.is_paused() {
+            return Err("the machine is paused".to_owned());
+        }
+        let Some(attachable) = &self.run.attachable else {
+            return Err(
+                "the client that runs the machine in the foreground has its streams".to_owned(),
+            );
+        };
+        attachable
+            .attach(request, offer)
+            .map_err(|error| format!("the machine cannot be attached to: {error}"))
+    }
+
+    fn resize_workload(&mut self, size: WindowSize) {
+        self.tell(Event::Resize(size));
+    }
+
+    fn pass(&mut self, signal: Signal, from: Attached) {
+        match from {
+            Attached::Own => take_signal(self.run, self.impatience, signal.number()),
+            Attached::Other => {
+                deliver(self.run, signal.number(), Event::Signal(signal.number()));
+            }
+        }
+    }
+
+    fn left(&mut self, client: Attached, has_detached: bool) {
+        match (client, has_detached) {
+            (Attached::Own, true) => {
+                if let Some(Err(error)) = self.run.keep_mark.as_ref().map(KeepMark::set) {
+                    tracing::warn!("{}", chain(&error));
+                }
+            }
+            // Its client is gone, and the machine with it.
+            (Attached::Own, false) => self.kill_workload(SIGHUP),
+            (Attached::Other, _) => {}
+        }
     }
 }
 

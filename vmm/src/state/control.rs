@@ -22,6 +22,14 @@
 //!                                <-   "started"
 //!   {"resize":{…}}               ->
 //!                                <-   {"outcome":{…}}        when the process has ended, or will never run
+//!   {"attach":{…}}               ->
+//!                                <-   {"attached":{…}}  or  {"failed":{…}}   with sockets for the workload's streams
+//!   {"resize":{…}}               ->
+//!   {"pass":{"signal":2}}        ->
+//!                                <-   {"missed":{"bytes":7}}   when the client did not read, and does again
+//!   "detach"                     ->
+//!                                <-   "detached"
+//!                                <-   {"outcome":{…}}        when the machine has ended
 //! ```
 //!
 //! A session's client may send its first line and its request at once, and may go at any time: a process that runs goes on.
@@ -103,6 +111,31 @@ enum Request {
     Exec(Box<ExecRequest>),
     /// Tells the size of the process's terminal.
     Resize(WindowSize),
+    /// Asks to be joined with the workload's own streams.
+    Attach(AttachRequest),
+    /// Passes on a signal that the client got. There is no answer.
+    Pass {
+        /// Which.
+        signal: Signal,
+    },
+    /// Leaves, so that what it was joined with goes on without it.
+    Detach,
+}
+
+/// What a client that attaches wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachRequest {
+    /// Whether it has an input to pass on.
+    pub stdin: bool,
+}
+
+/// What a client is joined with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The streams whose sockets come along.
+    pub streams: DeclaredStreams,
+    /// Whether the end of the client's input is that of the workload's.
+    pub passes_end: bool,
 }
 
 /// Another process, as a client asks for it.
@@ -206,6 +239,15 @@ enum Reply {
     Started,
     /// How it ended, or why it does not run.
     Outcome(Outcome),
+    /// The client is joined with the workload; the sockets come along.
+    Attached(Attachment),
+    /// So much output was left out, since the client did not read.
+    Missed {
+        /// How much.
+        bytes: u64,
+    },
+    /// The client may go.
+    Detached,
 }
 
 /// A client that can be given a process.
@@ -272,6 +314,56 @@ impl Drop for SessionTeller {
     }
 }
 
+/// A client that can be joined with the workload.
+#[derive(Debug)]
+pub struct AttachOffer(UnixStream);
+
+impl AttachOffer {
+    /// Hands over the client's ends of the sockets, in the order in which the attachment names them.
+    ///
+    /// # Errors
+    ///
+    /// If the client is gone.
+    pub fn open(self, attachment: Attachment, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+        send_with(&self.0, &Reply::Attached(attachment), sockets)
+    }
+
+    /// The way to tell the client more, from any thread.
+    ///
+    /// # Errors
+    ///
+    /// If there are no descriptors left.
+    pub fn teller(&self) -> io::Result<AttachedTeller> {
+        self.0.try_clone().map(AttachedTeller::new)
+    }
+}
+
+/// The way to tell a client what it missed.
+#[derive(Debug)]
+pub struct AttachedTeller(UnixStream);
+
+impl AttachedTeller {
+    /// Tells whoever is at the other end of this.
+    pub(crate) fn new(stream: UnixStream) -> Self {
+        Self(stream)
+    }
+
+    /// Tells how much output was left out.
+    pub fn missed(&self, bytes: u64) {
+        // A client that is gone does not want to know.
+        let _ = write_reply(&self.0, &Reply::Missed { bytes });
+    }
+}
+
+/// Whose client is joined with the workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// The one that the machine was started by, and ends with.
+    Own,
+    /// Another.
+    Other,
+}
+
 /// What the monitor does when it is asked to.
 ///
 /// Called by [`ControlServer::handle`] on the monitor's thread; must not wait.
@@ -304,6 +396,25 @@ pub trait Control {
 
     /// The client of a process is gone. One that has not started need not start any more.
     fn abandon(&mut self, process: u32);
+
+    /// The client of a process leaves it to go on, with a terminal that nobody looks at.
+    fn leave(&mut self, process: u32);
+
+    /// Joins a client with the workload's streams.
+    ///
+    /// # Errors
+    ///
+    /// One sentence for the client.
+    fn attach(&mut self, request: AttachRequest, offer: AttachOffer) -> Result<(), String>;
+
+    /// Passes on the size of a client's terminal to the workload's.
+    fn resize_workload(&mut self, size: WindowSize);
+
+    /// A client that is joined with the workload got a signal.
+    fn pass(&mut self, signal: Signal, from: Attached);
+
+    /// A client that is joined with the workload leaves: it has said so, or is gone.
+    fn left(&mut self, client: Attached, has_detached: bool);
 }
 
 /// The monitor's end of the control socket.
@@ -339,6 +450,10 @@ enum ConnectionState {
     Acting,
     /// It has a process of this id.
     Session(u32),
+    /// It is joined with the workload.
+    Attached(Attached),
+    /// It was, and the machine goes on without it.
+    Detached,
 }
 
 /// The conversation with a client is over.
@@ -385,12 +500,26 @@ impl ControlServer {
         Ok(())
     }
 
+    /// Takes the client by which the machine was started, and gives the way to join it with the workload.
+    ///
+    /// # Errors
+    ///
+    /// If there are no descriptors left.
+    pub fn adopt(&mut self, stream: UnixStream) -> io::Result<AttachOffer> {
+        let offer = AttachOffer(stream.try_clone()?);
+        self.add(stream, ConnectionState::Attached(Attached::Own))?;
+        Ok(offer)
+    }
+
     /// Tells those who wait how the machine ended, and hangs up on everybody.
-    pub fn finish(mut self, ended: &Ended) {
+    pub fn finish(mut self, ended: &Ended, outcome: &Outcome) {
         for connection in self.connections.values_mut() {
-            if connection.state == ConnectionState::Waiting {
-                let _ = connection.reply(&Reply::Ended(ended.clone()));
-            }
+            let reply = match connection.state {
+                ConnectionState::Waiting => Reply::Ended(ended.clone()),
+                ConnectionState::Attached(_) => Reply::Outcome(outcome.clone()),
+                _ => continue,
+            };
+            let _ = connection.reply(&reply);
         }
     }
 
@@ -411,6 +540,10 @@ impl ControlServer {
 
     fn accept_one(&mut self) -> io::Result<()> {
         let (stream, _) = self.listener.accept()?;
+        self.add(stream, ConnectionState::New)
+    }
+
+    fn add(&mut self, stream: UnixStream, state: ConnectionState) -> io::Result<()> {
         stream.set_nonblocking(true)?;
         let token = self.next_token;
         self.next_token += 1;
@@ -418,7 +551,7 @@ impl ControlServer {
         let connection = Connection {
             stream,
             received: Vec::new(),
-            state: ConnectionState::New,
+            state,
         };
         self.connections.insert(token, connection);
         Ok(())
@@ -434,8 +567,15 @@ impl ControlServer {
         if connection.converse(control, limit_bytes).is_ok() {
             return;
         }
-        if let ConnectionState::Session(process) = connection.state {
-            control.abandon(process);
+        match connection.state {
+            ConnectionState::Session(process) => control.abandon(process),
+            ConnectionState::Attached(client) => control.left(client, false),
+            _ => {}
+        }
+        if let ConnectionState::Session(_)
+        | ConnectionState::Attached(_)
+        | ConnectionState::Detached = connection.state
+        {
             // Whoever tells of the process has the stream, too.
             let _ = connection.stream.shutdown(Shutdown::Both);
             let _ = epoll::delete(&self.epoll, &connection.stream);
@@ -538,12 +678,42 @@ impl Connection {
                 control.resize(process, size);
                 Ok(())
             }
+            (ConnectionState::Session(process), Request::Detach) => {
+                self.state = ConnectionState::Detached;
+                control.leave(process);
+                self.reply(&Reply::Detached)
+            }
+            (ConnectionState::Greeted, Request::Attach(request)) => {
+                let stream = self.stream.try_clone().map_err(|_| HangUp)?;
+                match control.attach(request, AttachOffer(stream)) {
+                    Ok(()) => {
+                        self.state = ConnectionState::Attached(Attached::Other);
+                        Ok(())
+                    }
+                    Err(message) => self.fail(message),
+                }
+            }
+            (ConnectionState::Attached(_), Request::Resize(size)) => {
+                control.resize_workload(size);
+                Ok(())
+            }
+            (ConnectionState::Attached(client), Request::Pass { signal }) => {
+                control.pass(signal, client);
+                Ok(())
+            }
+            (ConnectionState::Attached(client), Request::Detach) => {
+                self.state = ConnectionState::Detached;
+                control.left(client, true);
+                self.reply(&Reply::Detached)
+            }
             (
                 ConnectionState::New
                 | ConnectionState::Greeted
                 | ConnectionState::Waiting
                 | ConnectionState::Acting
-                | ConnectionState::Session(_),
+                | ConnectionState::Session(_)
+                | ConnectionState::Attached(_)
+                | ConnectionState::Detached,
                 Request::Hello { .. }
                 | Request::Kill { .. }
                 | Request::Status
@@ -551,7 +721,10 @@ impl Connection {
                 | Request::Act(_)
                 | Request::Ask(_)
                 | Request::Exec(_)
-                | Request::Resize(_),
+                | Request::Resize(_)
+                | Request::Attach(_)
+                | Request::Pass { .. }
+                | Request::Detach,
             ) => Err(HangUp),
         }
     }
@@ -804,7 +977,7 @@ impl Asked {
     }
 }
 
-/// A client's end of the control socket while it has a process.
+/// A client's end of the control socket while it has a process, or is joined with the workload.
 #[derive(Debug)]
 pub struct Session {
     stream: UnixStream,
@@ -819,6 +992,10 @@ pub enum SessionNews {
     Started,
     /// It has ended, or will never run.
     Ended(Outcome),
+    /// So many bytes of output were left out.
+    Missed(u64),
+    /// It goes on without this client.
+    Detached,
 }
 
 impl Session {
@@ -831,29 +1008,82 @@ impl Session {
         directory: &Path,
         request: &ExecRequest,
     ) -> Result<(Self, Vec<OwnedFd>), ControlError> {
+        let request = Request::Exec(Box::new(request.clone()));
+        let mut passed = Vec::new();
+        let mut session = Self::ask(directory, &request, &mut passed)?;
+        match session.next(&mut passed)? {
+            Reply::Session => Ok((session, passed)),
+            Reply::Failed { message } => Err(ControlError::Refused(message)),
+            _ => Err(ControlError::Unexpected(directory.to_owned())),
+        }
+    }
+
+    /// Asks the monitor of the machine in `directory` to be joined with the workload. Says with what, and gives the sockets.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Refused`] with the monitor's reason, or as [`ControlClient::connect`].
+    pub fn attach(
+        directory: &Path,
+        request: AttachRequest,
+    ) -> Result<(Self, Attachment, Vec<OwnedFd>), ControlError> {
+        let mut passed = Vec::new();
+        let session = Self::ask(directory, &Request::Attach(request), &mut passed)?;
+        session.attached(passed)
+    }
+
+    /// Joins the workload of the machine in `directory`, which this process has started. Its monitor is at the other end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Io`] if the monitor is gone.
+    pub fn adopted(
+        stream: UnixStream,
+        directory: &Path,
+    ) -> Result<(Self, Attachment, Vec<OwnedFd>), ControlError> {
+        let session = Self {
+            stream,
+            received: Vec::new(),
+            directory: directory.to_owned(),
+        };
+        session.attached(Vec::new())
+    }
+
+    fn attached(
+        mut self,
+        mut passed: Vec<OwnedFd>,
+    ) -> Result<(Self, Attachment, Vec<OwnedFd>), ControlError> {
+        match self.next(&mut passed)? {
+            Reply::Attached(attachment) => Ok((self, attachment, passed)),
+            Reply::Failed { message } => Err(ControlError::Refused(message)),
+            _ => Err(ControlError::Unexpected(self.directory.clone())),
+        }
+    }
+
+    /// Connects, and asks for something without waiting for more than the monitor's version.
+    fn ask(
+        directory: &Path,
+        request: &Request,
+        passed: &mut Vec<OwnedFd>,
+    ) -> Result<Self, ControlError> {
         let failed = |error| ControlError::io(directory, error);
         let stream = connect(directory)?;
         let hello = line(&Request::Hello { version: VERSION }).map_err(failed)?;
-        let exec = line(&Request::Exec(Box::new(request.clone()))).map_err(failed)?;
-        if exec.len() > MAX_REQUEST_BYTES {
+        let request = line(request).map_err(failed)?;
+        if request.len() > MAX_REQUEST_BYTES {
             return Err(ControlError::TooLong);
         }
         (&stream)
-            .write_all(&[hello, exec].concat())
+            .write_all(&[hello, request].concat())
             .map_err(failed)?;
         let mut session = Self {
             stream,
             received: Vec::new(),
             directory: directory.to_owned(),
         };
-        let mut passed = Vec::new();
-        let hello = session.next(&mut passed)?;
+        let hello = session.next(passed)?;
         check_hello(directory, &hello)?;
-        match session.next(&mut passed)? {
-            Reply::Session => Ok((session, passed)),
-            Reply::Failed { message } => Err(ControlError::Refused(message)),
-            _ => Err(ControlError::Unexpected(directory.to_owned())),
-        }
+        Ok(session)
     }
 
     /// Takes the news that have come, without waiting. The descriptor is readable when there are some.
@@ -868,6 +1098,8 @@ impl Session {
             news.push(match reply {
                 Reply::Started => SessionNews::Started,
                 Reply::Outcome(outcome) => SessionNews::Ended(outcome),
+                Reply::Missed { bytes } => SessionNews::Missed(bytes),
+                Reply::Detached => SessionNews::Detached,
                 Reply::Failed { message } => return Err(ControlError::Refused(message)),
                 _ => return Err(ControlError::Unexpected(self.directory.clone())),
             });
@@ -881,7 +1113,29 @@ impl Session {
     ///
     /// [`ControlError::Io`] if the monitor is gone.
     pub fn resize(&mut self, size: WindowSize) -> Result<(), ControlError> {
-        line(&Request::Resize(size))
+        self.tell(&Request::Resize(size))
+    }
+
+    /// Passes on a signal to the workload that this is joined with.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Io`] if the monitor is gone.
+    pub fn pass(&mut self, signal: Signal) -> Result<(), ControlError> {
+        self.tell(&Request::Pass { signal })
+    }
+
+    /// Asks to leave. The news say when that is done.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Io`] if the monitor is gone.
+    pub fn detach(&mut self) -> Result<(), ControlError> {
+        self.tell(&Request::Detach)
+    }
+
+    fn tell(&mut self, request: &Request) -> Result<(), ControlError> {
+        line(request)
             .and_then(|line| self.stream.write_all(&line))
             .map_err(|error| ControlError::io(&self.directory, error))
     }
@@ -1043,6 +1297,9 @@ mod tests {
         executed: Vec<Vec<String>>,
         resized: Vec<(u32, WindowSize)>,
         abandoned: Vec<u32>,
+        left_alone: Vec<u32>,
+        passed: Vec<(Signal, Attached)>,
+        left: Vec<(Attached, bool)>,
         teller: Option<SessionTeller>,
         killed: Vec<Signal>,
         acted: Vec<Action>,
@@ -1108,6 +1365,42 @@ mod tests {
         fn abandon(&mut self, process: u32) {
             self.abandoned.push(process);
         }
+
+        fn leave(&mut self, process: u32) {
+            self.left_alone.push(process);
+        }
+
+        fn attach(&mut self, request: AttachRequest, offer: AttachOffer) -> Result<(), String> {
+            if self.refuse {
+                return Err("it is paused".to_owned());
+            }
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            (&ours).write_all(b"output").unwrap();
+            let attachment = Attachment {
+                streams: DeclaredStreams {
+                    stdin: request.stdin,
+                    stdout: true,
+                    stderr: false,
+                },
+                passes_end: true,
+            };
+            let teller = offer.teller().unwrap();
+            offer.open(attachment, &[theirs.as_fd()]).unwrap();
+            teller.missed(3);
+            Ok(())
+        }
+
+        fn resize_workload(&mut self, size: WindowSize) {
+            self.resized.push((0, size));
+        }
+
+        fn pass(&mut self, signal: Signal, from: Attached) {
+            self.passed.push((signal, from));
+        }
+
+        fn left(&mut self, client: Attached, has_detached: bool) {
+            self.left.push((client, has_detached));
+        }
     }
 
     fn ended() -> Ended {
@@ -1150,7 +1443,7 @@ mod tests {
                 server.handle(&mut monitor).unwrap();
             }
         });
-        server.finish(&ended());
+        server.finish(&ended(), &Outcome::Exited(42));
         monitor
     }
 
@@ -1284,6 +1577,22 @@ mod tests {
     }
 
     #[test]
+    fn a_session_that_its_client_leaves_alone_is_not_abandoned() {
+        let monitor = with_monitor(false, |directory| {
+            let (mut session, _) = Session::open(directory, &exec_request()).unwrap();
+            session.next(&mut Vec::new()).unwrap();
+            session.detach().unwrap();
+            assert_eq!(session.next(&mut Vec::new()).unwrap(), Reply::Detached);
+            drop(session);
+            // Answered after the monitor has noticed.
+            ControlClient::connect(directory).unwrap().status().unwrap();
+        });
+
+        assert_eq!(monitor.left_alone, [7]);
+        assert!(monitor.abandoned.is_empty());
+    }
+
+    #[test]
     fn a_session_ends_with_its_machine() {
         let monitor = with_monitor(false, |directory| {
             let (mut session, _) = Session::open(directory, &exec_request()).unwrap();
@@ -1298,6 +1607,65 @@ mod tests {
         let mut said = String::new();
         (&client).read_to_string(&mut said).unwrap();
         assert!(said.contains("the machine has ended"), "{said}");
+    }
+
+    #[test]
+    fn an_attached_client_has_the_streams_and_hears_what_it_missed_and_the_end() {
+        let size = WindowSize {
+            rows: 1,
+            columns: 2,
+        };
+        let (result, told) = mpsc::channel();
+
+        let monitor = with_monitor(false, |directory| {
+            let request = AttachRequest { stdin: false };
+            let (mut session, attachment, sockets) = Session::attach(directory, request).unwrap();
+            assert!(attachment.streams.stdout && !attachment.streams.stdin);
+            let mut text = [0; 6];
+            let stream = sockets.into_iter().next().unwrap();
+            UnixStream::from(stream).read_exact(&mut text).unwrap();
+            assert_eq!(&text, b"output");
+            let missed = session.next(&mut Vec::new()).unwrap();
+            assert_eq!(missed, Reply::Missed { bytes: 3 });
+            session.resize(size).unwrap();
+            session.pass(Signal::TERM).unwrap();
+            // Answered after all that was said before.
+            ControlClient::connect(directory).unwrap().status().unwrap();
+            std::thread::spawn(move || result.send(session.next(&mut Vec::new())));
+        });
+
+        let ended = told.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!(ended.unwrap(), Reply::Outcome(Outcome::Exited(42)));
+        assert_eq!(monitor.resized, [(0, size)]);
+        assert_eq!(monitor.passed, [(Signal::TERM, Attached::Other)]);
+    }
+
+    #[test]
+    fn a_client_that_detaches_is_told_from_one_that_is_gone() {
+        let monitor = with_monitor(false, |directory| {
+            let request = AttachRequest { stdin: true };
+            let attach = || Session::attach(directory, request).unwrap().0;
+            let mut polite = attach();
+            polite.next(&mut Vec::new()).unwrap();
+            polite.detach().unwrap();
+            assert_eq!(polite.next(&mut Vec::new()).unwrap(), Reply::Detached);
+            drop(polite);
+            drop(attach());
+            // Answered after the monitor has noticed.
+            ControlClient::connect(directory).unwrap().status().unwrap();
+        });
+
+        let other = Attached::Other;
+        assert_eq!(monitor.left, [(other, true), (other, false)]);
+    }
+
+    #[test]
+    fn a_client_that_is_not_joined_has_the_monitors_reason() {
+        with_monitor(true, |directory| {
+            let request = AttachRequest { stdin: true };
+            let error = Session::attach(directory, request).unwrap_err();
+            assert_eq!(error.to_string(), "it is paused");
+        });
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //! ```
 
 use std::io::{self, BufReader, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -54,7 +55,10 @@ pub fn detach(monitor: impl FnOnce(StartReporter) -> i32) -> Result<StartWaiter,
         drop(reader.take());
         // Fails only for the leader of a process group, which a new child is not.
         let _ = rustix::process::setsid();
-        let reporter = StartReporter { writer };
+        let reporter = StartReporter {
+            writer,
+            own_client: None,
+        };
         // The second fork: who leads no session can get no terminal by opening one.
         match process::fork(|| monitor(reporter)) {
             Ok(_) => 0,
@@ -93,15 +97,38 @@ impl StartWaiter {
     }
 }
 
+impl AsFd for StartWaiter {
+    /// Readable when [`Self::wait`] need not wait.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reader.as_fd()
+    }
+}
+
 /// The monitor's end.
 ///
 /// Dropped, it leaves the client with an error.
 #[derive(Debug)]
 pub struct StartReporter {
     writer: PipeWriter,
+    /// The other end of the stream of a client that stays, until it is taken.
+    own_client: Option<UnixStream>,
 }
 
 impl StartReporter {
+    /// Adds the stream of a client that does not leave once the workload runs.
+    #[must_use]
+    pub fn with_own_client(self, stream: UnixStream) -> Self {
+        Self {
+            own_client: Some(stream),
+            ..self
+        }
+    }
+
+    /// Takes that stream, if there is one.
+    pub fn take_own_client(&mut self) -> Option<UnixStream> {
+        self.own_client.take()
+    }
+
     /// A descriptor that reports an error (poll(2), `POLLERR`) as soon as the client is gone.
     ///
     /// # Errors

@@ -15,15 +15,17 @@ mod signal;
 mod words;
 
 pub use control::{
-    Action, Answerer, Asked, Control, ControlClient, ControlError, ControlServer, ExecRequest,
-    Session, SessionNews, SessionOffer, SessionTeller,
+    Action, Answerer, Asked, AttachOffer, AttachRequest, Attached, AttachedTeller, Attachment,
+    Control, ControlClient, ControlError, ControlServer, ExecRequest, Session, SessionNews,
+    SessionOffer, SessionTeller,
 };
 pub use detach::{DetachError, StartReporter, StartWaiter, detach};
 pub use id::{IdError, MachineId};
 pub use name::{MachineName, NameError};
 pub use record::{Cause, Ended, ImageLabel, Record, Status, Timestamp};
 pub use registry::{
-    BLUEPRINT, Condition, LOCK, Machine, NewMachine, OwnedMachine, PauseMark, Registry, StateError,
+    BLUEPRINT, Condition, KeepMark, LOCK, Machine, NewMachine, OwnedMachine, PauseMark, Registry,
+    StateError,
 };
 pub use settings::{OtherLimits, Settings};
 pub use signal::{Signal, SignalError};

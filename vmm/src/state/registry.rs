@@ -624,6 +624,32 @@ pub struct OwnedMachine {
     _lock: File,
 }
 
+/// Writes down that a machine's record is to stay.
+#[derive(Debug)]
+pub struct KeepMark {
+    registry: Registry,
+    id: MachineId,
+}
+
+impl KeepMark {
+    /// Writes it down.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::File`].
+    pub fn set(&self) -> Result<(), StateError> {
+        let _lock = self.registry.lock_exclusive()?;
+        let Some(mut machine) = self.registry.read(&self.id)? else {
+            return Err(StateError::Unknown(self.id.to_string()));
+        };
+        machine.record.ephemeral = false;
+        machine
+            .record
+            .write(&machine.directory)
+            .map_err(|source| StateError::file("write to", &machine.directory, source))
+    }
+}
+
 /// Writes down whether a machine is paused.
 #[derive(Debug)]
 pub struct PauseMark(PathBuf);
@@ -674,6 +700,15 @@ impl OwnedMachine {
     #[must_use]
     pub fn pause_mark(&self) -> PauseMark {
         PauseMark(self.directory.join(PAUSED))
+    }
+
+    /// The way to write down that the record is to stay, for another thread.
+    #[must_use]
+    pub fn keep_mark(&self) -> KeepMark {
+        KeepMark {
+            registry: self.registry.clone(),
+            id: self.record.id.clone(),
+        }
     }
 
     /// Writes down that the workload runs, since now.
@@ -731,6 +766,7 @@ impl OwnedMachine {
     fn refresh(&mut self) {
         if let Ok(Some(record)) = Record::read(&self.directory) {
             self.record.name = record.name;
+            self.record.ephemeral = record.ephemeral;
             self.record.settings = Settings {
                 monitor_pid: self.record.settings.monitor_pid,
                 ..record.settings

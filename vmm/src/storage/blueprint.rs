@@ -35,10 +35,17 @@ pub struct Blueprint {
     pub workload: Workload,
     /// Whether its standard input is to be open.
     pub interactive: bool,
+    /// Whether that ends with the input of the client that has it. Earlier versions had no other.
+    #[serde(default = "always")]
+    pub passes_end: bool,
     /// As they would be typed.
     cpus: String,
     memory: String,
     storage: String,
+}
+
+fn always() -> bool {
+    true
 }
 
 /// A blueprint that cannot be used.
@@ -96,6 +103,7 @@ impl Blueprint {
     pub fn new(
         workload: Workload,
         interactive: bool,
+        passes_end: bool,
         choices: &MachineChoices,
         storage: StorageSize,
     ) -> Self {
@@ -103,6 +111,7 @@ impl Blueprint {
             format: FORMAT,
             workload,
             interactive,
+            passes_end,
             cpus: choices.cpus.to_string(),
             memory: choices.memory.to_string(),
             storage: storage.to_string(),
