@@ -129,7 +129,6 @@ fn a_kill_and_a_restart_keep_what_was_not_synced() {
     home.vmm(&["ps"]).run().succeeded().stdout_has("Up");
     let running = home.vmm(&["start", "web"]).run();
     running.succeeded().stdout_is("web\n");
-    home.vmm(&["start", "-a", "web"]).run().refused(&["web"]);
     home.vmm(&["kill", "web"]).run().succeeded();
     home.fixture.nothing_runs();
     let third = home.start("web");
