@@ -4,43 +4,67 @@ use std::time::{Duration, Instant};
 
 use protocol::{Answer, Question};
 use serde_json::Value;
+use thiserror::Error;
 
 use super::each;
 use super::output::print_line;
 use crate::cli::UpdateArgs;
 use crate::dirs::Directories;
-use crate::limits::CpuQuota;
 use crate::machine::RamSize;
 use crate::outcome::ExitCode;
-use crate::report::Report;
-use crate::state::{Asked, ControlError, Machine, Registry, Settings};
+use crate::report::{Help, Report};
+use crate::state::{Asked, ControlError, Machine, MachineName, Registry, Settings};
 use crate::storage::Blueprint;
-use crate::workload::limits::{LimitChange, Room};
+use crate::workload::limits::{LimitChange, check_start};
 
 /// How long a guest may take to change limits: it may have to take memory away from its workload.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Changes the limits of each machine: of what runs in the guest first, so that nothing is recorded that is not so.
+/// Why limits were not changed, beside what is wrong with them.
+#[derive(Debug, Error)]
+enum UpdateError {
+    /// Its guest was not asked.
+    #[error("machine '{0}' was started meanwhile, and its limits are as they were")]
+    Started(MachineName),
+}
+
+impl Help for UpdateError {
+    fn help(&self) -> Option<String> {
+        match self {
+            Self::Started(_) => Some("try again".to_owned()),
+        }
+    }
+}
+
+/// Changes the limits of each machine.
 pub(super) fn run(arguments: &UpdateArgs, directories: &Directories) -> Result<ExitCode, Report> {
     let registry = Registry::open(directories.machines())?;
     let change = arguments.change();
     each(&arguments.machines, |reference| {
-        let machine = registry.find(reference)?;
-        let mut settings = machine.record.settings.clone();
-        change.apply(&mut settings)?;
-        let resources = change.resources(&settings);
-        match machine.alive {
-            true => limit(&machine, &resources)?,
-            false => check(&settings, &resources)?,
-        }
-        if machine.is_kept() {
-            let name = machine.record.name.as_str();
-            let mut blueprint = Blueprint::read(&machine.directory, name)?;
-            blueprint.limit(&change, &resources);
-            blueprint.write(&machine.directory)?;
-        }
-        record(&registry, &machine, &change)?;
+        update(&registry, &registry.find(reference)?, &change)?;
         print_line(reference)
+    })
+}
+
+/// Checks all of a change, has the guest make it, and writes it down, in this order: nothing is recorded that is not so.
+fn update(registry: &Registry, machine: &Machine, change: &LimitChange) -> Result<(), Report> {
+    let Machine { alive, record, .. } = machine;
+    let mut settings = record.settings.clone();
+    change.apply(&mut settings)?;
+    let resources = change.resources(&settings);
+    next_start(machine, change, &settings)?;
+    if *alive {
+        limit(machine, &resources)?;
+    }
+    registry.change(&record.id, |current, settings| {
+        if current.alive && !alive {
+            return Err(UpdateError::Started(current.record.name.clone()).into());
+        }
+        change.apply(settings)?;
+        if let Some(blueprint) = next_start(current, change, settings)? {
+            blueprint.write(&current.directory)?;
+        }
+        Ok(())
     })
 }
 
@@ -56,21 +80,19 @@ fn limit(machine: &Machine, resources: &Value) -> Result<(), ControlError> {
     }
 }
 
-/// Says whether a machine could be started with such limits.
-fn check(settings: &Settings, resources: &Value) -> Result<(), Report> {
-    RamSize::holding(settings.memory_bytes, 0).map_err(Report::new)?;
-    let room = Room {
-        vcpus: CpuQuota::vcpus_of(settings.nano_cpus).into(),
-        memory_bytes: u64::MAX,
-    };
-    Ok(room.check(resources)?)
-}
-
-/// Writes the change down, to what is recorded by now.
-fn record(registry: &Registry, machine: &Machine, change: &LimitChange) -> Result<(), Report> {
-    let mut changed = Ok(());
-    registry.change(&machine.record.id, |settings| {
-        changed = change.apply(settings);
-    })?;
-    Ok(changed?)
+/// Makes what a machine will be started with, if it is kept: one that could not be started is refused.
+fn next_start(
+    machine: &Machine,
+    change: &LimitChange,
+    settings: &Settings,
+) -> Result<Option<Blueprint>, Report> {
+    if !machine.is_kept() {
+        return Ok(None);
+    }
+    let mut blueprint = Blueprint::read(&machine.directory, machine.record.name.as_str())?;
+    blueprint.limit(change, &change.resources(settings));
+    let choices = blueprint.choices()?;
+    RamSize::holding(choices.memory.bytes(), 0).map_err(Report::new)?;
+    check_start(settings, choices.cpus.vcpus().into())?;
+    Ok(Some(blueprint))
 }
