@@ -333,6 +333,9 @@ fn limits_of_a_machine_that_is_kept_are_those_of_its_next_start() {
     ];
 
     home.vmm(&limits).run().succeeded().stdout_is("db\n");
+    let update = |option, value| home.vmm(&["update", option, value, "db"]).run();
+    update("--cpuset-cpus", "2").refused(&["would start", "2"]);
+    update("--cpu-quota", "999").refused(&["999 microseconds"]);
     home.vmm(&["start", "db"]).run().succeeded();
 
     home.script(

@@ -96,3 +96,135 @@ fn next_start(
     check_start(settings, choices.cpus.vcpus().into())?;
     Ok(Some(blueprint))
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::plan::MachineChoices;
+    use crate::state::{ImageLabel, MachineId, NewMachine};
+    use crate::storage::StorageSize;
+    use crate::workload::Workload;
+
+    /// A machine that is kept and does not run.
+    struct Fixture {
+        _base: TempDir,
+        registry: Registry,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let base = tempfile::tempdir().unwrap();
+            let config = base.path().join("config.json");
+            std::fs::write(
+                &config,
+                r#"{"ociVersion":"1.2.0","root":{"path":"rootfs"},"process":{"cwd":"/","args":["sh"],"user":{"uid":0,"gid":0}}}"#,
+            )
+            .unwrap();
+            let choices = MachineChoices {
+                cpus: "1".parse().unwrap(),
+                memory: "128m".parse().unwrap(),
+                kernel: None,
+                verbose_kernel: false,
+                storage: None,
+            };
+            let registry = Registry::open(&base.path().join("machines")).unwrap();
+            let new = NewMachine {
+                id: MachineId::random().unwrap(),
+                name: Some("db".parse().unwrap()),
+                image: ImageLabel {
+                    reference: "app".into(),
+                    id: "sha256:0".into(),
+                },
+                command: vec!["sh".into()],
+                ephemeral: false,
+                settings: Settings {
+                    memory_bytes: choices.memory.bytes(),
+                    nano_cpus: choices.cpus.nano_cpus(),
+                    ..Settings::default()
+                },
+            };
+            let (machine, _control) = registry.create(new).unwrap();
+            let workload = Workload::from_config(&config).unwrap();
+            Blueprint::new(workload, false, false, &choices, StorageSize::default())
+                .write(machine.directory())
+                .unwrap();
+            Self {
+                _base: base,
+                registry,
+            }
+        }
+
+        fn update(&self, change: &LimitChange) -> Result<(), Report> {
+            update(&self.registry, &self.registry.find("db")?, change)
+        }
+
+        /// What is recorded, and what the machine will be started with.
+        fn limits(&self) -> (Settings, Value) {
+            let machine = self.registry.find("db").unwrap();
+            let blueprint = Blueprint::read(&machine.directory, "db").unwrap();
+            let resources = blueprint.workload.config()["linux"]["resources"].clone();
+            (machine.record.settings, resources)
+        }
+    }
+
+    #[test]
+    fn of_updates_at_a_time_none_is_lost() {
+        let fixture = Fixture::new();
+        for number in 10..60 {
+            let pids = LimitChange {
+                pids: Some(number),
+                ..LimitChange::default()
+            };
+            let shares = LimitChange {
+                cpu_shares: number.try_into().ok(),
+                ..LimitChange::default()
+            };
+
+            std::thread::scope(|scope| {
+                scope.spawn(|| fixture.update(&pids).unwrap());
+                scope.spawn(|| fixture.update(&shares).unwrap());
+            });
+
+            let (settings, resources) = fixture.limits();
+            assert_eq!(settings.limits.pids_limit, number);
+            assert_eq!(Some(settings.limits.cpu_shares), shares.cpu_shares);
+            assert_eq!(resources["pids"]["limit"], number);
+            assert_eq!(resources["cpu"]["shares"], number);
+        }
+    }
+
+    #[test]
+    fn a_machine_that_could_not_be_started_with_its_limits_stays_as_it_was() {
+        let fixture = Fixture::new();
+        let before = fixture.limits();
+        let other_processor = LimitChange {
+            cpuset: Some("1".parse().unwrap()),
+            pids: Some(7),
+            ..LimitChange::default()
+        };
+
+        let report = fixture.update(&other_processor).unwrap_err();
+
+        assert!(report.to_string().contains("would start"), "{report}");
+        assert_eq!(fixture.limits(), before);
+    }
+
+    #[test]
+    fn a_machine_that_was_started_meanwhile_keeps_its_limits() {
+        let fixture = Fixture::new();
+        let before = fixture.limits();
+        let seen = fixture.registry.find("db").unwrap();
+        let _started = fixture.registry.take_over(&seen.record.id).unwrap();
+        let pids = LimitChange {
+            pids: Some(7),
+            ..LimitChange::default()
+        };
+
+        let report = update(&fixture.registry, &seen, &pids).unwrap_err();
+
+        assert!(report.to_string().contains("started meanwhile"), "{report}");
+        assert_eq!(fixture.limits(), before);
+    }
+}
