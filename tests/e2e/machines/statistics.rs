@@ -1,6 +1,6 @@
 //! `stats`, `top` and `update`: what machines use, what runs in them, and what they may use.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -163,12 +163,10 @@ fn a_machine_that_stands_still_or_has_ended_has_no_figures() {
     home.start("still", &[], SLEEP);
     home.vmm(&["pause", "still"]).run().succeeded();
 
-    let began = Instant::now();
     let figures = home.row("still");
     assert_eq!(figures["CPUPerc"], "--");
     assert_eq!(figures["MemUsage"], "-- / --");
     assert_eq!(figures["Name"], "still");
-    assert!(began.elapsed() < Duration::from_secs(2), "it is not asked");
     home.vmm(&["top", "still"]).run().refused(&["is paused"]);
     home.vmm(&["update", "--cpus", "0.5", "still"])
         .run()
@@ -335,6 +333,9 @@ fn limits_of_a_machine_that_is_kept_are_those_of_its_next_start() {
     ];
 
     home.vmm(&limits).run().succeeded().stdout_is("db\n");
+    let update = |option, value| home.vmm(&["update", option, value, "db"]).run();
+    update("--cpuset-cpus", "2").refused(&["would start", "2"]);
+    update("--cpu-quota", "999").refused(&["999 microseconds"]);
     home.vmm(&["start", "db"]).run().succeeded();
 
     home.script(

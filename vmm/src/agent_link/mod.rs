@@ -435,6 +435,8 @@ impl<'a> Session<'a> {
                     // Whatever of them has not ended before has ended with it.
                     self.others.clear();
                     self.questions = Questions::default();
+                    // What came along with it is about what is over.
+                    return Ok(None);
                 }
                 Report::Answer { number, answer } if self.questions.is_asked(number) => {
                     self.questions.hear(number, answer);

@@ -83,9 +83,16 @@ impl Guest {
     }
 
     fn report(&mut self, report: &Report) {
-        let mut frame = Vec::new();
-        protocol::encode(report, MAX_REPORT_BYTES, &mut frame).unwrap();
-        self.control.write_all(&frame).unwrap();
+        self.report_at_once(std::slice::from_ref(report));
+    }
+
+    /// In one write, so that they are read together.
+    fn report_at_once(&mut self, reports: &[Report]) {
+        let mut frames = Vec::new();
+        for report in reports {
+            protocol::encode(report, MAX_REPORT_BYTES, &mut frames).unwrap();
+        }
+        self.control.write_all(&frames).unwrap();
     }
 
     fn welcome(&mut self) {
@@ -650,6 +657,28 @@ fn a_question_without_an_answer_ends_with_the_workload() {
 
     assert_eq!(exit.unwrap(), WorkloadExit::Exited(EXIT));
     assert!(told.recv().is_err());
+}
+
+#[test]
+fn an_answer_that_comes_with_the_exit_does_not_hide_it() {
+    let (sender, events) = event_channel().unwrap();
+    let (event, _told) = ask(Question::Processes);
+    sender.send(event).unwrap();
+
+    let exit = run(ClientStreams::default(), &events, |mut guest| {
+        guest.start();
+        let Request::Ask { number, .. } = guest.request() else {
+            unreachable!("the guest is asked");
+        };
+        let exited = Report::Exited {
+            process: PROCESS,
+            exit: EXIT,
+        };
+        let answer = Answer::Limited;
+        guest.report_at_once(&[exited, Report::Answer { number, answer }]);
+    });
+
+    assert_eq!(exit.unwrap(), WorkloadExit::Exited(EXIT));
 }
 
 #[test]

@@ -490,7 +490,8 @@ fn container(arguments: &ContainerArgs) -> Result<ContainerChoices, WorkloadErro
         devices: arguments.device.clone(),
         tmpfs: arguments.tmpfs.clone(),
         shm_bytes: arguments.shm_size.map(ByteSize::bytes),
-        cpu_shares: arguments.cpu_shares,
+        // As with docker, none is named by it.
+        cpu_shares: arguments.cpu_shares.filter(|shares| *shares > 0),
         cpuset: arguments.cpuset_cpus.clone(),
         own_users: arguments.userns.unwrap_or_default(),
         without_shm: arguments.ipc.unwrap_or_default(),

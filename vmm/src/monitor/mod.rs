@@ -855,14 +855,13 @@ struct Asking(Answerer);
 impl Asker for Asking {
     fn answered(self: Box<Self>, answer: Answer) {
         let is_long = matches!(answer, Answer::Processes(_));
-        let tell = move || self.0.answer(answer);
         if !is_long {
-            return tell();
+            return self.0.answer(answer);
         }
         // The workload's streams do not wait for a client that reads slowly.
         let started = std::thread::Builder::new()
             .name("answer".to_owned())
-            .spawn(tell);
+            .spawn(move || self.0.answer_slowly(answer));
         if let Err(error) = started {
             tracing::warn!(%error, "a question was not answered");
         }

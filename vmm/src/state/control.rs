@@ -82,6 +82,10 @@ const MAX_REPLY_BYTES: u64 = 8 << 20;
 const MAX_CONNECTIONS: usize = 256;
 /// How long a client waits for the answer of a monitor that may be busy booting.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+/// What a client is told of an action that nothing came of.
+const NOT_BEGUN: &str = "the monitor could not begin with it";
+/// What a client is told of a question that nothing came of.
+const ENDED_BEFORE: &str = "the machine ended before it answered";
 /// The listener's place among the epoll's tokens; connections count up from the next.
 const LISTENER: u64 = 0;
 
@@ -168,46 +172,53 @@ pub enum Action {
     },
 }
 
-/// The way to tell a client what came of its [`Action`], from any thread.
+/// The way to tell a client what came of its [`Action`] or its question, from any thread.
 ///
-/// Dropped, it tells of a failure, so that no client waits in vain.
+/// Dropped, it tells of a failure, so that no client waits in vain. Only [`Self::answer_slowly`] waits for a client to read.
 #[derive(Debug)]
 pub struct Answerer {
     stream: UnixStream,
-    reply: Reply,
+    /// None once the client was told.
+    reply: Option<Reply>,
 }
 
 impl Answerer {
-    fn new(stream: UnixStream) -> Self {
-        Self {
-            stream,
-            reply: Reply::Failed {
-                message: "the monitor could not begin with it".to_owned(),
-            },
-        }
+    /// Tells of this failure if nothing else is told.
+    fn new(stream: UnixStream, failure: &str) -> Self {
+        let reply = Some(Reply::Failed {
+            message: failure.to_owned(),
+        });
+        Self { stream, reply }
     }
 
     /// Tells the client; why not, as one sentence.
     pub fn tell(mut self, result: Result<(), String>) {
-        self.reply = match result {
+        self.reply = Some(match result {
             Ok(()) => Reply::Done,
             Err(message) => Reply::Failed { message },
-        };
+        });
     }
 
-    /// Tells the client what the guest answered. A long list waits for a client that reads slowly.
+    /// Tells the client what the guest answered, in few words.
     pub fn answer(mut self, answer: Answer) {
-        self.reply = match answer {
-            Answer::Failed(message) => Reply::Failed { message },
-            answer => Reply::Answer(answer),
-        };
+        self.reply = Some(Reply::of(answer));
+    }
+
+    /// Tells the client what the guest answered, at whatever length. Waits for a client that reads slowly.
+    pub fn answer_slowly(mut self, answer: Answer) {
+        self.reply = None;
+        // A client that is gone does not want to know.
+        let deadline = Instant::now() + REPLY_TIMEOUT;
+        let _ = write_long_reply(&self.stream, &Reply::of(answer), deadline);
     }
 }
 
 impl Drop for Answerer {
     fn drop(&mut self) {
-        // A client that is gone does not want to know.
-        let _ = write_long_reply(&self.stream, &self.reply);
+        if let Some(reply) = &self.reply {
+            // A client that is gone does not want to know.
+            let _ = write_reply(&self.stream, reply);
+        }
     }
 }
 
@@ -248,6 +259,15 @@ enum Reply {
     },
     /// The client may go.
     Detached,
+}
+
+impl Reply {
+    fn of(answer: Answer) -> Self {
+        match answer {
+            Answer::Failed(message) => Self::Failed { message },
+            answer => Self::Answer(answer),
+        }
+    }
 }
 
 /// A client that can be given a process.
@@ -655,13 +675,13 @@ impl Connection {
             (ConnectionState::Greeted, Request::Act(action)) => {
                 let stream = self.stream.try_clone().map_err(|_| HangUp)?;
                 self.state = ConnectionState::Acting;
-                control.act(action, Answerer::new(stream));
+                control.act(action, Answerer::new(stream, NOT_BEGUN));
                 Ok(())
             }
             (ConnectionState::Greeted, Request::Ask(question)) => {
                 let stream = self.stream.try_clone().map_err(|_| HangUp)?;
                 self.state = ConnectionState::Acting;
-                control.ask(question, Answerer::new(stream));
+                control.ask(question, Answerer::new(stream, ENDED_BEFORE));
                 Ok(())
             }
             (ConnectionState::Greeted, Request::Exec(request)) => {
@@ -743,19 +763,23 @@ fn write_reply(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
     stream.write_all(&line(reply)?)
 }
 
-/// Writes a reply that may be longer than what a socket takes at once.
-fn write_long_reply(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
+/// Writes a reply that may be longer than what a socket takes at once, until `deadline` at the latest.
+fn write_long_reply(mut stream: &UnixStream, reply: &Reply, deadline: Instant) -> io::Result<()> {
     let line = line(reply)?;
-    let patience = Timespec::try_from(REPLY_TIMEOUT).unwrap_or_default();
     let mut rest = line.as_slice();
     while !rest.is_empty() {
         match stream.write(rest) {
             Ok(count) => rest = rest.get(count..).unwrap_or_default(),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                let mut room = [PollFd::new(stream, PollFlags::OUT)];
-                if poll(&mut room, Some(&patience))? == 0 {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
                     return Err(ErrorKind::TimedOut.into());
+                }
+                let left = Timespec::try_from(left).unwrap_or_default();
+                match poll(&mut [PollFd::new(stream, PollFlags::OUT)], Some(&left)) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
                 }
             }
             Err(error) => return Err(error),
@@ -1335,7 +1359,7 @@ mod tests {
             std::thread::spawn(move || match question {
                 Question::Usage { .. } => drop(answerer),
                 Question::Limit { .. } => answerer.answer(Answer::Failed("no".to_owned())),
-                Question::Processes => answerer.answer(Answer::Processes(ProcessList {
+                Question::Processes => answerer.answer_slowly(Answer::Processes(ProcessList {
                     processes: vec![process; 1000],
                     ..ProcessList::default()
                 })),
@@ -1516,8 +1540,38 @@ mod tests {
             let error = asked(directory, &limit).unwrap_err();
             assert_eq!(error.to_string(), "no");
             let error = asked(directory, &Question::Usage { over_ms: 1 }).unwrap_err();
-            assert_eq!(error.to_string(), "the monitor could not begin with it");
+            assert_eq!(error.to_string(), "the machine ended before it answered");
         });
+    }
+
+    /// A socket that takes nothing more, since nobody reads at its other end.
+    fn full_socket() -> (UnixStream, UnixStream) {
+        let (stream, client) = UnixStream::pair().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        while (&stream).write(&[0; 4096]).is_ok() {}
+        (stream, client)
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_is_not_waited_for() {
+        let (stream, _client) = full_socket();
+        let (sender, told) = std::sync::mpsc::channel();
+
+        std::thread::spawn(move || {
+            Answerer::new(stream, ENDED_BEFORE).answer(Answer::Limited);
+            sender.send(())
+        });
+
+        assert_eq!(told.recv_timeout(REPLY_TIMEOUT / 2), Ok(()));
+    }
+
+    #[test]
+    fn a_long_reply_has_one_deadline_for_all_of_it() {
+        let (stream, _client) = full_socket();
+
+        let written = write_long_reply(&stream, &Reply::Done, Instant::now());
+
+        assert_eq!(written.unwrap_err().kind(), ErrorKind::TimedOut);
     }
 
     #[test]

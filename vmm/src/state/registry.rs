@@ -433,26 +433,29 @@ impl Registry {
         fs::remove_file(&former).map_err(|source| StateError::file("remove", &former, source))
     }
 
-    /// Changes what is written down as chosen for a machine, whether it runs or not.
+    /// Changes what is written down as chosen for a machine, whether it runs or not. `change` is given the machine as it is by now,
+    /// which nobody else changes, starts or removes meanwhile. If it fails, nothing is written.
     ///
     /// # Errors
     ///
-    /// [`StateError::Unknown`] if it was removed meanwhile.
-    pub fn change(
+    /// [`StateError::Unknown`] if it was removed meanwhile, or why `change` failed.
+    pub fn change<E: From<StateError>>(
         &self,
         id: &MachineId,
-        change: impl FnOnce(&mut Settings),
-    ) -> Result<(), StateError> {
+        change: impl FnOnce(&Machine, &mut Settings) -> Result<(), E>,
+    ) -> Result<(), E> {
         let _lock = self.lock_exclusive()?;
         let Some(mut machine) = self.read(id)? else {
-            return Err(StateError::Unknown(id.to_string()));
+            return Err(StateError::Unknown(id.to_string()).into());
         };
-        change(&mut machine.record.settings);
+        let mut settings = machine.record.settings.clone();
+        change(&machine, &mut settings)?;
+        machine.record.settings = settings;
         let directory = &machine.directory;
         machine
             .record
             .write(directory)
-            .map_err(|source| StateError::file("write to", directory, source))
+            .map_err(|source| StateError::file("write to", directory, source).into())
     }
 
     /// Tells whether a machine has ended, or is not there any more.
@@ -953,6 +956,14 @@ mod tests {
             self.create_with(Some(name), false).unwrap()
         }
 
+        fn change(&self, id: &MachineId, change: impl FnOnce(&mut Settings)) {
+            let changed = self.registry.change(id, |_, settings| {
+                change(settings);
+                Ok::<_, StateError>(())
+            });
+            changed.unwrap();
+        }
+
         fn create_with(
             &self,
             name: Option<&str>,
@@ -1167,8 +1178,7 @@ mod tests {
         let mut machine = fixture.create_kept("job");
         machine.set_running().unwrap();
         let id = machine.id().clone();
-        let change = |settings: &mut Settings| settings.memory_bytes = 6 << 20;
-        fixture.registry.change(&id, change).unwrap();
+        fixture.change(&id, |settings| settings.memory_bytes = 6 << 20);
         let killed = Outcome::Signalled {
             signal: 9,
             out_of_memory: true,
@@ -1185,11 +1195,10 @@ mod tests {
         let fixture = Fixture::new();
         let mut machine = fixture.create_kept("job");
         let id = machine.id().clone();
-        let change = |settings: &mut Settings| {
+        fixture.change(&id, |settings| {
             settings.limits.pids_limit = 7;
             settings.monitor_pid = 0;
-        };
-        fixture.registry.change(&id, change).unwrap();
+        });
 
         machine.set_running().unwrap();
 
@@ -1198,8 +1207,24 @@ mod tests {
         assert_eq!(settings.monitor_pid, std::process::id());
         drop(machine);
         fixture.registry.remove(&id).unwrap();
-        let gone = fixture.registry.change(&id, |_| ());
+        let gone = fixture.registry.change(&id, |_, _| Ok::<_, StateError>(()));
         assert!(matches!(gone, Err(StateError::Unknown(_))));
+    }
+
+    #[test]
+    fn a_change_that_is_refused_leaves_what_was_written_down() {
+        let fixture = Fixture::new();
+        let machine = fixture.create_kept("job");
+
+        let refused = fixture.registry.change(machine.id(), |machine, settings| {
+            assert!(machine.alive);
+            settings.limits.pids_limit = 7;
+            Err(StateError::Alive(machine.record.id.clone()))
+        });
+
+        assert!(matches!(refused, Err(StateError::Alive(_))));
+        let settings = fixture.registry.find("job").unwrap().record.settings;
+        assert_eq!(settings.limits.pids_limit, 0);
     }
 
     #[test]

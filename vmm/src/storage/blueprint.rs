@@ -2,9 +2,8 @@
 //!
 //! Everything is decided: variables are filled in, a seccomp profile is compiled. The image is that of the machine's record.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -22,8 +21,8 @@ use crate::workload::limits::LimitChange;
 
 /// The format that this program reads and writes.
 const FORMAT: u32 = 1;
-/// The file while it is written.
-const NEXT_BLUEPRINT: &str = "blueprint.json.next";
+/// How the file's name begins while it is written.
+const NEXT_BLUEPRINT: &str = "blueprint.json.";
 /// A configuration of 4 MiB that was handed in may be longer as a part of this.
 const MAX_BYTES: u64 = 16 << 20;
 
@@ -154,18 +153,14 @@ impl Blueprint {
     /// [`BlueprintError::Write`].
     pub fn write(&self, directory: &Path) -> Result<(), BlueprintError> {
         let write = || {
-            let next = directory.join(NEXT_BLUEPRINT);
             let mut text = serde_json::to_vec(self)?;
             text.push(b'\n');
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&next)?;
+            let mut file = tempfile::Builder::new()
+                .prefix(NEXT_BLUEPRINT)
+                .tempfile_in(directory)?;
             file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&next, directory.join(BLUEPRINT))?;
+            file.as_file().sync_all()?;
+            file.persist(directory.join(BLUEPRINT))?;
             File::open(directory)?.sync_all()
         };
         write().map_err(|source| BlueprintError::Write {

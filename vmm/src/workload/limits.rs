@@ -10,6 +10,13 @@ use crate::limits::{ByteSize, CpuQuota, LimitError, MemoryLimit};
 use crate::report::Help;
 use crate::state::Settings;
 
+/// The least processor time in a period that the kernel takes (Linux, `Documentation/scheduler/sched-bwc.rst`), and docker.
+const MIN_QUOTA_US: i64 = 1000;
+/// The shortest period, as above.
+const MIN_PERIOD_US: u64 = 1000;
+/// The longest period, docker's and the kernel's.
+const MAX_PERIOD_US: u64 = 1_000_000;
+
 /// Memory and swap together: a size, or no limit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct SwapLimit(Option<ByteSize>);
@@ -42,7 +49,7 @@ pub struct LimitChange {
     pub cpu_quota_us: Option<i64>,
     /// The period.
     pub cpu_period_us: Option<u64>,
-    /// Weight among the cgroups of the machine.
+    /// Weight among the cgroups of the machine; 0 changes nothing, as with docker.
     pub cpu_shares: Option<u64>,
     /// Processors of the machine.
     pub cpuset: Option<CpuSet>,
@@ -88,6 +95,25 @@ pub enum LimitsError {
         /// What there is.
         room_mib: u64,
     },
+    /// There is no memory that the swap would be added to.
+    #[error("memory and swap together are limited only along with the memory, which is not")]
+    SwapAlone,
+    /// The guest's kernel takes no such limit.
+    #[error(
+        "{quota_us} microseconds of processor time in each {period_us} are no limit that a kernel takes"
+    )]
+    CpuTime {
+        /// The processor time.
+        quota_us: i64,
+        /// The period.
+        period_us: u64,
+    },
+    /// The machine will have too few processors.
+    #[error("the machine would start with too few processors for its limits, {vcpus}")]
+    TooFewCpus {
+        /// What there would be.
+        vcpus: u32,
+    },
     /// The machine has too few processors.
     #[error("the machine was started with {vcpus} processors, and more were asked for")]
     TooManyCpus {
@@ -109,6 +135,13 @@ impl Help for LimitsError {
             Self::ReservationAboveMemory { .. } => {
                 Some("change --memory and --memory-reservation together".to_owned())
             }
+            Self::SwapAlone => Some("name --memory, too".to_owned()),
+            Self::CpuTime { .. } => Some(format!(
+                "the processor time is at least {MIN_QUOTA_US} microseconds, the period {MIN_PERIOD_US} to {MAX_PERIOD_US}"
+            )),
+            Self::TooFewCpus { .. } => Some(
+                "it has as many as --cpus, rounded up: choose that, --cpu-quota and --cpuset-cpus to match".to_owned(),
+            ),
             Self::TooMuchMemory { .. } | Self::TooManyCpus { .. } | Self::Container(_) => None,
         }
     }
@@ -132,7 +165,7 @@ impl LimitChange {
         }
         set(&mut limits.cpu_quota_us, self.cpu_quota_us);
         set(&mut limits.cpu_period_us, self.cpu_period_us);
-        set(&mut limits.cpu_shares, self.cpu_shares);
+        set(&mut limits.cpu_shares, self.weight());
         let cpuset = self.cpuset.as_ref().map(|set| set.text().to_owned());
         set(&mut limits.cpuset_cpus, cpuset);
         let memory = self.memory.map(MemoryLimit::bytes);
@@ -145,6 +178,9 @@ impl LimitChange {
 
         let memory = settings.memory_bytes;
         let swap = limits.memory_swap_bytes;
+        if swap > 0 && memory == 0 {
+            return Err(LimitsError::SwapAlone);
+        }
         if u64::try_from(swap).is_ok_and(|swap| swap > 0 && swap < memory) {
             return Err(LimitsError::SwapBelowMemory { swap, memory });
         }
@@ -155,7 +191,20 @@ impl LimitChange {
                 memory,
             });
         }
-        Ok(())
+        let (quota_us, period_us) = cpu_time(settings);
+        let is_quota = !(0..MIN_QUOTA_US).contains(&quota_us);
+        match is_quota && (MIN_PERIOD_US..=MAX_PERIOD_US).contains(&period_us) {
+            true => Ok(()),
+            false => Err(LimitsError::CpuTime {
+                quota_us,
+                period_us,
+            }),
+        }
+    }
+
+    /// The weight, if one was named.
+    fn weight(&self) -> Option<u64> {
+        self.cpu_shares.filter(|shares| *shares > 0)
     }
 
     /// What changes, as `linux.resources` of the runtime-spec. Of limits that are one for the guest's kernel all are there.
@@ -170,8 +219,8 @@ impl LimitChange {
             resources["cpu"]["quota"] = json!(quota);
             resources["cpu"]["period"] = json!(period);
         }
-        if self.cpu_shares.is_some() {
-            resources["cpu"]["shares"] = json!(limits.cpu_shares);
+        if let Some(shares) = self.weight() {
+            resources["cpu"]["shares"] = json!(shares);
         }
         if self.cpuset.is_some() {
             resources["cpu"]["cpus"] = json!(limits.cpuset_cpus);
@@ -218,6 +267,22 @@ fn cpu_time(settings: &Settings) -> (i64, u64) {
         (_, _) => -1,
     };
     (quota, period)
+}
+
+/// Says whether a machine of so many processors can be started with all limits of its processors as they are written down.
+///
+/// # Errors
+///
+/// [`LimitsError::TooFewCpus`].
+pub fn check_start(settings: &Settings, vcpus: u32) -> Result<(), LimitsError> {
+    let (quota, period) = cpu_time(settings);
+    let cpus = &settings.limits.cpuset_cpus;
+    let room = Room {
+        vcpus,
+        memory_bytes: u64::MAX,
+    };
+    room.check(&json!({ "cpu": { "quota": quota, "period": period, "cpus": cpus } }))
+        .map_err(|_| LimitsError::TooFewCpus { vcpus })
 }
 
 /// How large a machine is for its workload.
@@ -344,6 +409,68 @@ mod tests {
         assert_eq!(changed(&swap("-1")).1["memory"]["swap"], -1);
         assert!(refused(&swap("64m")).contains("together are less"));
         assert!(refused(&reservation).contains("cannot be reserved"));
+    }
+
+    #[test]
+    fn processor_time_that_a_kernel_refuses_is_refused_before() {
+        let least = LimitChange {
+            cpu_quota_us: Some(1000),
+            ..LimitChange::default()
+        };
+        let less = LimitChange {
+            cpu_quota_us: Some(999),
+            ..LimitChange::default()
+        };
+        let mut slow = Settings {
+            nano_cpus: 10_000_000,
+            ..settings()
+        };
+        let shorter = LimitChange {
+            cpu_period_us: Some(10_000),
+            ..LimitChange::default()
+        };
+
+        assert_eq!(changed(&least).1["cpu"]["quota"], 1000);
+        assert!(refused(&less).contains("999 microseconds"));
+        // A hundredth of a processor.
+        let error = shorter.apply(&mut slow).unwrap_err().to_string();
+        assert!(error.contains("100 microseconds"), "{error}");
+    }
+
+    #[test]
+    fn swap_without_a_limit_of_the_memory_is_refused() {
+        let swap = LimitChange {
+            memory_swap: Some("64m".parse().unwrap()),
+            ..LimitChange::default()
+        };
+
+        let error = swap.apply(&mut Settings::default()).unwrap_err();
+
+        assert!(matches!(error, LimitsError::SwapAlone));
+    }
+
+    #[test]
+    fn a_weight_of_none_changes_nothing() {
+        let (settings, resources) = changed(&LimitChange {
+            cpu_shares: Some(0),
+            ..LimitChange::default()
+        });
+
+        assert_eq!((settings.limits.cpu_shares, resources), (0, json!({})));
+    }
+
+    #[test]
+    fn all_limits_must_be_for_the_processors_of_the_next_start() {
+        let mut both = settings();
+        both.limits.cpuset_cpus = "0-1".to_owned();
+        let mut quota = settings();
+        quota.limits.cpu_quota_us = 150_000;
+
+        for settings in [both, quota] {
+            let error = check_start(&settings, 1).unwrap_err();
+            assert!(error.to_string().contains("would start"), "{error}");
+            assert!(check_start(&settings, 2).is_ok());
+        }
     }
 
     #[test]

@@ -96,11 +96,15 @@ impl CgroupPlan {
     ///
     /// Only these are enabled: each controller adds a dozen files to every cgroup, which costs at every start.
     fn controllers(&self) -> String {
-        let mut controllers = owners(&self.settings);
-        if self.has_disk {
-            controllers.insert("+io".to_owned());
+        Vec::from_iter(owners(&self.settings)).join(" ")
+    }
+
+    /// The controllers that only count, which a kernel need not have.
+    fn counters(&self) -> &'static str {
+        match self.has_disk {
+            true => "+io",
+            false => "",
         }
-        Vec::from_iter(controllers).join(" ")
     }
 
     /// Makes the cgroup.
@@ -130,6 +134,8 @@ impl CgroupPlan {
         for level in &self.path {
             let above = &cgroup.path;
             enable(&controllers, above)?;
+            // What is not counted is not shown.
+            let _ = enable(self.counters(), above);
             let path = format!("{above}/{level}");
             is_new = match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)) {
                 Ok(()) => true,
@@ -323,7 +329,7 @@ fn remove_below(cgroup: &str) {
     }
 }
 
-/// The paths of a cgroup and of those in it, the outer ones first; not many more than `enough`.
+/// The paths of a cgroup and of those in it, the outer ones first; no more than `enough`, but for the cgroup itself.
 fn tree(cgroup: &str, enough: usize) -> Vec<String> {
     let mut paths = vec![cgroup.to_owned()];
     let mut next = 0;
@@ -338,7 +344,8 @@ fn tree(cgroup: &str, enough: usize) -> Vec<String> {
         let directories = entries
             .flatten()
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        paths.extend(directories.filter_map(|entry| entry.path().to_str().map(str::to_owned)));
+        let below = directories.filter_map(|entry| entry.path().to_str().map(str::to_owned));
+        paths.extend(below.take(enough - paths.len()));
     }
     paths
 }
@@ -384,7 +391,19 @@ mod tests {
     fn what_goes_to_a_disk_is_counted() {
         let plan = CgroupPlan::new(ContainerId(1), None, &Resources::default(), true).unwrap();
 
-        assert_eq!(plan.controllers(), "+io");
+        assert_eq!((plan.controllers().as_str(), plan.counters()), ("", "+io"));
+    }
+
+    #[test]
+    fn no_more_cgroups_are_looked_into_than_is_enough() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c", "d", "a/e"] {
+            std::fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        let top = directory.path().to_str().unwrap();
+
+        assert_eq!(tree(top, 3).len(), 3);
+        assert_eq!(tree(top, usize::MAX).len(), 6);
     }
 
     #[test]
