@@ -397,6 +397,11 @@ impl Process {
         }
     }
 
+    /// Whether it is made by a process that was only there for this, and has not said yet which it is.
+    pub(crate) fn is_being_made(&self) -> bool {
+        matches!(self.state, State::Launching { is_maker: true, .. })
+    }
+
     /// The channel on which news of the launch come.
     pub(crate) fn launch_channel(&self) -> Option<&LaunchChannel> {
         match &self.state {
@@ -421,9 +426,11 @@ impl Process {
             match channel.receive()? {
                 LaunchNews::Made(process) => {
                     (*pid, *is_maker) = (process, false);
-                    // Its end may have been noticed before its beginning.
+                    // If its end was noticed before its making was told, it was killed: until then it waits. What it says itself
+                    // is heard later, so that a child that was waited for since is known as this process.
                     let is_there = rustix::process::test_kill_process(process).is_ok();
                     *ended = (!is_there).then_some(KILLED);
+                    return None;
                 }
                 LaunchNews::Waits => {
                     let pid = *pid;

@@ -638,9 +638,22 @@ impl<'a> Server<'a> {
         let mut information = [0; 128];
         while rustix::io::read(&self.children, &mut information).is_ok() {}
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            self.hear_makers();
             self.processes
                 .values_mut()
                 .for_each(|process| process.reap(pid, status));
+        }
+    }
+
+    /// A child may be a process that nobody has heard of yet. Its maker has told of it before it could end.
+    fn hear_makers(&mut self) {
+        let being_made = self
+            .processes
+            .iter()
+            .filter(|(_, process)| process.is_being_made());
+        let ids: Vec<protocol::Process> = being_made.map(|(id, _)| *id).collect();
+        for id in ids {
+            self.with_process(id, Process::hear_launch);
         }
     }
 
