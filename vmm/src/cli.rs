@@ -31,7 +31,9 @@ use crate::workload::environment::Variable;
 pub use self::container::ContainerArgs;
 pub use self::later::Later;
 pub(crate) use self::life::label_of;
-pub use self::life::{InspectArgs, LifeArgs, LogsArgs, PsArgs, RenameArgs, StopArgs, Tail};
+pub use self::life::{
+    EventsArgs, InspectArgs, LifeArgs, LogsArgs, PsArgs, RenameArgs, StopArgs, Tail,
+};
 pub use self::machines::{
     AttachArgs, ExecArgs, ForkArgs, MachinesArgs, SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
 };
@@ -101,6 +103,8 @@ pub enum Command {
     Ps(Later<PsArgs>),
     /// Show what a machine in the background has written
     Logs(Later<LogsArgs>),
+    /// Show what happens to machines
+    Events(Later<EventsArgs>),
     /// Show what machines use of processors, memory and disks
     Stats(Later<StatsArgs>),
     /// List the processes of a machine

@@ -7,6 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::report::Help;
@@ -17,7 +18,8 @@ const SECONDS_PER_DAY: i64 = 86_400;
 const DAYS_TO_1970: i64 = 719_468;
 
 /// A moment, in nanoseconds since 1970.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Moment {
     nanoseconds: i64,
 }
@@ -40,6 +42,12 @@ impl Moment {
         Self {
             nanoseconds: seconds.saturating_mul(NS_PER_SECOND),
         }
+    }
+
+    /// Returns the nanoseconds since 1970.
+    #[must_use]
+    pub fn nanoseconds(self) -> i64 {
+        self.nanoseconds
     }
 
     /// Returns the whole seconds since 1970.

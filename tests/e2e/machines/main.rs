@@ -8,6 +8,7 @@ mod complete_kvm;
 mod containers;
 mod crun;
 mod environment;
+mod events;
 mod exec;
 mod exit_codes;
 mod files;

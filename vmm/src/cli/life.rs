@@ -149,6 +149,44 @@ pub struct LogsArgs {
     pub machine: String,
 }
 
+/// Arguments of `vmm events`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Of each machine: create, start, pause, unpause, kill, oom, die, stop, restart, rename, update, attach,
+detach, exec_create, exec_start, exec_die, top, destroy. Without --since and --until only what happens
+from now on is shown, until ^C. Some ten thousand events are kept.
+
+Filters: container=NAME|ID event=ACTION image=IMAGE label=KEY[=VALUE] type=container scope=local; several
+of one kind are alternatives.
+
+Templates: {{.Time}} {{.TimeNano}} {{.Type}} {{.Action}} {{.Status}} {{.ID}} {{.From}} {{.Scope}}
+  {{.Actor.ID}} {{.Actor.Attributes.name}} {{.Actor.Attributes.exitCode}} {{json .}}
+
+TIME is a moment as in 2026-11-20T12:34:56Z or 2026-11-20, seconds since 1970, or how long ago it was,
+as in 1m30s.
+
+Examples:
+  vmm events
+  vmm events --since 1h --filter event=die --format '{{.Actor.Attributes.name}} {{.Actor.Attributes.exitCode}}'
+  vmm events --since 2026-11-20 --until 2026-11-21 --format json")]
+pub struct EventsArgs {
+    /// Show only events of this kind, see below
+    #[arg(short, long, value_name = "KIND=VALUE")]
+    pub filter: Vec<String>,
+    /// Show what happened since TIME, too
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<Moment>,
+    /// Show nothing after TIME, and end then
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<Moment>,
+    /// How to print it: json for an object a line, or a template, see below
+    #[arg(long, value_name = "FORMAT", conflicts_with = "json")]
+    pub format: Option<String>,
+    /// Print an object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// How many lines from the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tail(pub Option<u64>);

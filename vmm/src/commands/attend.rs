@@ -94,6 +94,7 @@ impl Attended<'_> {
             facts,
             attachable,
             keep_mark: keeps_detached.then(|| machine.keep_mark()),
+            notes: machine.notes(),
         };
         let mut terminal = None;
         let mut failure = None;

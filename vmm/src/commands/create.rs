@@ -144,9 +144,10 @@ pub(super) fn restart(
         let machine = registry.find(reference)?;
         // One that cannot be started again is left running.
         Blueprint::read(&machine.directory, machine.record.name.as_str())?;
-        let id = machine.record.id.clone();
+        let (id, record) = (machine.record.id.clone(), machine.record.clone());
         stop::end(&registry, machine, arguments.signal, arguments.timeout)?;
         in_background(|reporter| start_here(&id, &client, directories, reporter))?;
+        registry.note(&record, "restart", &[]);
         print_line(reference)
     })
 }

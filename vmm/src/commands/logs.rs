@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use crate::cli::LogsArgs;
 use crate::dirs::Directories;
-use crate::logs::{Entry, LogReader, Next, Stream, Watch, Window};
+use crate::logs::{Entry, LogReader, Next, Stream, Window};
 use crate::moment::Moment;
 use crate::outcome::ExitCode;
 use crate::report::{Help, Report};
 use crate::state::{LOCK, Machine, MachineName, Registry};
+use crate::watch::Watch;
 
 /// Shows a machine's log.
 pub(super) fn run(arguments: &LogsArgs, directories: &Directories) -> Result<ExitCode, Report> {
@@ -81,7 +82,7 @@ fn wait(
     let limit = arguments
         .until
         .map(|until| Duration::from_nanos(until.nanoseconds_after(Moment::now())));
-    let is_lock_closed = watch.wait(limit, LOCK)?;
+    let is_lock_closed = watch.wait_and_see(limit, LOCK)?;
     if is_lock_closed {
         // A file is closed a moment before its lock is free.
         registry.await_end(&machine.record.id)?;

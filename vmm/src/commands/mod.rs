@@ -10,6 +10,7 @@ mod completion;
 mod create;
 mod df;
 mod doctor;
+mod events;
 mod exec;
 mod format;
 mod front;
@@ -66,6 +67,7 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
         Command::Attach(arguments) => attach::run(arguments, &here()?),
         Command::Ps(arguments) => ps::run(arguments, &here()?),
         Command::Logs(arguments) => logs::run(arguments, &here()?),
+        Command::Events(arguments) => events::run(arguments, &here()?),
         Command::Stats(arguments) => stats::run(arguments, &here()?),
         Command::Top(arguments) => top::run(arguments, &here()?),
         Command::Update(arguments) => update::run(arguments, &here()?),

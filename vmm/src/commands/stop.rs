@@ -117,7 +117,9 @@ fn finish(registry: &Registry, stopping: Stopping) -> Result<(), Report> {
         }
     }
     // Also for the monitor's own end, after which the machine can be removed.
-    Ok(registry.await_end(&machine.record.id)?)
+    registry.await_end(&machine.record.id)?;
+    registry.note(&machine.record, "stop", &[]);
+    Ok(())
 }
 
 /// Waits for each machine and prints the code that it ended with.

@@ -19,12 +19,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Lists a machine's processes.
 pub(super) fn run(arguments: &TopArgs, directories: &Directories) -> Result<ExitCode, Report> {
     let columns = columns(&arguments.options)?;
-    let machine = Registry::open(directories.machines())?.find_alive(&arguments.machine)?;
+    let registry = Registry::open(directories.machines())?;
+    let machine = registry.find_alive(&arguments.machine)?;
     let asked = Asked::send(&machine.directory, &Question::Processes)?;
     let list = match asked.answer(Instant::now() + PATIENCE)? {
         Answer::Processes(list) => list,
         _ => return Err(ControlError::Unexpected(machine.directory).into()),
     };
+    registry.note(&machine.record, "top", &[]);
     table(&columns, &list, Timestamp::now()).print()?;
     if list.is_cut {
         tracing::warn!(

@@ -15,7 +15,6 @@ mod config;
 mod entry;
 mod files;
 mod reader;
-mod watch;
 mod writer;
 
 pub use self::collector::{Collector, LogSinks, LogSources, log_pipes};
@@ -23,5 +22,4 @@ pub use self::config::{LogConfig, LogConfigError, LogDriver, LogOption};
 pub use self::entry::{Entry, Stream};
 pub use self::files::path_of;
 pub use self::reader::{LogReader, Next, ReadError, Window};
-pub use self::watch::{Watch, WatchError};
 pub use self::writer::LogWriter;

@@ -107,6 +107,7 @@ impl Actions {
                 run.vm.pause().map_err(failed)?;
                 state.is_paused = true;
                 self.facts.pause_mark.set(true);
+                run.notes.note("pause", &[]);
                 Ok(())
             }
             (Action::Resume, false) => Err("the machine is not paused".to_owned()),
@@ -115,6 +116,7 @@ impl Actions {
                 self.facts.pause_mark.set(false);
                 run.vm.resume().map_err(failed)?;
                 state.is_paused = false;
+                run.notes.note("unpause", &[]);
                 Ok(())
             }
             (Action::Snapshot { .. }, true) => {

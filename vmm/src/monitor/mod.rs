@@ -37,7 +37,7 @@ use crate::process;
 use crate::report::{Help, chain};
 use crate::state::{
     Action, Answerer, AttachOffer, AttachRequest, Attached, Control, ControlServer, Ended,
-    ExecRequest, KeepMark, SessionOffer, SessionTeller, Signal, Status, Timestamp,
+    ExecRequest, KeepMark, Notes, SessionOffer, SessionTeller, Signal, Status, Timestamp,
 };
 use crate::vm_process::{ChannelError, End, Report, VmProcess};
 
@@ -60,6 +60,9 @@ const FORWARDED: [i32; 7] = [
 /// How many processes there may be beside the workload's own: each has up to three of the machine's vsock connections
 /// (`devices/src/virtio/vsock/queue.rs`), and six of the descriptors of the guest's PID 1, of which Linux gives it 1024.
 const MAX_SESSIONS: usize = 128;
+
+/// How much of another process's command is noted.
+const MAX_NOTED_COMMAND_BYTES: usize = 4 << 10;
 
 /// How long a VM process whose guest hung up may take to say why.
 const LAST_WORD: Timespec = Timespec {
@@ -184,6 +187,8 @@ pub struct Supervised<'a> {
     pub attachable: Option<Attachable>,
     /// Of a machine that leaves no record: writes down that it does, once its own client has detached.
     pub keep_mark: Option<KeepMark>,
+    /// Notes what happens to it.
+    pub notes: Notes,
 }
 
 impl Supervised<'_> {
@@ -213,6 +218,7 @@ impl Supervised<'_> {
             facts,
             attachable,
             keep_mark,
+            notes,
         } = self;
         let (sender, events) = event_channel().map_err(MonitorError::Watch)?;
         let (stop, stopped) = UnixStream::pair().map_err(MonitorError::Watch)?;
@@ -226,6 +232,7 @@ impl Supervised<'_> {
             ends_by: Mutex::new(None),
             attachable,
             keep_mark,
+            notes,
         };
         let actions = Actions::new(facts);
         std::thread::scope(|scope| {
@@ -304,6 +311,7 @@ struct Run<'a> {
     ends_by: Mutex<Option<Instant>>,
     attachable: Option<Attachable>,
     keep_mark: Option<KeepMark>,
+    notes: Notes,
 }
 
 impl Run<'_> {
@@ -322,6 +330,10 @@ impl Run<'_> {
     /// Whether the workload's program runs, and so can get signals.
     fn is_running(&self) -> bool {
         matches!(self.status(), Status::Running { .. })
+    }
+
+    fn note_signal(&self, signal: u8) {
+        self.notes.note("kill", &[("signal", signal.to_string())]);
     }
 
     /// Ends the machine without asking the guest.
@@ -609,6 +621,7 @@ impl<'env> Attendant<'env> {
                 self.tell_window();
                 continue;
             }
+            self.run.note_signal(signal);
             take_signal(self.run, &mut self.impatience, signal);
         }
     }
@@ -682,6 +695,7 @@ impl<'run: 'scope, 'scope> Requests<'_, 'run, 'scope, '_> {
 impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
     /// SIGKILL needs no help of the guest's.
     fn kill(&mut self, signal: Signal) -> Result<(), String> {
+        self.run.note_signal(signal.number());
         if i32::from(signal.number()) == libc::SIGKILL {
             self.kill_workload(signal.number());
         } else {
@@ -741,6 +755,7 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
         *self.last_process = id;
         let process = process_of(id);
         let ExecRequest { choices, streams } = request;
+        let notes = ExecNotes::new(&run.notes, id, &choices.arguments);
         let is_leavable = choices.has_terminal && streams.stdin;
         let exec = self
             .actions
@@ -757,7 +772,7 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
         self.leavable.extend(kept.map(|kept| (id, kept)));
         let event = Event::Exec {
             exec: Box::new(exec),
-            watcher: Box::new(Watched::new(teller, &run.sessions)),
+            watcher: Box::new(Watched::new(teller, &run.sessions, notes)),
         };
         // A watcher that is dropped tells the client.
         if let Err(error) = run.sender.send(event) {
@@ -802,7 +817,9 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
         };
         attachable
             .attach(request, offer)
-            .map_err(|error| format!("the machine cannot be attached to: {error}"))
+            .map_err(|error| format!("the machine cannot be attached to: {error}"))?;
+        self.run.notes.note("attach", &[]);
+        Ok(())
     }
 
     fn resize_workload(&mut self, size: WindowSize) {
@@ -810,6 +827,7 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
     }
 
     fn pass(&mut self, signal: Signal, from: Attached) {
+        self.run.note_signal(signal.number());
         match from {
             Attached::Own => take_signal(self.run, self.impatience, signal.number()),
             Attached::Other => {
@@ -819,6 +837,9 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
     }
 
     fn left(&mut self, client: Attached, has_detached: bool) {
+        if has_detached {
+            self.run.notes.note("detach", &[]);
+        }
         match (client, has_detached) {
             (Attached::Own, true) => {
                 if let Some(Err(error)) = self.run.keep_mark.as_ref().map(KeepMark::set) {
@@ -868,18 +889,48 @@ impl Asker for Asking {
     }
 }
 
+/// Notes what happens to another process.
+#[derive(Debug)]
+struct ExecNotes {
+    notes: Notes,
+    id: u32,
+    command: String,
+}
+
+impl ExecNotes {
+    fn new(notes: &Notes, id: u32, command: &[String]) -> Self {
+        let mut command = command.join(" ");
+        command.truncate(command.floor_char_boundary(MAX_NOTED_COMMAND_BYTES));
+        let noted = Self {
+            notes: notes.clone(),
+            id,
+            command,
+        };
+        noted.note(&format!("exec_create: {}", noted.command), None);
+        noted
+    }
+
+    fn note(&self, action: &str, exit_code: Option<u8>) {
+        let mut more = vec![("execID", self.id.to_string())];
+        more.extend(exit_code.map(|code| ("exitCode", code.to_string())));
+        self.notes.note(action, &more);
+    }
+}
+
 /// The client of another process, counted for as long as that is there.
 #[derive(Debug)]
 struct Watched {
     teller: SessionTeller,
     sessions: Arc<AtomicUsize>,
+    notes: ExecNotes,
 }
 
 impl Watched {
-    fn new(teller: SessionTeller, sessions: &Arc<AtomicUsize>) -> Self {
+    fn new(teller: SessionTeller, sessions: &Arc<AtomicUsize>, notes: ExecNotes) -> Self {
         sessions.fetch_add(1, Ordering::SeqCst);
         Self {
             teller,
+            notes,
             sessions: Arc::clone(sessions),
         }
     }
@@ -894,10 +945,15 @@ impl Drop for Watched {
 impl Watcher for Watched {
     fn started(&mut self) {
         self.teller.started();
+        let action = format!("exec_start: {}", self.notes.command);
+        self.notes.note(&action, None);
     }
 
     fn ended(&mut self, exit: WorkloadExit) {
-        self.teller.ended(outcome_of(exit));
+        let outcome = outcome_of(exit);
+        self.notes
+            .note("exec_die", Some(outcome.exit_code().number()));
+        self.teller.ended(outcome);
     }
 }
 

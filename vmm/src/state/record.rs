@@ -109,6 +109,21 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// The word for it, as it is written down.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Exited => "exited",
+            Self::Signalled => "signalled",
+            Self::OutOfMemory => "out-of-memory",
+            Self::NotStarted => "not-started",
+            Self::GuestDied => "guest-died",
+            Self::HostFailed => "host-failed",
+            Self::Killed => "killed",
+        }
+    }
+
     fn of(outcome: &Outcome) -> Self {
         match outcome {
             Outcome::Exited(_) | Outcome::Detached => Self::Exited,

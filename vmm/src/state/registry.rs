@@ -10,6 +10,7 @@
 //!     disk, blueprint.json    see crate::storage
 //!   @<name>               symlink to <64 digits>: making it is what makes a name unique
 //!   .creating-… .removing-…   what is not yet or no longer a machine
+//!   .events/              what happened to all of them, see crate::events
 //! ```
 //!
 //! There is no daemon. A machine is alive if its lock is held: a pid says nothing after a crash.
@@ -29,6 +30,8 @@ use super::record::{Ended, FORMAT, ImageLabel, Record, Status, Timestamp, shorte
 use super::words::made_up_name;
 use super::{MachineId, MachineName, Settings};
 use crate::dirs::{DirectoriesError, create_private};
+use crate::events::{Event, Journal};
+use crate::moment::Moment;
 use crate::outcome::Outcome;
 use crate::report::Help;
 
@@ -142,6 +145,12 @@ impl Machine {
         self.directory.join(BLUEPRINT).exists()
     }
 
+    fn write_record(&self) -> Result<(), StateError> {
+        self.record
+            .write(&self.directory)
+            .map_err(|source| StateError::file("write to", &self.directory, source))
+    }
+
     /// Tells whether the next command removes it.
     #[must_use]
     fn is_leftover(&self) -> bool {
@@ -210,6 +219,7 @@ impl Registry {
             None => self.take_made_up_name(&mut record, &directory)?,
         }
         guard.disarm();
+        self.note(&record, "create", &[]);
         let machine = OwnedMachine {
             registry: self.clone(),
             record,
@@ -247,6 +257,7 @@ impl Registry {
             }
         }
         let control = ControlServer::bind(&directory).map_err(failed)?;
+        self.note_lost_end(&machine);
         let mut record = machine.record;
         record.settings.monitor_pid = std::process::id();
         let machine = OwnedMachine {
@@ -279,7 +290,7 @@ impl Registry {
                     id: holder.record.id,
                 });
             }
-            self.remove_directory(&holder.record.id)?;
+            self.remove_lost(&holder)?;
         }
         match fs::remove_file(&link) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
@@ -413,7 +424,7 @@ impl Registry {
                     id: holder.record.id,
                 });
             }
-            self.remove_directory(&holder.record.id)?;
+            self.remove_lost(&holder)?;
         }
         let link = self.name_link(name);
         let former = self.name_link(&machine.record.name);
@@ -425,11 +436,13 @@ impl Registry {
         }
         // In this order it is found by a name at any time, whatever happens in between.
         symlink(id.as_str(), &link).map_err(failed)?;
-        machine.record.name = name.clone();
-        machine
-            .record
-            .write(&machine.directory)
-            .map_err(|source| StateError::file("write to", &machine.directory, source))?;
+        let former_name = std::mem::replace(&mut machine.record.name, name.clone());
+        machine.write_record()?;
+        self.note(
+            &machine.record,
+            "rename",
+            &[("oldName", former_name.to_string())],
+        );
         fs::remove_file(&former).map_err(|source| StateError::file("remove", &former, source))
     }
 
@@ -444,18 +457,62 @@ impl Registry {
         id: &MachineId,
         change: impl FnOnce(&Machine, &mut Settings) -> Result<(), E>,
     ) -> Result<(), E> {
+        let machine = self.rewrite(id, |machine| -> Result<(), E> {
+            let mut settings = machine.record.settings.clone();
+            change(machine, &mut settings)?;
+            machine.record.settings = settings;
+            Ok(())
+        })?;
+        self.note(&machine.record, "update", &[]);
+        Ok(())
+    }
+
+    /// Writes a machine's record anew as `change` makes it of what it is by now.
+    fn rewrite<E: From<StateError>>(
+        &self,
+        id: &MachineId,
+        change: impl FnOnce(&mut Machine) -> Result<(), E>,
+    ) -> Result<Machine, E> {
         let _lock = self.lock_exclusive()?;
         let Some(mut machine) = self.read(id)? else {
             return Err(StateError::Unknown(id.to_string()).into());
         };
-        let mut settings = machine.record.settings.clone();
-        change(&machine, &mut settings)?;
-        machine.record.settings = settings;
-        let directory = &machine.directory;
-        machine
-            .record
-            .write(directory)
-            .map_err(|source| StateError::file("write to", directory, source).into())
+        change(&mut machine)?;
+        machine.write_record()?;
+        Ok(machine)
+    }
+
+    /// The journal of what happens to these machines.
+    #[must_use]
+    pub fn journal(&self) -> Journal {
+        Journal::of(&self.path)
+    }
+
+    /// Notes in the journal what happened to a machine.
+    pub fn note(&self, record: &Record, action: impl Into<String>, more: &[(&str, String)]) {
+        let known = [
+            ("name", record.name.to_string()),
+            ("image", record.image.reference.clone()),
+        ];
+        let attributes = known.iter().chain(more);
+        self.journal().append(&Event {
+            time: Moment::now(),
+            action: action.into(),
+            id: record.id.to_string(),
+            attributes: attributes
+                .map(|(key, value)| ((*key).to_owned(), value.clone()))
+                .collect(),
+            labels: record.settings.labels.clone(),
+        });
+    }
+
+    /// Notes the end that a machine's monitor could not note.
+    fn note_lost_end(&self, machine: &Machine) {
+        if machine.condition() == Condition::Dead {
+            let code = Outcome::Killed.exit_code().number();
+            let more = [("exitCode", code.to_string()), ("cause", "lost".to_owned())];
+            self.note(&machine.record, "die", &more);
+        }
     }
 
     /// Tells whether a machine has ended, or is not there any more.
@@ -492,10 +549,19 @@ impl Registry {
     /// [`StateError::Alive`] if it has not.
     pub fn remove(&self, id: &MachineId) -> Result<(), StateError> {
         let _lock = self.lock_exclusive()?;
-        if self.is_alive(id)? {
-            return Err(StateError::Alive(id.clone()));
+        match self.read(id) {
+            Ok(Some(machine)) if machine.alive => Err(StateError::Alive(id.clone())),
+            Ok(Some(machine)) => self.remove_lost(&machine),
+            // What cannot be read can be removed.
+            _ if self.is_alive(id)? => Err(StateError::Alive(id.clone())),
+            _ => self.remove_directory(id),
         }
-        self.remove_directory(id)
+    }
+
+    /// Removes a machine that nobody runs.
+    fn remove_lost(&self, machine: &Machine) -> Result<(), StateError> {
+        self.note_lost_end(machine);
+        self.remove_directory(&machine.record.id)
     }
 
     /// Removes what killed monitors left behind, and returns how many machines that were.
@@ -509,17 +575,14 @@ impl Registry {
         let _lock = self.lock_exclusive()?;
         let mut removed = 0;
         for id in self.ids()? {
-            let is_leftover = match self.read(&id) {
-                Ok(Some(machine)) => machine.is_leftover(),
+            match self.read(&id) {
+                Ok(Some(machine)) if machine.is_leftover() => self.remove_lost(&machine)?,
                 // Created without its record having reached the disk before the host went down.
-                Ok(None) => true,
-                // Not understood, so not ours to remove unasked.
-                Err(_) => false,
-            };
-            if is_leftover && !self.is_alive(&id)? {
-                self.remove_directory(&id)?;
-                removed += 1;
+                Ok(None) if !self.is_alive(&id)? => self.remove_directory(&id)?,
+                // Not understood, so not ours to remove unasked; or no leftover.
+                _ => continue,
             }
+            removed += 1;
         }
         for entry in self.entries()? {
             let path = self.path.join(&entry);
@@ -565,7 +628,8 @@ impl Registry {
     /// Removes a machine's name and directory. The caller holds the exclusive lock or is its monitor.
     fn remove_directory(&self, id: &MachineId) -> Result<(), StateError> {
         let directory = self.path.join(id.as_str());
-        if let Ok(Some(record)) = Record::read(&directory) {
+        let record = Record::read(&directory).ok().flatten();
+        if let Some(record) = &record {
             let link = self.name_link(&record.name);
             let is_ours = fs::read_link(&link).is_ok_and(|it| it == Path::new(id.as_str()));
             if is_ours {
@@ -575,10 +639,14 @@ impl Registry {
         }
         let removing = self.path.join(format!("{REMOVING}{id}"));
         match fs::rename(&directory, &removing) {
-            Ok(()) => remove_tree(&removing),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(StateError::file("remove", &directory, error)),
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(StateError::file("remove", &directory, error)),
         }
+        if let Some(record) = &record {
+            self.note(record, "destroy", &[]);
+        }
+        remove_tree(&removing)
     }
 
     /// Returns the ids of all directories that are machines.
@@ -641,15 +709,29 @@ impl KeepMark {
     ///
     /// [`StateError::File`].
     pub fn set(&self) -> Result<(), StateError> {
-        let _lock = self.registry.lock_exclusive()?;
-        let Some(mut machine) = self.registry.read(&self.id)? else {
-            return Err(StateError::Unknown(self.id.to_string()));
-        };
-        machine.record.ephemeral = false;
-        machine
-            .record
-            .write(&machine.directory)
-            .map_err(|source| StateError::file("write to", &machine.directory, source))
+        self.registry
+            .rewrite(&self.id, |machine| {
+                machine.record.ephemeral = false;
+                Ok(())
+            })
+            .map(drop)
+    }
+}
+
+/// Notes in the journal what happens to a machine.
+#[derive(Clone, Debug)]
+pub struct Notes {
+    registry: Registry,
+    id: MachineId,
+}
+
+impl Notes {
+    /// Notes it, under the name that the machine has by now.
+    pub fn note(&self, action: impl Into<String>, more: &[(&str, String)]) {
+        let directory = self.registry.path.join(self.id.as_str());
+        if let Ok(Some(record)) = Record::read(&directory) {
+            self.registry.note(&record, action, more);
+        }
     }
 }
 
@@ -705,6 +787,15 @@ impl OwnedMachine {
         PauseMark(self.directory.join(PAUSED))
     }
 
+    /// The way to note in the journal what happens to the machine, for another thread.
+    #[must_use]
+    pub fn notes(&self) -> Notes {
+        Notes {
+            registry: self.registry.clone(),
+            id: self.record.id.clone(),
+        }
+    }
+
     /// The way to write down that the record is to stay, for another thread.
     #[must_use]
     pub fn keep_mark(&self) -> KeepMark {
@@ -721,7 +812,9 @@ impl OwnedMachine {
     /// [`StateError::File`].
     pub fn set_running(&mut self) -> Result<(), StateError> {
         let started = Timestamp::now();
-        self.set_status(Status::Running { started })
+        self.set_status(Status::Running { started })?;
+        self.registry.note(&self.record, "start", &[]);
+        Ok(())
     }
 
     /// Writes down how the machine ended, and removes it if it is ephemeral.
@@ -732,12 +825,29 @@ impl OwnedMachine {
     pub fn finish(mut self, outcome: &Outcome) -> Result<Ended, StateError> {
         self.refresh();
         let ended = self.ended(outcome);
+        self.note_end(&ended);
         if self.record.ephemeral {
             self.remove()?;
         } else {
             self.set_status(Status::Exited(ended.clone()))?;
         }
         Ok(ended)
+    }
+
+    fn note_end(&self, ended: &Ended) {
+        if ended.out_of_memory {
+            self.registry.note(&self.record, "oom", &[]);
+        }
+        let ran_seconds = ended
+            .started
+            .map_or(0, |started| ended.finished.0.saturating_sub(started.0));
+        let mut more = vec![
+            ("exitCode", ended.exit_code.to_string()),
+            ("execDuration", ran_seconds.to_string()),
+            ("cause", ended.cause.name().to_owned()),
+        ];
+        more.extend(ended.message.clone().map(|message| ("message", message)));
+        self.registry.note(&self.record, "die", &more);
     }
 
     /// How the machine ended, with what only its record knows.
@@ -932,6 +1042,7 @@ impl Help for StateError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::events::EventReader;
 
     struct Fixture {
         _base: tempfile::TempDir,
@@ -996,9 +1107,81 @@ mod tests {
                 .collect()
         }
 
+        /// What there is beside the journal.
         fn entries(&self) -> Vec<String> {
-            self.registry.entries().unwrap()
+            let mut entries = self.registry.entries().unwrap();
+            entries.retain(|entry| entry != ".events");
+            entries
         }
+
+        /// What happened to all machines: an action, the name, and the exit code if there is one.
+        fn events(&self) -> Vec<String> {
+            let journal = self.registry.journal();
+            let mut reader = EventReader::open(journal.directory().unwrap(), true).unwrap();
+            let events = std::iter::from_fn(|| reader.next_event().unwrap());
+            let spelled = events.map(|event| {
+                let attribute = |key: &str| event.attributes.get(key).cloned().unwrap_or_default();
+                let words = [&event.action, &attribute("name"), &attribute("exitCode")];
+                words.map(String::as_str).join(" ").trim_end().to_owned()
+            });
+            spelled.collect()
+        }
+    }
+
+    #[test]
+    fn what_happens_to_a_machine_is_noted_in_order() {
+        let fixture = Fixture::new();
+        let mut machine = fixture.create_kept("job");
+        machine.set_running().unwrap();
+        let notes = machine.notes();
+        let id = machine.id().clone();
+
+        fixture
+            .registry
+            .rename("job", &"work".parse().unwrap())
+            .unwrap();
+        notes.note("exec_die", &[("exitCode", "3".to_owned())]);
+        machine.finish(&Outcome::Exited(7)).unwrap();
+        fixture.registry.remove(&id).unwrap();
+
+        let events = fixture.events();
+        assert_eq!(
+            events,
+            [
+                "create job",
+                "start job",
+                "rename work",
+                "exec_die work 3",
+                "die work 7",
+                "destroy work"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_end_of_a_machine_whose_monitor_was_killed_is_noted_once() {
+        let fixture = Fixture::new();
+        let mut kept = fixture.create_kept("kept");
+        kept.set_running().unwrap();
+        let kept_id = kept.id().clone();
+        Fixture::kill_monitor(kept);
+        let mut passing = fixture.create("passing").unwrap();
+        passing.set_running().unwrap();
+        Fixture::kill_monitor(passing);
+
+        fixture.registry.clean().unwrap();
+        fixture.registry.remove(&kept_id).unwrap();
+
+        let events = fixture.events();
+        assert_eq!(
+            events[4..],
+            [
+                "die passing 137",
+                "destroy passing",
+                "die kept 137",
+                "destroy kept"
+            ]
+        );
     }
 
     #[test]

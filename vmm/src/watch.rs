@@ -1,4 +1,4 @@
-//! Waiting for a machine's directory to change: inotify(7), so that a reader that follows sleeps until there is something to read.
+//! Waiting for a directory to change: inotify(7), so that a reader that follows sleeps until there is something to read.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -16,7 +16,7 @@ use crate::report::Help;
 /// Some hundred events at once; those of the same kind are one anyway.
 const EVENT_BYTES: usize = 16 << 10;
 
-/// A machine's directory cannot be watched.
+/// A directory cannot be watched.
 #[derive(Debug, Error)]
 #[error("cannot watch {} for changes", path.display())]
 pub struct WatchError {
@@ -28,8 +28,7 @@ pub struct WatchError {
 impl Help for WatchError {
     fn help(&self) -> Option<String> {
         let is_limit = self.source.raw_os_error() == Some(Errno::MFILE.raw_os_error());
-        is_limit
-            .then(|| "raise fs.inotify.max_user_instances, or follow fewer logs at once".to_owned())
+        is_limit.then(|| "raise fs.inotify.max_user_instances, or follow less at once".to_owned())
     }
 }
 
@@ -68,13 +67,21 @@ impl Watch {
         })
     }
 
-    /// Waits until something has changed since the last time, at most for `limit` if there is one, and forgets about it. Says
-    /// whether `name` was closed by somebody who may have written to it.
+    /// Waits until something has changed since the last time, at most for `limit` if there is one, and forgets about it.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
-    pub fn wait(&self, limit: Option<Duration>, name: &str) -> Result<bool, WatchError> {
+    pub fn wait(&self, limit: Option<Duration>) -> Result<(), WatchError> {
+        self.wait_and_see(limit, "").map(drop)
+    }
+
+    /// Waits as [`Self::wait`] does, and says whether `name` was closed by somebody who may have written to it.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn wait_and_see(&self, limit: Option<Duration>, name: &str) -> Result<bool, WatchError> {
         let failed = |error: Errno| WatchError {
             path: self.path.clone(),
             source: error.into(),
