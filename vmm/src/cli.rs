@@ -26,6 +26,7 @@ use crate::moment::MomentError;
 use crate::outcome::ExitCode;
 use crate::report::{Help, Report, chain};
 use crate::state::MachineName;
+use crate::storage::StorageSize;
 use crate::workload::environment::Variable;
 
 pub use self::container::ContainerArgs;
@@ -395,6 +396,9 @@ pub struct PrepareArgs {
     /// Memory of their workloads, as with `vmm run`
     #[arg(short, long, value_name = "SIZE", default_value_t)]
     pub memory: MemoryLimit,
+    /// Prepare for machines that are kept, as those of `vmm run -d` are, which have disks of 10g unless they say otherwise
+    #[arg(long, value_name = "SIZE")]
+    pub storage: Option<StorageSize>,
     /// Make a template for every image of about this size
     #[arg(long)]
     pub base: bool,

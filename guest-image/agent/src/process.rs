@@ -505,6 +505,7 @@ impl Process {
 
     fn started(&mut self) -> Report {
         self.send_pending();
+        self.cgroup.iter_mut().for_each(Cgroup::begin_counting_io);
         let after = self.asked.elapsed().as_micros();
         Report::Started {
             process: self.id,

@@ -79,7 +79,7 @@ const COLD: &str =
 const WARM: &str = "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare hello:1; \
                     lab time 1 0 vmm run hello:1";
 /// A machine that runs, and waits.
-const RUNNING: &str = "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare hello:1; \
+const RUNNING: &str = "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare --storage 10g hello:1; \
                        vmm run -d --name web hello:1 sleep 1000000";
 /// Work goes on for long, so how the machine started does not count: it boots, as it does without a template.
 const CHORES_LOADED: &str =
@@ -181,7 +181,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "vmm-ps",
         says: "`vmm ps` with a hundred machines that run",
         takes: &[Vmm, HelloImage],
-        before: "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare hello:1; \
+        before: "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare --storage 10g hello:1; \
                  for i in $(seq 100); do vmm run -d hello:1 sleep 1000000; done",
         command: "vmm ps",
         code: 0,

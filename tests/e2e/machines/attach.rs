@@ -375,7 +375,7 @@ fn a_command_that_is_left_goes_on() {
     let left = exec.finish();
     let ended = home
         .vmm(&["exec", NAME, "sh", "-c"])
-        .arg("touch /go; until [ -e /end ]; do sleep 0.1; done; cat /end")
+        .arg("touch /go; until [ -s /end ]; do sleep 0.1; done; cat /end")
         .run();
 
     left.code_is(1).stdout_has("read escape sequence");

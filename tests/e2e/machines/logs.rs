@@ -196,8 +196,8 @@ fn a_full_disk_neither_ends_nor_blocks_the_workload_and_is_told_with_the_log() {
     let fixture = home();
     fs::create_dir_all(fixture.machines()).unwrap();
     let script = r#"
-        mount -t tmpfs -o size=1m,mode=700 tmpfs "$VMM_ROOT/machines"
-        "$VMM_BINARY" run -d --name full busybox:test sh -c 'seq 100000; exit 4' >&2
+        mount -t tmpfs -o size=3m,mode=700 tmpfs "$VMM_ROOT/machines"
+        "$VMM_BINARY" run -d --storage 64m --name full busybox:test sh -c 'seq 100000; exit 4' >&2
         "$VMM_BINARY" wait full
         "$VMM_BINARY" ps -a --format '{{.Names}}: {{.State}}'
         "$VMM_BINARY" logs full

@@ -306,7 +306,7 @@ fn limits_of_a_running_machine_change_in_the_guest_and_on_record() {
 
     update(&["--memory", "2g"]).refused(&["room for", "2048 MiB"]);
     update(&["--cpus", "2"]).refused(&["1 processors"]);
-    update(&["--cpuset-cpus", "1"]).refused(&["processor 1"]);
+    update(&["--cpuset-cpus", "1"]).refused(&["1 processors"]);
     assert_eq!(
         home.inspect("web", recorded),
         "8388608 7340032 500000000 2048 20"

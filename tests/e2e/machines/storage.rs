@@ -192,12 +192,12 @@ fn a_host_that_is_full_fails_what_is_written_and_not_the_machine() {
     let home = Home::new();
     let script = r#"
         mkdir -p -m 700 "$VMM_ROOT/machines"
-        mount -t tmpfs -o size=48k,mode=700 tmpfs "$VMM_ROOT/machines"
-        "$VMM_BINARY" create busybox:test true 2>&1 | grep -o 'No space left'
-        ls "$VMM_ROOT/machines"
-        mount -o remount,size=2m "$VMM_ROOT/machines"
+        mount -t tmpfs -o size=2m,mode=700 tmpfs "$VMM_ROOT/machines"
         write="dd if=/dev/zero of=/big bs=64k count=64 conv=fsync 2>&1 | grep -o 'Input/output error'; echo lives"
         "$VMM_BINARY" create --name web --storage 64m busybox:test sh -c "$write" > /dev/null
+        head -c 2m /dev/zero > "$VMM_ROOT/machines/fill" 2> /dev/null || true
+        "$VMM_BINARY" start -a web 2>&1 | grep -o 'No space left'
+        rm "$VMM_ROOT/machines/fill"
         "$VMM_BINARY" start -a web"#;
 
     let done = home

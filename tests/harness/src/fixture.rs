@@ -180,7 +180,10 @@ impl Fixture {
 
     /// Returns a listing of the machine records.
     pub fn machines_listing(&self) -> String {
-        snapshot::listing(&self.machines())
+        let listing = snapshot::listing(&self.machines());
+        let lines = listing.lines();
+        let of_machines = lines.filter(|line| !line.starts_with(".events"));
+        of_machines.map(|line| format!("{line}\n")).collect()
     }
 
     /// Returns the processes that still belong to this fixture, with their command lines.

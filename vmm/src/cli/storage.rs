@@ -11,7 +11,7 @@ use crate::storage::{StorageSize, StorageSizeError};
 /// How much of what the workload writes is kept.
 #[derive(Debug, Clone, Default, Args)]
 pub struct StorageArgs {
-    /// How much the command may write to the root file system of a machine that is kept [default of create: 10g; of run: nothing is kept]
+    /// How much the command may write to the root file system of a machine that is kept [default: 10g]
     #[arg(long, value_name = "SIZE", help_heading = "Limits")]
     storage: Option<StorageSize>,
     /// size=SIZE, docker's way to say --storage SIZE

@@ -7,7 +7,8 @@ use super::front;
 use super::life::{IdFiles, of_life, settings};
 use super::output::print_line;
 use super::run::{
-    Beginning, Decided, decide, has_keyboard, in_background, keep, machine_choices, open_image,
+    Beginning, Decided, blank, decide, has_keyboard, in_background, keep, machine_choices,
+    open_image,
 };
 use super::stop;
 use crate::cli::{
@@ -21,7 +22,9 @@ use crate::monitor::{MonitorError, Signals, client_streams};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
-use crate::state::{ImageLabel, Machine, MachineId, NewMachine, Registry, Settings, StartReporter};
+use crate::state::{
+    ImageLabel, Machine, MachineId, NewMachine, Registry, Settings, StartReporter, Status,
+};
 use crate::storage::{self, Blueprint};
 use crate::timings::Timings;
 
@@ -35,7 +38,6 @@ pub(super) fn create(
     if let Some(flag) = refused_flag(arguments) {
         return Err(CreateError::Flag(flag).into());
     }
-    let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
     let id_files = IdFiles::reserve(&arguments.life)?;
     let id = MachineId::random().map_err(MonitorError::Watch)?;
     let size = arguments.storage.size().unwrap_or_default();
@@ -61,7 +63,7 @@ pub(super) fn create(
     };
     let blueprint = Blueprint::new(workload, arguments.interactive, true, &choices, size);
     let (machine, _control) = Registry::open(directories.machines())?.create(new)?;
-    let (machine, _disk) = keep(machine, &blueprint, &guest, directories)?;
+    let (machine, _disk) = keep(machine, &blueprint)?;
     id_files.name(machine.id())?;
     print_line(machine.id().as_str())?;
     Ok(ExitCode::SUCCESS)
@@ -208,6 +210,11 @@ fn start_here(
     };
     let mut plan = RunPlan::decide(image, guest, workload, &choices, quirks, streams.declared())?;
     plan.machine.storage = Some(disk);
+    // A workload that never ran has written nothing.
+    let blank = match machine.record().status {
+        Status::Created => blank(&plan, directories)?,
+        Status::Running { .. } | Status::Exited(_) => None,
+    };
     let beginning = Beginning {
         kvm: &kvm,
         plan,
@@ -221,6 +228,7 @@ fn start_here(
         has_terminal: has_terminal && relay.is_none(),
         takes_keys: has_terminal && interactive && relay.is_none(),
         keeps_detached: true,
+        blank,
         templates: &TemplateArgs::default(),
     };
     let (outcome, _) = beginning.attend(&registry, directories, reporter, &mut timings)?;

@@ -1,13 +1,15 @@
 //! `vmm prepare`: a template before the first run.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use protocol::DeclaredStreams;
 
 use super::output::print_line;
-use super::run::{limits, open_image};
+use super::run::{blank, limits, open_image};
 use super::start::recipes;
 use crate::cli::{ImportLimitArgs, PrepareArgs, RunArgs, RunImage};
 use crate::dirs::Directories;
@@ -16,6 +18,7 @@ use crate::machine::host::{Quirks, open_kvm};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
+use crate::storage::StorageSize;
 use crate::template::{Made, Patience, Templates};
 use crate::workload::environment::OwnEnvironment;
 use crate::workload::{Choices, Workload};
@@ -42,7 +45,7 @@ pub(super) fn run(arguments: &PrepareArgs, directories: &Directories) -> Result<
         memory: arguments.memory,
         kernel: None,
         verbose_kernel: false,
-        storage: None,
+        storage: arguments.storage,
     };
     let image_id = image.id.to_string();
     // The containers of all that runs in the image are the same, so anything will do.
@@ -54,6 +57,10 @@ pub(super) fn run(arguments: &PrepareArgs, directories: &Directories) -> Result<
     let workload = Workload::new(&image.config, &anything, &OwnEnvironment)?;
     let no_streams = DeclaredStreams::default();
     let mut plan = RunPlan::decide(image, guest, workload, &choices, quirks, no_streams)?;
+    if let Some(size) = choices.storage {
+        plan.machine.storage = Some(scratch_disk(size, directories)?);
+    }
+    let blank = blank(&plan, directories)?;
     let recipes = recipes(&plan, &image_id)?;
     let [with_container, base] = recipes.as_slice() else {
         return Err(PrepareError::TooLarge.into());
@@ -66,11 +73,18 @@ pub(super) fn run(arguments: &PrepareArgs, directories: &Directories) -> Result<
     let templates = Templates::new(directories.cache(), arguments.template_limit);
     let of_image = (!arguments.base).then(|| {
         let container = Some(&plan.container);
-        templates.make(&kvm, &plan.machine, with_container, container, patience)
+        templates.make(
+            &kvm,
+            &plan.machine,
+            with_container,
+            container,
+            blank.as_ref(),
+            patience,
+        )
     });
     let of_all = (arguments.base || arguments.background).then(|| {
         plan.machine.root.empty();
-        templates.make(&kvm, &plan.machine, base, None, patience)
+        templates.make(&kvm, &plan.machine, base, None, blank.as_ref(), patience)
     });
     for made in [of_image, of_all].into_iter().flatten() {
         let made = made?;
@@ -86,7 +100,12 @@ pub(super) fn run(arguments: &PrepareArgs, directories: &Directories) -> Result<
 }
 
 /// Starts `vmm prepare` for the machine of a run that booted, and does not wait for it.
-pub(super) fn in_background(image_id: &str, arguments: &RunArgs, root: Option<&Path>) {
+pub(super) fn in_background(
+    image_id: &str,
+    arguments: &RunArgs,
+    storage: Option<StorageSize>,
+    root: Option<&Path>,
+) {
     let mut words: Vec<OsString> = Vec::new();
     if let Some(root) = root {
         words.extend(["--root".into(), root.into()]);
@@ -97,8 +116,11 @@ pub(super) fn in_background(image_id: &str, arguments: &RunArgs, root: Option<&P
         arguments.cpus.to_string().into(),
         "--memory".into(),
         arguments.memory.to_string().into(),
-        image_id.into(),
     ]);
+    if let Some(size) = storage {
+        words.extend(["--storage".into(), size.to_string().into()]);
+    }
+    words.push(image_id.into());
     let started = Command::new("/proc/self/exe")
         .args(words)
         .stdin(Stdio::null())
@@ -111,9 +133,22 @@ pub(super) fn in_background(image_id: &str, arguments: &RunArgs, root: Option<&P
     }
 }
 
+/// A disk without a name, with nothing on it.
+fn scratch_disk(size: StorageSize, directories: &Directories) -> Result<File, PrepareError> {
+    let made = || {
+        let disk = tempfile::tempfile_in(directories.cache())?;
+        disk.set_len(size.bytes())?;
+        Ok(disk)
+    };
+    made().map_err(PrepareError::Disk)
+}
+
 /// An image for which there is no template.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PrepareError {
+    /// The machine that is to be frozen cannot have a disk.
+    #[error("cannot make a disk for a template")]
+    Disk(#[source] io::Error),
     /// It is no window.
     #[error("the image is larger than the largest window, so its machines always boot")]
     TooLarge,

@@ -217,7 +217,7 @@ fn resume(
         None => machine,
         Some(copy) => {
             let fill = |disk: &File| opened.fill_disk(disk);
-            match storage::fill(machine.directory(), copy.length_bytes, fill) {
+            match storage::make_filled(machine.directory(), copy.length_bytes, fill) {
                 Ok(disk) => plan.machine.storage = Some(disk),
                 Err(error) => {
                     machine.discard()?;

@@ -19,7 +19,7 @@ use crate::cli::{
     ContainerArgs, FileOrStdin, GlobalArgs, ImportLimitArgs, RunArgs, RunImage, TemplateArgs,
 };
 use crate::dirs::Directories;
-use crate::guest::{GuestDirectory, GuestImage};
+use crate::guest::GuestDirectory;
 use crate::image::{
     FindError, ImageSource, ImportError, ImportOptions, Store, StoreError, StoredImage,
 };
@@ -160,11 +160,12 @@ fn run_here(
     let machine = match blueprint {
         None => machine,
         Some(blueprint) => {
-            let (machine, disk) = keep(machine, &blueprint, plan.guest_image(), directories)?;
+            let (machine, disk) = keep(machine, &blueprint)?;
             plan.machine.storage = Some(disk);
             machine
         }
     };
+    let blank = blank(&plan, directories)?;
     id_files.name(machine.id())?;
     let beginning = Beginning {
         kvm: &kvm,
@@ -178,12 +179,14 @@ fn run_here(
         has_terminal: has_terminal && relay.is_none(),
         takes_keys: has_terminal && arguments.interactive && relay.is_none(),
         keeps_detached: !arguments.rm,
+        blank,
         templates: &arguments.templates,
     };
     let (outcome, has_best_template) =
         beginning.attend(&registry, directories, reporter, &mut timings)?;
     if !has_best_template && outcome.workload_ran() {
-        super::prepare::in_background(&image_id, arguments, global.root.as_deref());
+        let storage = machine_choices.storage;
+        super::prepare::in_background(&image_id, arguments, storage, global.root.as_deref());
     }
     timings.end_of("end");
     print_timings(arguments.timings, &timings);
@@ -250,13 +253,13 @@ pub(super) fn machine_choices(
     }
 }
 
-/// How large the disk of the machine is; none for one that is not kept, which is one that nobody asked a disk for: a machine with a disk
-/// boots, and others start as clones. One with a kernel of its own could not be started again.
+/// How large the disk of the machine is; none for one that is not kept. One with a kernel of its own could not be started again.
 fn storage(arguments: &RunArgs) -> Result<Option<StorageSize>, RunError> {
     let is_kept = !arguments.is_ephemeral() && arguments.kernel.is_none();
     match (is_kept, arguments.storage.size()) {
         (false, Some(_)) => Err(RunError::StorageNotKept),
-        (_, size) => Ok(size),
+        (false, None) => Ok(None),
+        (true, size) => Ok(Some(size.unwrap_or_default())),
     }
 }
 
@@ -264,14 +267,10 @@ fn storage(arguments: &RunArgs) -> Result<Option<StorageSize>, RunError> {
 pub(super) fn keep(
     machine: OwnedMachine,
     blueprint: &Blueprint,
-    guest: &GuestImage,
-    directories: &Directories,
 ) -> Result<(OwnedMachine, File), Report> {
     let kept = || -> Result<File, Report> {
         let size = blueprint.choices()?.storage.unwrap_or_default();
-        let blank = guest.open_blank(directories.cache())?;
-        let blank = blank.ok_or(RunError::NoBlank)?;
-        let disk = storage::make(machine.directory(), &blank, size)?;
+        let disk = storage::make(machine.directory(), size)?;
         // Last: a machine that has it has all.
         blueprint.write(machine.directory())?;
         Ok(disk)
@@ -283,6 +282,15 @@ pub(super) fn keep(
             Err(report)
         }
     }
+}
+
+/// The empty file system that the disk of a new machine begins with, if it has one.
+pub(super) fn blank(plan: &RunPlan, directories: &Directories) -> Result<Option<File>, Report> {
+    if plan.machine.storage.is_none() {
+        return Ok(None);
+    }
+    let blank = plan.guest_image().open_blank(directories.cache())?;
+    Ok(Some(blank.ok_or(RunError::NoBlank)?))
 }
 
 /// A machine on record that is to begin.
@@ -300,6 +308,8 @@ pub(super) struct Beginning<'a> {
     pub(super) has_terminal: bool,
     pub(super) takes_keys: bool,
     pub(super) keeps_detached: bool,
+    /// What its disk begins with, if nothing is on it yet.
+    pub(super) blank: Option<File>,
     pub(super) templates: &'a TemplateArgs,
 }
 
@@ -325,13 +335,16 @@ impl Beginning<'_> {
             has_terminal,
             takes_keys,
             keeps_detached,
+            blank,
             templates,
         } = self;
         let console_log = machine.create_console_log()?;
         plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
         timings.end_of("plan");
 
-        let recipes = match templates.no_template {
+        // A template knows nothing of what is on a disk.
+        let has_used_disk = plan.machine.storage.is_some() && blank.is_none();
+        let recipes = match templates.no_template || has_used_disk {
             true => Vec::new(),
             false => recipes(&plan, &machine.record().image.id)?,
         };
@@ -344,7 +357,14 @@ impl Beginning<'_> {
             plan.create.streams.into(),
             Basis::of(&plan.create),
         )?;
-        let started = start(kvm, &plan.machine, &templates, &recipes, &signals)?;
+        let started = start(
+            kvm,
+            &plan.machine,
+            &templates,
+            &recipes,
+            blank.as_ref(),
+            &signals,
+        )?;
         let attended = Attended {
             machine,
             control,

@@ -1,15 +1,19 @@
 //! How a machine starts: as a clone of a template, or by a boot.
 
+use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use kvm_ioctls::Kvm;
+use thiserror::Error;
 
 use crate::machine::{FrozenMachine, MachineConfig};
 use crate::monitor::{MonitorError, Signals};
 use crate::plan::RunPlan;
-use crate::report::{Report, chain};
-use crate::template::{Recipe, Templates};
+use crate::report::{Help, Report, chain};
+use crate::storage;
+use crate::template::{Recipe, Template, Templates};
 use crate::vm_process::{FirstReport, Start, VmProcess};
 
 /// The templates that would serve a run, the best first.
@@ -38,25 +42,28 @@ pub(super) struct Started<'recipes> {
 /// How long the agent of a clone may take to acknowledge what it was handed, on the slowest host under load.
 const CLONE_PATIENCE: Duration = Duration::from_secs(15);
 
-/// Starts the machine as a clone of the first of the templates that is there and works, and boots it where there is none.
+/// Starts the machine as a clone of the first of the templates that is there and works, and boots it where there is none. A disk on which
+/// nothing is yet begins as the template's, or else as `blank`.
 pub(super) fn start<'recipes>(
     kvm: &Kvm,
     machine: &MachineConfig,
     templates: &Templates,
     recipes: &'recipes [Recipe],
+    blank: Option<&File>,
     signals: &Signals,
 ) -> Result<Started<'recipes>, Report> {
     let mut reasons = Vec::new();
     let mut started = None;
     for recipe in recipes {
-        let frozen = match templates.find(recipe) {
-            Ok(Some(frozen)) => frozen,
+        let Template { frozen, disk } = match templates.find(recipe) {
+            Ok(Some(template)) => template,
             Ok(None) => continue,
             Err(error) => {
                 reasons.push(chain(&error));
                 continue;
             }
         };
+        fill_disk(machine, disk.as_ref())?;
         let is_first_clone = frozen.written.is_empty();
         match clone(kvm, machine, frozen, signals)? {
             Ok(vm) => {
@@ -82,13 +89,36 @@ pub(super) fn start<'recipes>(
     if let Some(reason) = reasons.first() {
         tracing::warn!("the machine {so_it}, because {reason}");
     }
-    match started {
-        Some(started) => Ok(started),
-        None => Ok(Started {
-            vm: VmProcess::spawn(kvm, machine, &Start::Boot)?,
-            recipe: None,
-            is_first_clone: false,
-        }),
+    if let Some(started) = started {
+        return Ok(started);
+    }
+    fill_disk(machine, blank)?;
+    Ok(Started {
+        vm: VmProcess::spawn(kvm, machine, &Start::Boot)?,
+        recipe: None,
+        is_first_clone: false,
+    })
+}
+
+/// Fills the machine's disk, if there is something to fill it with.
+fn fill_disk(machine: &MachineConfig, from: Option<&File>) -> Result<(), Report> {
+    if let (Some(disk), Some(from)) = (&machine.storage, from) {
+        storage::fill(disk, from).map_err(StartError::Disk)?;
+    }
+    Ok(())
+}
+
+/// A machine that cannot start.
+#[derive(Debug, Error)]
+enum StartError {
+    /// Its disk takes nothing.
+    #[error("cannot fill the machine's disk")]
+    Disk(#[source] io::Error),
+}
+
+impl Help for StartError {
+    fn help(&self) -> Option<String> {
+        Some("the file system of the machines' directory needs room".to_owned())
     }
 }
 

@@ -27,7 +27,7 @@ fn list(arguments: TemplateListArgs, templates: &Templates) -> Result<ExitCode, 
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new([
-        "TEMPLATE", "IMAGE", "CPUS", "RAM", "WINDOW", "DISK", "USED", "STATUS",
+        "TEMPLATE", "IMAGE", "CPUS", "RAM", "WINDOW", "STORAGE", "DISK", "USED", "STATUS",
     ]);
     for template in found {
         table.row([
@@ -36,6 +36,10 @@ fn list(arguments: TemplateListArgs, templates: &Templates) -> Result<ExitCode, 
             template.vcpus.to_string(),
             format!("{} MiB", template.ram_mib),
             format!("{} MiB", template.window_mib),
+            match template.storage_bytes {
+                0 => "none".to_owned(),
+                bytes => spell_size(bytes),
+            },
             spell_size(template.disk_bytes),
             format!("{} ago", spell_duration(template.unused_seconds)),
             if template.in_use { "in use" } else { "" }.to_owned(),
@@ -45,6 +49,7 @@ fn list(arguments: TemplateListArgs, templates: &Templates) -> Result<ExitCode, 
         let cell = |text: &str| text.to_owned();
         table.row([
             key.get(..12).unwrap_or(&key).to_owned(),
+            cell(""),
             cell(""),
             cell(""),
             cell(""),

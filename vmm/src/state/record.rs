@@ -19,6 +19,8 @@ pub(super) const RECORD: &str = "record.json";
 const NEXT_RECORD: &str = "record.json.next";
 /// A record is a few kilobytes, or as long as its command; more than this is something else.
 const MAX_RECORD_BYTES: u64 = 4 << 20;
+/// Most records are shorter.
+const USUAL_RECORD_BYTES: usize = 8 << 10;
 /// How much of a command is written down: it is there to be recognised, and an image may hold megabytes.
 const MAX_COMMAND_BYTES: usize = 64 << 10;
 
@@ -229,7 +231,7 @@ impl Record {
     pub(super) fn read(directory: &Path) -> io::Result<Option<Self>> {
         use std::io::Read;
 
-        let mut text = Vec::new();
+        let mut text = Vec::with_capacity(USUAL_RECORD_BYTES);
         match File::open(directory.join(RECORD)) {
             Ok(file) => file.take(MAX_RECORD_BYTES).read_to_end(&mut text)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

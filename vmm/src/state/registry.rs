@@ -345,17 +345,36 @@ impl Registry {
     pub fn list(&self) -> Result<Vec<Machine>, StateError> {
         let _lock = self.lock_shared()?;
         let mut machines = Vec::new();
-        for id in self.ids()? {
+        for id in ids(&self.entries()?) {
             match self.read(&id) {
                 Ok(Some(machine)) if !machine.is_leftover() => machines.push(machine),
                 Ok(_) => {}
                 Err(error) => tracing::warn!("{}", crate::report::chain(&error)),
             }
         }
-        machines.sort_by(|one, other| {
-            let key = |machine: &Machine| (machine.record.created, machine.record.id.clone());
-            key(other).cmp(&key(one))
-        });
+        sort(&mut machines);
+        Ok(machines)
+    }
+
+    /// Lists all machines as [`Self::list`] does, and removes leftovers as [`Self::clean`] does, in one go.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::File`] if the directory cannot be read. What cannot be removed is named by a warning.
+    pub fn clean_and_list(&self) -> Result<Vec<Machine>, StateError> {
+        let _lock = self.lock_exclusive()?;
+        let mut machines = Vec::new();
+        for id in ids(&self.entries()?) {
+            match self.clean_machine(&id) {
+                Ok(Cleaned::Stays(machine)) => machines.push(*machine),
+                Ok(Cleaned::Removed) => {}
+                Err(error) => tracing::warn!("{}", crate::report::chain(&error)),
+            }
+        }
+        if let Err(error) = self.clean_entries() {
+            tracing::warn!("{}", crate::report::chain(&error));
+        }
+        sort(&mut machines);
         Ok(machines)
     }
 
@@ -374,7 +393,7 @@ impl Registry {
         }
         let mut found = Vec::new();
         if !reference.is_empty() {
-            for id in self.ids()? {
+            for id in ids(&self.entries()?) {
                 if id.as_str().starts_with(reference)
                     && let Some(machine) = self.read(&id)?
                     && !machine.is_leftover()
@@ -566,7 +585,7 @@ impl Registry {
 
     /// Removes what killed monitors left behind, and returns how many machines that were.
     ///
-    /// Looks at every machine: for a moment when nobody waits.
+    /// Looks at the lock of every machine, and at the record of those that nobody runs: for a moment when nobody waits.
     ///
     /// # Errors
     ///
@@ -574,16 +593,30 @@ impl Registry {
     pub fn clean(&self) -> Result<usize, StateError> {
         let _lock = self.lock_exclusive()?;
         let mut removed = 0;
-        for id in self.ids()? {
-            match self.read(&id) {
-                Ok(Some(machine)) if machine.is_leftover() => self.remove_lost(&machine)?,
-                // Created without its record having reached the disk before the host went down.
-                Ok(None) if !self.is_alive(&id)? => self.remove_directory(&id)?,
-                // Not understood, so not ours to remove unasked; or no leftover.
-                _ => continue,
+        for id in ids(&self.entries()?) {
+            // What is not understood is not ours to remove unasked.
+            if !self.is_alive(&id)? && matches!(self.clean_machine(&id), Ok(Cleaned::Removed)) {
+                removed += 1;
             }
-            removed += 1;
         }
+        self.clean_entries()?;
+        Ok(removed)
+    }
+
+    /// Removes a machine that is a leftover. The caller holds the exclusive lock.
+    fn clean_machine(&self, id: &MachineId) -> Result<Cleaned, StateError> {
+        match self.read(id)? {
+            Some(machine) if machine.is_leftover() => self.remove_lost(&machine)?,
+            Some(machine) => return Ok(Cleaned::Stays(Box::new(machine))),
+            // Created without its record having reached the disk before the host went down.
+            None if !self.is_alive(id)? => self.remove_directory(id)?,
+            None => {}
+        }
+        Ok(Cleaned::Removed)
+    }
+
+    /// Removes what is not yet or no longer a machine, and names without one.
+    fn clean_entries(&self) -> Result<(), StateError> {
         for entry in self.entries()? {
             let path = self.path.join(&entry);
             if entry.starts_with(CREATING) || entry.starts_with(REMOVING) {
@@ -593,7 +626,7 @@ impl Registry {
                     .map_err(|source| StateError::file("remove", &path, source))?;
             }
         }
-        Ok(removed)
+        Ok(())
     }
 
     /// Reads a machine's record and looks at its lock; `None` if there is no record.
@@ -649,12 +682,6 @@ impl Registry {
         remove_tree(&removing)
     }
 
-    /// Returns the ids of all directories that are machines.
-    fn ids(&self) -> Result<Vec<MachineId>, StateError> {
-        let entries = self.entries()?;
-        Ok(entries.iter().filter_map(|it| it.parse().ok()).collect())
-    }
-
     fn entries(&self) -> Result<Vec<String>, StateError> {
         let failed = |source| StateError::file("list", &self.path, source);
         let mut entries = Vec::new();
@@ -679,6 +706,25 @@ impl Registry {
         directory.lock().map_err(failed)?;
         Ok(directory)
     }
+}
+
+/// The ids among the entries of the directory: each is a machine.
+fn ids(entries: &[String]) -> impl Iterator<Item = MachineId> {
+    entries.iter().filter_map(|entry| entry.parse().ok())
+}
+
+/// The newest first.
+fn sort(machines: &mut [Machine]) {
+    machines.sort_by(|one, other| {
+        let key = |machine: &Machine| (machine.record.created, machine.record.id.clone());
+        key(other).cmp(&key(one))
+    });
+}
+
+/// What came of looking whether a machine is a leftover.
+enum Cleaned {
+    Removed,
+    Stays(Box<Machine>),
 }
 
 /// A machine in the hands of its monitor.

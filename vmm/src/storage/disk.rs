@@ -1,7 +1,7 @@
 //! The disk of a kept machine.
 //!
-//! It begins as a copy of the guest image's empty file system, which the guest makes as large as the disk. Whoever opens it locks
-//! it; the VM process inherits the lock, so that a monitor that was killed does not free the disk before its VM process is gone.
+//! When its machine starts for the first time, it is filled: with a copy of the guest image's empty file system, which the guest makes
+//! as large as the disk, or with what the disk of a template holds. Whoever opens it locks it; the VM process inherits the lock, so that a monitor that was killed does not free the disk before its VM process is gone.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -83,13 +83,26 @@ impl Help for DiskError {
     }
 }
 
-/// Makes the disk of the machine in `directory` out of an empty file system, and opens it.
+/// Makes the disk of the machine in `directory`, with nothing on it yet, and opens it.
 ///
 /// # Errors
 ///
-/// If it cannot be written; nothing of it stays behind.
-pub fn make(directory: &Path, blank: &File, size: StorageSize) -> Result<File, DiskError> {
-    fill(directory, size.bytes(), |disk| copy_data(blank, disk))
+/// If it cannot be made; nothing of it stays behind.
+pub fn make(directory: &Path, size: StorageSize) -> Result<File, DiskError> {
+    make_filled(directory, size.bytes(), |_| Ok(()))
+}
+
+/// Fills a disk with what `from` holds, in place of whatever it held.
+///
+/// # Errors
+///
+/// The file systems'.
+pub fn fill(disk: &File, from: &File) -> io::Result<()> {
+    let length_bytes = disk.metadata()?.len();
+    disk.set_len(0)?;
+    disk.set_len(length_bytes)?;
+    copy_data(from, disk)?;
+    disk.sync_all()
 }
 
 /// Makes the disk of the machine in `directory`, which `fill` fills, and opens it.
@@ -97,7 +110,7 @@ pub fn make(directory: &Path, blank: &File, size: StorageSize) -> Result<File, D
 /// # Errors
 ///
 /// If it cannot be written; nothing of it stays behind.
-pub fn fill(
+pub fn make_filled(
     directory: &Path,
     length_bytes: u64,
     fill: impl FnOnce(&File) -> io::Result<()>,
@@ -209,7 +222,8 @@ mod tests {
 
     fn made() -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
-        make(directory.path(), &blank(), StorageSize::default()).unwrap();
+        let file = make(directory.path(), StorageSize::default()).unwrap();
+        fill(&file, &blank()).unwrap();
         let disk = directory.path().join(DISK);
         (directory, disk)
     }
@@ -240,7 +254,8 @@ mod tests {
         without_holes.write_all_at(&vec![0; 32 << 20], 0).unwrap();
         without_holes.write_all_at(b"last", (32 << 20) - 4).unwrap();
 
-        let disk = make(directory.path(), &without_holes, StorageSize::default()).unwrap();
+        let disk = make(directory.path(), StorageSize::default()).unwrap();
+        fill(&disk, &without_holes).unwrap();
 
         let mut bytes = [0; 4];
         disk.read_exact_at(&mut bytes, (32 << 20) - 4).unwrap();
@@ -249,12 +264,25 @@ mod tests {
     }
 
     #[test]
+    fn what_a_disk_held_is_gone_when_it_is_filled_again() {
+        let (directory, _disk) = made();
+        let disk = open(directory.path(), StorageSize::default()).unwrap();
+        disk.write_all_at(b"written", 9 << 30).unwrap();
+
+        fill(&disk, &blank()).unwrap();
+
+        let mut bytes = [1; 7];
+        disk.read_exact_at(&mut bytes, 9 << 30).unwrap();
+        assert_eq!(bytes, [0; 7]);
+    }
+
+    #[test]
     fn a_disk_that_could_not_be_made_leaves_nothing() {
         let (directory, disk) = made();
         fs::remove_file(&disk).unwrap();
         fs::create_dir(&disk).unwrap();
 
-        let error = make(directory.path(), &blank(), StorageSize::default()).unwrap_err();
+        let error = make(directory.path(), StorageSize::default()).unwrap_err();
 
         assert!(matches!(error, DiskError::Make { .. }));
         assert!(!directory.path().join(NEXT_DISK).exists());

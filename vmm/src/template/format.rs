@@ -4,7 +4,7 @@
 //! magic "vmm-tmpl" | format, u32 | length of the body, u32 | CRC-32 of the body | body
 //! ```
 //!
-//! All numbers are little endian. The body is postcard: recipe, identity of the memory's file, the machine. What is not exactly
+//! All numbers are little endian. The body is postcard: recipe, identity of the files of memory and disk, the machine. What is not exactly
 //! this is no template. The checksum is against accidents: whoever may write here may do all that this account may.
 
 use std::io;
@@ -18,7 +18,7 @@ use crate::machine::SavedMachine;
 
 const MAGIC: &[u8; 8] = b"vmm-tmpl";
 /// Goes up with every change of what is written, the states of devices included.
-pub(super) const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 3;
 const HEADER_BYTES: usize = MAGIC.len() + 4 + 4 + 4;
 /// A state is some ten KiB for each vCPU.
 pub(super) const MAX_STATE_BYTES: u64 = 4 << 20;
@@ -30,6 +30,8 @@ pub(super) struct State {
     pub(super) recipe: Recipe,
     /// The file of its memory, as it was when the template was made.
     pub(super) memory: FileIdentity,
+    /// The file of what its own disk held, if it has one.
+    pub(super) disk: Option<FileIdentity>,
     /// The frozen machine.
     pub(super) machine: SavedMachine,
 }
@@ -142,6 +144,7 @@ mod tests {
         let state = State {
             recipe: Recipe::for_tests(),
             memory: FileIdentity::from(&file.metadata().unwrap()),
+            disk: None,
             machine: SavedMachine::for_tests(),
         };
         encode(&state).unwrap()

@@ -11,6 +11,7 @@
 //!   <64 digits>/        one template, by the digest of its recipe
 //!     state             see format.rs
 //!     memory            the RAM, sparse; locked (shared) by its clones
+//!     disk              what the machine's own disk held, sparse, if it has one: the disks of clones begin as copies
 //!     writes            see touched.rs
 //!   .making-<digits>/   not yet a template; what a crash left is removed by the next who makes one
 //! ```
@@ -48,10 +49,12 @@ use crate::machine::{
     WrittenPages,
 };
 use crate::report::Help;
+use crate::storage;
 use crate::vm_process::{ChannelError, FirstReport, FreezeFiles, SpawnError, Start, VmProcess};
 
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
+const DISK: &str = "disk";
 const WRITES: &str = "writes";
 const MAKING: &str = "making";
 const UNFINISHED: &str = ".making-";
@@ -74,6 +77,8 @@ pub struct Recipe {
     vcpus: u8,
     ram_mib: u64,
     window_mib: u64,
+    /// The length of the machine's own disk, 0 for none.
+    storage_bytes: u64,
     host_kernel: String,
     container: Option<ContainerRecipe>,
 }
@@ -116,11 +121,11 @@ fn digest(value: &impl Serialize) -> Result<String, TemplateError> {
 
 impl Recipe {
     /// The recipe of a base for a machine; `None` for one that is not frozen: another kernel than the guest image's, a kernel that
-    /// says more than it must, a root that is a disk, a disk of its own.
+    /// says more than it must, a root that is a disk.
     ///
     /// # Errors
     ///
-    /// When this program cannot look at itself, or the machine's command line is too long.
+    /// When this program or the machine's disk cannot be looked at, or the machine's command line is too long.
     pub fn of_base(
         machine: &MachineConfig,
         guest: &Manifest,
@@ -128,9 +133,11 @@ impl Recipe {
         let Root::Window(window) = &machine.root else {
             return Ok(None);
         };
-        if machine.verbose_kernel || machine.has_own_kernel || machine.storage.is_some() {
+        if machine.verbose_kernel || machine.has_own_kernel {
             return Ok(None);
         }
+        let storage = machine.storage.as_ref().map(File::metadata).transpose();
+        let storage = storage.map_err(TemplateError::Disk)?;
         let program = fs::metadata("/proc/self/exe").map_err(TemplateError::Program)?;
         Ok(Some(Self {
             format: FORMAT,
@@ -141,6 +148,7 @@ impl Recipe {
             vcpus: machine.vcpus.get(),
             ram_mib: machine.ram.mib(),
             window_mib: window.class.bytes() >> 20,
+            storage_bytes: storage.map_or(0, |metadata| metadata.len()),
             host_kernel: rustix::system::uname()
                 .release()
                 .to_string_lossy()
@@ -181,6 +189,7 @@ impl Recipe {
             vcpus: 1,
             ram_mib: 128,
             window_mib: 64,
+            storage_bytes: 0,
             host_kernel: "6.1".to_owned(),
             container: None,
         }
@@ -234,12 +243,23 @@ pub struct TemplateSummary {
     pub ram_mib: u64,
     /// The size of the window for the image.
     pub window_mib: u64,
+    /// The size of their own disks, 0 where they have none.
+    pub storage_bytes: u64,
     /// What it takes on the disk.
     pub disk_bytes: u64,
     /// Seconds since it was used, a minute more or less.
     pub unused_seconds: u64,
     /// Whether a machine runs that is a clone of it.
     pub in_use: bool,
+}
+
+/// A template that is there.
+#[derive(Debug)]
+pub struct Template {
+    /// The machine.
+    pub frozen: FrozenMachine,
+    /// What is on its own disk, if it has one.
+    pub disk: Option<File>,
 }
 
 /// What became of the wish for a template.
@@ -271,6 +291,9 @@ pub enum TemplateError {
     /// The image's files cannot be looked at.
     #[error("cannot look at the image's files")]
     Image(#[source] io::Error),
+    /// The machine's disk cannot be looked at or filled.
+    #[error("cannot use the disk of the machine for a template")]
+    Disk(#[source] io::Error),
     /// A recipe cannot be written down.
     #[error("cannot name a template")]
     Recipe,
@@ -349,12 +372,12 @@ impl Templates {
     /// # Errors
     ///
     /// When there is one that cannot be used. It is removed, so that the next run makes another.
-    pub fn find(&self, recipe: &Recipe) -> Result<Option<FrozenMachine>, TemplateError> {
+    pub fn find(&self, recipe: &Recipe) -> Result<Option<Template>, TemplateError> {
         let path = self.directory.join(&recipe.key()?.0);
         match open(&path, recipe) {
-            Ok(frozen) => {
+            Ok(template) => {
                 note_use(&path);
-                Ok(Some(frozen))
+                Ok(Some(template))
             }
             Err(OpenError::Absent) => Ok(None),
             Err(OpenError::Unusable(reason)) => {
@@ -399,7 +422,8 @@ impl Templates {
         }
     }
 
-    /// Boots a machine, freezes it when its agent is ready and has built the `container`, if there is to be one, and keeps it.
+    /// Boots a machine, freezes it when its agent is ready and has built the `container`, if there is to be one, and keeps it. Its own
+    /// disk, if it has one, begins as `blank`.
     ///
     /// Call it before the calling process has made a thread.
     ///
@@ -412,6 +436,7 @@ impl Templates {
         machine: &MachineConfig,
         recipe: &Recipe,
         container: Option<&Create>,
+        blank: Option<&File>,
         patience: Patience,
     ) -> Result<Made, TemplateError> {
         create_private(&self.directory)?;
@@ -429,6 +454,9 @@ impl Templates {
         }
         self.remove_leftovers();
         let unfinished = self.directory.join(format!("{UNFINISHED}{key}"));
+        if let (Some(disk), Some(blank)) = (&machine.storage, blank) {
+            storage::fill(disk, blank).map_err(TemplateError::Disk)?;
+        }
         let made = make_in(&unfinished, kvm, machine, recipe, container).and_then(|()| {
             fs::rename(&unfinished, &path).map_err(failed("rename to", &path))?;
             sync_directory(&self.directory)
@@ -458,6 +486,7 @@ impl Templates {
                 vcpus: state.recipe.vcpus,
                 ram_mib: state.recipe.ram_mib,
                 window_mib: state.recipe.window_mib,
+                storage_bytes: state.recipe.storage_bytes,
                 disk_bytes: disk_bytes(&path),
                 unused_seconds: unused(&path).as_secs(),
                 in_use: is_in_use(&path),
@@ -588,7 +617,7 @@ enum OpenError {
     Unusable(String),
 }
 
-fn open(path: &Path, recipe: &Recipe) -> Result<FrozenMachine, OpenError> {
+fn open(path: &Path, recipe: &Recipe) -> Result<Template, OpenError> {
     let state = match read_state(path) {
         Ok(state) => state,
         Err(FormatError::Read(error)) if error.kind() == io::ErrorKind::NotFound => {
@@ -599,22 +628,39 @@ fn open(path: &Path, recipe: &Recipe) -> Result<FrozenMachine, OpenError> {
     if state.recipe != *recipe {
         return Err(OpenError::Unusable("it is another machine's".to_owned()));
     }
-    let unusable = |error: io::Error| OpenError::Unusable(format!("its memory: {error}"));
-    let memory = open_regular(&path.join(MEMORY)).map_err(unusable)?;
-    let metadata = memory.metadata().map_err(unusable)?;
-    if FileIdentity::from(&metadata) != state.memory {
-        return Err(OpenError::Unusable("its memory was changed".to_owned()));
-    }
+    let memory = open_unchanged(&path.join(MEMORY), &state.memory)
+        .map_err(|reason| OpenError::Unusable(format!("its memory {reason}")))?;
     // Held by the clone as long as it runs. Whoever looks whether it is held keeps it for that moment only.
-    memory.lock_shared().map_err(unusable)?;
-    Ok(FrozenMachine {
+    memory
+        .lock_shared()
+        .map_err(|error| OpenError::Unusable(format!("its memory cannot be locked: {error}")))?;
+    let disk = state.disk.as_ref().map(|identity| {
+        open_unchanged(&path.join(DISK), identity)
+            .map_err(|reason| OpenError::Unusable(format!("its disk {reason}")))
+    });
+    let frozen = FrozenMachine {
         state: state.machine,
         memory,
         below: Vec::new(),
         written: read_writes(path),
         generation: 0,
         had_connections: false,
+    };
+    Ok(Template {
+        frozen,
+        disk: disk.transpose()?,
     })
+}
+
+/// Opens a file that nobody has touched since, or says what is wrong with it.
+fn open_unchanged(path: &Path, identity: &FileIdentity) -> Result<File, String> {
+    let unusable = |error: io::Error| format!("cannot be opened: {error}");
+    let file = open_regular(path).map_err(unusable)?;
+    let metadata = file.metadata().map_err(unusable)?;
+    match FileIdentity::from(&metadata) == *identity {
+        true => Ok(file),
+        false => Err("was changed".to_owned()),
+    }
 }
 
 /// Opens a file for reading, and nothing else that may have its name: a fifo would let the opener wait for ever.
@@ -677,7 +723,7 @@ fn unused(path: &Path) -> Duration {
 
 fn disk_bytes(path: &Path) -> u64 {
     const BLOCK_BYTES: u64 = 512;
-    [STATE, MEMORY]
+    [STATE, MEMORY, DISK]
         .iter()
         .filter_map(|name| fs::metadata(path.join(name)).ok())
         .map(|metadata| metadata.blocks() * BLOCK_BYTES)
@@ -693,7 +739,7 @@ fn is_in_use(path: &Path) -> bool {
 fn make_in(
     path: &Path,
     kvm: &Kvm,
-    machine: &MachineConfig,
+    config: &MachineConfig,
     recipe: &Recipe,
     container: Option<&Create>,
 ) -> Result<(), TemplateError> {
@@ -704,7 +750,7 @@ fn make_in(
     let memory_path = path.join(MEMORY);
     let memory = create(&memory_path)?;
     memory
-        .set_len(machine.ram.bytes())
+        .set_len(config.ram.bytes())
         .map_err(failed("write", &memory_path))?;
     // What the VM process says of the machine comes in a file without a name.
     let mut said = tempfile::tempfile_in(path).map_err(failed("write in", path))?;
@@ -719,7 +765,7 @@ fn make_in(
         },
         container: container.cloned(),
     });
-    let vm = VmProcess::spawn(kvm, machine, &start)?;
+    let vm = VmProcess::spawn(kvm, config, &start)?;
     let report = vm.await_report(vm.as_fd(), MAKING_PATIENCE);
     vm.kill();
     let reason = match report? {
@@ -739,9 +785,11 @@ fn make_in(
         .map_err(failed("read in", path))?;
     let machine: SavedMachine = postcard::from_bytes(&bytes)
         .map_err(|error| TemplateError::NotFrozen(error.to_string()))?;
+    let disk = config.storage.as_ref();
     let state = State {
         recipe: recipe.clone(),
         memory: FileIdentity::from(&identity),
+        disk: disk.map(|disk| keep_disk(path, disk)).transpose()?,
         machine,
     };
     let bytes = format::encode(&state)
@@ -752,6 +800,18 @@ fn make_in(
         .and_then(|()| file.sync_all())
         .map_err(failed("write", &state_path))?;
     sync_directory(path)
+}
+
+/// Keeps what is on the disk of the machine that was frozen.
+fn keep_disk(path: &Path, disk: &File) -> Result<FileIdentity, TemplateError> {
+    let path = path.join(DISK);
+    let kept = create(&path)?;
+    let length_bytes = disk.metadata().map_err(TemplateError::Disk)?.len();
+    kept.set_len(length_bytes)
+        .and_then(|()| storage::fill(&kept, disk))
+        .and_then(|()| kept.metadata())
+        .map(|metadata| FileIdentity::from(&metadata))
+        .map_err(failed("write", &path))
 }
 
 fn create(path: &Path) -> Result<File, TemplateError> {

@@ -109,7 +109,7 @@ pub enum LimitsError {
         period_us: u64,
     },
     /// The machine will have too few processors.
-    #[error("the machine would start with too few processors for its limits, {vcpus}")]
+    #[error("the machine would start with {vcpus} processors, too few for its limits")]
     TooFewCpus {
         /// What there would be.
         vcpus: u32,

@@ -136,10 +136,13 @@ fn a_template_whose_memory_is_another_file_is_not_used() {
         fs::write(place.join("state"), &state).unwrap();
         fs::copy(planted.aside.join("memory"), place.join("memory")).unwrap();
     });
-    planted.boots("its memory: it is not a regular file", |place| {
-        fs::write(place.join("state"), &state).unwrap();
-        fs::create_dir(place.join("memory")).unwrap();
-    });
+    planted.boots(
+        "its memory cannot be opened: it is not a regular file",
+        |place| {
+            fs::write(place.join("state"), &state).unwrap();
+            fs::create_dir(place.join("memory")).unwrap();
+        },
+    );
     let home = planted.put_back();
     home.run(&[], &["echo", "hello"]).is_clone().says("hello\n");
 }
@@ -154,10 +157,13 @@ fn a_fifo_in_the_place_of_a_file_is_not_waited_for() {
     planted.boots("it is not a regular file", |place| {
         fifo(place.join("state"));
     });
-    planted.boots("its memory: it is not a regular file", |place| {
-        fs::write(place.join("state"), &state).unwrap();
-        fifo(place.join("memory"));
-    });
+    planted.boots(
+        "its memory cannot be opened: it is not a regular file",
+        |place| {
+            fs::write(place.join("state"), &state).unwrap();
+            fifo(place.join("memory"));
+        },
+    );
     let home = planted.put_back();
     home.run(&[], &["echo", "hello"]).is_clone().says("hello\n");
 }
@@ -256,7 +262,7 @@ fn files_that_cannot_be_read_are_not_used() {
     set_mode(&template.join("memory"), 0o000);
     let ran = Ran::of(home.script(&run).run());
     ran.is_clone()
-        .begins_with_another("its memory: Permission denied")
+        .begins_with_another("its memory cannot be opened: Permission denied")
         .done
         .succeeded()
         .stdout_is("hello\n");

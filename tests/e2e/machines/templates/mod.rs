@@ -8,6 +8,7 @@ mod contract;
 mod faults;
 mod forged;
 mod housekeeping;
+mod kept;
 mod making;
 mod memory;
 mod removed;

@@ -26,7 +26,6 @@ pub(in crate::commands) fn run(
     directories: &Directories,
 ) -> Result<ExitCode, Report> {
     let registry = Registry::open(directories.machines())?;
-    clean(&registry);
     let rows: Vec<Row> = wanted(arguments, &registry)?
         .into_iter()
         .map(|machine| Row::new(machine, arguments.no_trunc))
@@ -56,7 +55,7 @@ fn wanted(arguments: &PsArgs, registry: &Registry) -> Result<Vec<Machine>, Repor
     };
     let lists_all =
         arguments.all || arguments.latest || arguments.last.is_some() || filters.names_states();
-    let mut machines = registry.list()?;
+    let mut machines = registry.clean_and_list()?;
     for reference in &filters.before {
         let id = registry.find(reference)?.record.id;
         let at = machines.iter().position(|it| it.record.id == id);

@@ -55,6 +55,9 @@ pub(crate) struct Cgroup {
     /// There once it is made whole.
     directory: Option<OwnedFd>,
     limits_memory: bool,
+    has_disk: bool,
+    /// Bytes that were read and written when its first program began: to make its root.
+    io_before: (u64, u64),
 }
 
 impl CgroupPlan {
@@ -118,6 +121,8 @@ impl CgroupPlan {
             made: Vec::new(),
             directory: None,
             limits_memory: self.limits_memory,
+            has_disk: self.has_disk,
+            io_before: (0, 0),
         };
         match self.make_into(&mut cgroup) {
             Ok(()) => Ok(cgroup),

@@ -33,14 +33,23 @@ impl Cgroup {
         let guest_memory = guest_memory_bytes();
         let limit = number(&text("memory.max")).unwrap_or(u64::MAX);
         let (read_bytes, written_bytes) = io_bytes(&text("io.stat"));
+        let (read_before, written_before) = self.io_before;
         Usage {
             // As docker counts it.
             memory_bytes: memory.map(|bytes| bytes.saturating_sub(inactive_files)),
             memory_limit_bytes: limit.min(guest_memory),
             tasks: number(&text("pids.current")).unwrap_or_else(|| self.count_tasks()),
-            read_bytes,
-            written_bytes,
+            read_bytes: read_bytes.saturating_sub(read_before),
+            written_bytes: written_bytes.saturating_sub(written_before),
             ..Usage::default()
+        }
+    }
+
+    /// From here on what is read and written is the program's.
+    pub(crate) fn begin_counting_io(&mut self) {
+        if self.has_disk {
+            let text = self.read("io.stat", MAX_FILE_BYTES);
+            self.io_before = io_bytes(&text.unwrap_or_default());
         }
     }
 
