@@ -11,7 +11,7 @@ use crate::agent_link::{ClientStreams, Job, event_channel};
 use crate::attach::Audience;
 use crate::cli::TimingsFormat;
 use crate::logs::{Collector, LogConfig, LogSinks, LogSources, LogWriter, log_pipes};
-use crate::monitor::{Attachable, Facts, MonitorError, RawTerminal, Signals, Supervised};
+use crate::monitor::{Attachable, Facts, MonitorError, Ran, RawTerminal, Signals, Supervised};
 use crate::outcome::{ExitCode, Outcome};
 use crate::report::{Help, Report, chain};
 use crate::state::{ControlServer, Ended, OwnedMachine, Registry, StartReporter};
@@ -42,19 +42,18 @@ pub(super) struct Attended<'a> {
 }
 
 impl Attended<'_> {
-    /// Runs the workload to its end and writes down how that was. `reporter` is taken once a waiting client knows that the workload
-    /// runs; `before_end` is called while the machine is still there.
+    /// Runs the workload to its end. `reporter` is taken once a waiting client knows that the workload runs; `before_end` is called
+    /// while the machine is still there.
     ///
     /// # Errors
     ///
     /// When nothing can be said about the workload.
     pub(super) fn attend(
         self,
-        registry: &Registry,
         reporter: &mut Option<StartReporter>,
         timings: &mut Timings,
         before_end: impl FnOnce(&VmProcess),
-    ) -> Result<Outcome, Report> {
+    ) -> Result<Finished, Report> {
         let Self {
             mut machine,
             mut control,
@@ -128,8 +127,8 @@ impl Attended<'_> {
         if let Some(report) = failure {
             return Err(report);
         }
-        let (outcome, control) = match result {
-            Ok(result) => result,
+        let ran = match result {
+            Ok(ran) => ran,
             Err(error) => {
                 // Nobody listens to a machine in the background: its record keeps the reason.
                 note(
@@ -142,12 +141,29 @@ impl Attended<'_> {
                 return Err(error.into());
             }
         };
-        note(machine, &outcome);
+        Ok(Finished { machine, ran })
+    }
+}
+
+/// A machine whose workload has ended, of which that is not written down yet.
+#[derive(Debug)]
+pub(super) struct Finished {
+    machine: OwnedMachine,
+    ran: Ran,
+}
+
+impl Finished {
+    /// Writes down how the machine ended, and lets those know who wait for that.
+    pub(super) fn conclude(self, registry: &Registry) -> Outcome {
+        let Ran {
+            outcome, control, ..
+        } = self.ran;
+        note(self.machine, &outcome);
         control.finish(&Ended::of(&outcome), &outcome);
         if let Err(error) = registry.clean() {
             tracing::debug!(%error, "leftovers of killed machines stay for the next run");
         }
-        Ok(outcome)
+        outcome
     }
 }
 

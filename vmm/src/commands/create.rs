@@ -222,7 +222,8 @@ fn start_here(
         keeps_detached: true,
         templates: &TemplateArgs::default(),
     };
-    let (outcome, _) = beginning.attend(&registry, directories, reporter, &mut timings)?;
+    let begun = beginning.attend(directories, reporter, &mut timings)?;
+    let outcome = begun.finished.conclude(&registry);
     report_outcome(&outcome)
 }
 

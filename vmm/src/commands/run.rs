@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal, Write};
 
 use kvm_ioctls::Kvm;
 
-use super::attend::{Attended, Relay, RelayChoices, print_timings, report_outcome};
+use super::attend::{Attended, Finished, Relay, RelayChoices, print_timings, report_outcome};
 use super::front;
 use super::life::{IdFiles, settings};
 use super::load::import_options;
@@ -26,7 +26,7 @@ use crate::image::{
 use crate::limits::{ByteSize, CpuQuota, MemoryLimit};
 use crate::machine::host::{ProbeError, Quirks, open_kvm};
 use crate::monitor::{Facts, MonitorError, Signals, client_streams, window_size};
-use crate::outcome::{ExitCode, Outcome};
+use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
 use crate::snapshot::{Origin, Streams, Subject};
@@ -180,8 +180,11 @@ fn run_here(
         keeps_detached: !arguments.rm,
         templates: &arguments.templates,
     };
-    let (outcome, has_best_template) =
-        beginning.attend(&registry, directories, reporter, &mut timings)?;
+    let Begun {
+        finished,
+        has_best_template,
+    } = beginning.attend(directories, reporter, &mut timings)?;
+    let outcome = finished.conclude(&registry);
     if !has_best_template && outcome.workload_ran() {
         super::prepare::in_background(&image_id, arguments, global.root.as_deref());
     }
@@ -303,16 +306,21 @@ pub(super) struct Beginning<'a> {
     pub(super) templates: &'a TemplateArgs,
 }
 
+/// What became of it.
+pub(super) struct Begun {
+    pub(super) finished: Finished,
+    /// Whether it began with the best template that there could have been.
+    pub(super) has_best_template: bool,
+}
+
 impl Beginning<'_> {
-    /// Starts the machine and runs its workload to its end. Says how that was, and whether it began with the best template that
-    /// there could have been.
+    /// Starts the machine and runs its workload to its end.
     pub(super) fn attend(
         self,
-        registry: &Registry,
         directories: &Directories,
         reporter: &mut Option<StartReporter>,
         timings: &mut Timings,
-    ) -> Result<(Outcome, bool), Report> {
+    ) -> Result<Begun, Report> {
         let Self {
             kvm,
             mut plan,
@@ -361,13 +369,16 @@ impl Beginning<'_> {
             has_disk: plan.machine.storage.is_some(),
             beginning: started.recipe.map_or("boot", |_| "clone"),
         };
-        let outcome = attended.attend(registry, reporter, timings, |vm| {
+        let finished = attended.attend(reporter, timings, |vm| {
             if let (Some(recipe), true) = (started.recipe, started.is_first_clone) {
                 templates.note_touched(recipe, vm, &plan.machine.mapped_files());
             }
         })?;
-        // The first is the best that there could have been.
-        Ok((outcome, started.recipe == recipes.first()))
+        Ok(Begun {
+            finished,
+            // The first is the best that there could have been.
+            has_best_template: started.recipe == recipes.first(),
+        })
     }
 }
 

@@ -12,6 +12,7 @@
 mod actions;
 mod attachable;
 mod terminal;
+mod threads;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -36,8 +37,8 @@ use crate::plan::FIRST;
 use crate::process;
 use crate::report::{Help, chain};
 use crate::state::{
-    Action, Answerer, AttachOffer, AttachRequest, Attached, Control, ControlServer, Ended,
-    ExecRequest, KeepMark, SessionOffer, SessionTeller, Signal, Status, Timestamp,
+    Action, Answerer, AttachOffer, AttachRequest, Attached, Control, ControlServer, ExecRequest,
+    KeepMark, SessionOffer, SessionTeller, Signal, Status, Timestamp,
 };
 use crate::vm_process::{ChannelError, End, Report, VmProcess};
 
@@ -45,6 +46,7 @@ use self::actions::Actions;
 pub use self::actions::Facts;
 pub use self::attachable::Attachable;
 pub use self::terminal::{RawTerminal, window_size};
+pub use self::threads::Threads;
 
 /// The signals that are the workload's, as with docker's `--sig-proxy`; SIGWINCH becomes the terminal's new size.
 const FORWARDED: [i32; 7] = [
@@ -186,22 +188,33 @@ pub struct Supervised<'a> {
     pub keep_mark: Option<KeepMark>,
 }
 
+/// What is left of a run that has ended, for the next one or for the end.
+#[derive(Debug)]
+pub struct Ran {
+    /// How the workload ended.
+    pub outcome: Outcome,
+    /// The control socket, so that those who wait at it learn the outcome once it is written down.
+    pub control: ControlServer,
+    /// This process's signals.
+    pub signals: Signals,
+    /// Threads that may still run.
+    pub threads: Arc<Threads>,
+}
+
 impl Supervised<'_> {
     /// Waits for the agent, runs the workload to its end and says how that was. `on_ready` is called when the agent is there,
     /// `on_started` when the workload's program runs, with what the agent took for that.
     ///
-    /// The control socket is given back, so that those who wait at it learn the outcome once it is written down.
-    ///
     /// # Errors
     ///
-    /// When nothing can be said about the workload.
+    /// When the host gives no descriptor or thread.
     pub fn run(
         self,
         job: Job,
         streams: ClientStreams<'_>,
         on_ready: &mut dyn FnMut(),
         on_started: &mut dyn FnMut(Duration),
-    ) -> Result<(Outcome, ControlServer), MonitorError> {
+    ) -> Result<Ran, MonitorError> {
         let Self {
             vm,
             console_log,
@@ -226,6 +239,7 @@ impl Supervised<'_> {
             ends_by: Mutex::new(None),
             attachable,
             keep_mark,
+            threads: Arc::default(),
         };
         let actions = Actions::new(facts);
         std::thread::scope(|scope| {
@@ -253,7 +267,7 @@ impl Supervised<'_> {
             };
             let result = run.converse(job, streams, &events, console_log, on_ready, &mut started);
             drop(stop);
-            let control = attendant
+            let (control, signals) = attendant
                 .join()
                 .map_err(|_| MonitorError::Watch(io::Error::other("a thread failed")))?;
             let outcome = match (result, run.ended_by()) {
@@ -266,24 +280,18 @@ impl Supervised<'_> {
                     _,
                 ) => outcome,
                 (_, Some(outcome)) => outcome,
-                (
-                    Err(error @ (MonitorError::Vanished { .. } | MonitorError::NotBuilt { .. })),
-                    None,
-                ) => Outcome::HostFailed {
-                    message: error.to_string(),
+                (Ok(outcome), None) => outcome,
+                (Err(error), None) => Outcome::HostFailed {
+                    message: chain(&error),
                     help: error.help(),
                 },
-                (Ok(outcome), None) => outcome,
-                (Err(error), None) => {
-                    let outcome = Outcome::HostFailed {
-                        message: chain(&error),
-                        help: error.help(),
-                    };
-                    control.finish(&Ended::of(&outcome), &outcome);
-                    return Err(error);
-                }
             };
-            Ok((outcome, control))
+            Ok(Ran {
+                outcome,
+                control,
+                signals,
+                threads: Arc::clone(&run.threads),
+            })
         })
     }
 }
@@ -304,6 +312,7 @@ struct Run<'a> {
     ends_by: Mutex<Option<Instant>>,
     attachable: Option<Attachable>,
     keep_mark: Option<KeepMark>,
+    threads: Arc<Threads>,
 }
 
 impl Run<'_> {
@@ -534,13 +543,13 @@ struct Attendant<'a> {
 }
 
 impl<'env> Attendant<'env> {
-    /// Attends until `stopped` hangs up, and gives the control socket back.
+    /// Attends until `stopped` hangs up, and gives back what it has listened to.
     fn attend<'scope>(
         mut self,
         stopped: &UnixStream,
         scope: &'scope Scope<'scope, 'env>,
         actions: &'env Actions,
-    ) -> ControlServer {
+    ) -> (ControlServer, Signals) {
         self.tell_window();
         loop {
             let control_interest = if self.control_is_open {
@@ -571,13 +580,13 @@ impl<'env> Attendant<'env> {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
                     tracing::warn!(%error, "signals and requests are not forwarded any more");
-                    return self.control;
+                    return (self.control, self.signals);
                 }
             }
             let [is_stopped, has_signal, has_request, has_no_client] =
                 descriptors.map(|descriptor| !descriptor.revents().is_empty());
             if is_stopped {
-                return self.control;
+                return (self.control, self.signals);
             }
             if has_signal {
                 self.take_signals();
@@ -717,7 +726,10 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
         self.tell(Event::Ask {
             container: FIRST.container,
             question,
-            asker: Box::new(Asking(answerer)),
+            asker: Box::new(Asking {
+                answerer,
+                threads: Arc::clone(&self.run.threads),
+            }),
         });
     }
 
@@ -779,10 +791,11 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
         let Some(connections) = self.leavable.remove(&process) else {
             return;
         };
-        // Not one of the run's: it ends when the process does, or with the monitor.
-        let started = std::thread::Builder::new()
-            .name("left".to_owned())
-            .spawn(move || connections.discard());
+        // Not one of the run's: it ends when the process does, or with the machine.
+        let started = self
+            .run
+            .threads
+            .start("left", move || connections.discard());
         if let Err(error) = started {
             tracing::warn!(%error, "the terminal of a command is hung up");
         }
@@ -850,18 +863,20 @@ fn process_of(id: u32) -> Process {
 
 /// The client that has asked.
 #[derive(Debug)]
-struct Asking(Answerer);
+struct Asking {
+    answerer: Answerer,
+    threads: Arc<Threads>,
+}
 
 impl Asker for Asking {
     fn answered(self: Box<Self>, answer: Answer) {
         let is_long = matches!(answer, Answer::Processes(_));
         if !is_long {
-            return self.0.answer(answer);
+            return self.answerer.answer(answer);
         }
         // The workload's streams do not wait for a client that reads slowly.
-        let started = std::thread::Builder::new()
-            .name("answer".to_owned())
-            .spawn(move || self.0.answer_slowly(answer));
+        let Self { answerer, threads } = *self;
+        let started = threads.start("answer", move || answerer.answer_slowly(answer));
         if let Err(error) = started {
             tracing::warn!(%error, "a question was not answered");
         }

@@ -351,6 +351,11 @@ impl ControlServer {
 
     /// Tells those who wait how the machine ended, and hangs up on everybody.
     pub fn finish(mut self, ended: &Ended, outcome: &Outcome) {
+        self.tell_end(ended, outcome);
+    }
+
+    /// Tells those who wait how the workload ended, and hangs up on all that had to do with it. Others may go on asking.
+    pub fn tell_end(&mut self, ended: &Ended, outcome: &Outcome) {
         for connection in self.connections.values_mut() {
             let reply = match connection.state {
                 ConnectionState::Waiting => Reply::Ended(ended.clone()),
@@ -359,6 +364,12 @@ impl ControlServer {
             };
             let _ = connection.reply(&reply);
         }
+        self.connections.retain(|_, connection| {
+            let has_not_begun = [ConnectionState::New, ConnectionState::Greeted];
+            has_not_begun.contains(&connection.state)
+        });
+        // There is room for those who wait.
+        self.accept();
     }
 
     fn accept(&mut self) {
