@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::logs::{LogDriver, LogOption};
 use crate::moment::Moment;
+use crate::policy::RestartPolicy;
 use crate::state::{MachineName, Signal};
 
 /// What `vmm run` is told about the machine's life.
@@ -24,6 +25,14 @@ pub struct LifeArgs {
     /// Write the id of the process to FILE whose end is the machine's
     #[arg(long, value_name = "FILE")]
     pub pidfile: Option<PathBuf>,
+    /// When to start the machine again: no, on-failure[:NUMBER], always or unless-stopped, see `vmm system restore`, too
+    #[arg(
+        long,
+        value_name = "POLICY",
+        default_value_t,
+        conflicts_with = "restore"
+    )]
+    pub restart: RestartPolicy,
     /// What asks the command to end [default: the image's, or TERM]
     #[arg(long, value_name = "SIGNAL", conflicts_with = "restore")]
     pub stop_signal: Option<Signal>,
@@ -68,7 +77,7 @@ struct LabelError(String);
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Filters: name=TEXT, contained in the name; id=TEXT, its beginning;
-  status=created, running, paused, exited or dead; exited=CODE; label=KEY or label=KEY=VALUE;
+  status=created, restarting, running, paused, exited or dead; exited=CODE; label=KEY or label=KEY=VALUE;
   ancestor=IMAGE; before=MACHINE and since=MACHINE.
   Of several of one kind one is to match, but of labels all.
 

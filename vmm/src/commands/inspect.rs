@@ -21,6 +21,8 @@ const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// What is said of a machine whose monitor wrote down no end.
 const MONITOR_GONE: &str = "the machine's monitor was killed, or the host went down";
+/// The same where the boot is another one.
+const HOST_RESTARTED: &str = "the host restarted while the machine ran";
 
 /// Shows what is known of each machine.
 pub(super) fn run(arguments: &InspectArgs, directories: &Directories) -> Result<ExitCode, Report> {
@@ -94,6 +96,7 @@ struct State {
 #[serde(rename_all = "PascalCase")]
 struct HostConfig {
     log_config: LogChoice,
+    restart_policy: Restart,
     auto_remove: bool,
     memory: u64,
     nano_cpus: u64,
@@ -114,6 +117,15 @@ struct HostConfig {
 struct LogChoice {
     r#type: &'static str,
     config: BTreeMap<&'static str, String>,
+}
+
+/// When it is started again.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Restart {
+    name: &'static str,
+    /// 0 where that is not said.
+    maximum_retry_count: u32,
 }
 
 /// What runs.
@@ -156,11 +168,12 @@ impl Inspected {
             created,
             ephemeral,
             settings,
+            history,
             ..
         } = &machine.record;
         let condition = machine.condition();
         let ended = match &condition {
-            Condition::Exited(ended) => Some(ended),
+            Condition::Restarting(ended) | Condition::Exited(ended) => Some(ended),
             _ => None,
         };
         let log_path = match settings.log {
@@ -180,9 +193,13 @@ impl Inspected {
             image: image.id.clone(),
             log_path,
             name: format!("/{name}"),
-            restart_count: 0,
+            restart_count: history.restarts,
             host_config: HostConfig {
                 log_config: LogChoice::of(settings.log),
+                restart_policy: Restart {
+                    name: settings.restart.name(),
+                    maximum_retry_count: settings.restart.max_retries(),
+                },
                 auto_remove: *ephemeral,
                 memory: settings.memory_bytes,
                 nano_cpus: settings.nano_cpus,
@@ -209,7 +226,12 @@ impl Inspected {
             },
             vmm: Own {
                 directory: machine.directory.display().to_string(),
-                cause: ended.map(|ended| ended.cause),
+                cause: match condition {
+                    Condition::Dead {
+                        host_restarted: true,
+                    } => Some(Cause::HostRestarted),
+                    _ => ended.map(|ended| ended.cause),
+                },
                 signal: ended
                     .and_then(|ended| ended.signal)
                     .map(|it| it.to_string()),
@@ -251,6 +273,17 @@ impl State {
                 started_at: spell(*started),
                 ..nobody
             },
+            Condition::Restarting(ended) => Self {
+                // As docker has it, too.
+                running: true,
+                restarting: true,
+                oom_killed: ended.out_of_memory,
+                exit_code: ended.exit_code,
+                error: why(ended),
+                started_at: ended.started.map_or_else(|| NEVER.to_owned(), spell),
+                finished_at: spell(ended.finished),
+                ..nobody
+            },
             Condition::Exited(ended) => Self {
                 oom_killed: ended.out_of_memory,
                 exit_code: ended.exit_code,
@@ -259,10 +292,13 @@ impl State {
                 finished_at: spell(ended.finished),
                 ..nobody
             },
-            Condition::Dead => Self {
+            Condition::Dead { host_restarted } => Self {
                 dead: true,
                 exit_code: Outcome::Killed.exit_code().number(),
-                error: MONITOR_GONE.to_owned(),
+                error: match host_restarted {
+                    true => HOST_RESTARTED.to_owned(),
+                    false => MONITOR_GONE.to_owned(),
+                },
                 started_at: match machine.record.status {
                     Status::Running { started } => spell(started),
                     _ => NEVER.to_owned(),

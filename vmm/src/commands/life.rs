@@ -60,6 +60,7 @@ pub(super) fn of_life(life: &LifeArgs, has_log: bool) -> Result<Settings, Report
     let log = LogConfig::new(life.log_driver, &life.log_opt)?;
     Ok(Settings {
         labels: labels(life)?,
+        restart: life.restart,
         log: has_log.then_some(log),
         stop_timeout_seconds: life.stop_timeout,
         ..Settings::default()

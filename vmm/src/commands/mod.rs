@@ -3,6 +3,7 @@
 //! A command takes what was typed, asks the rooms below for what it means, and prints. It returns
 //! the exit code; a failure becomes a [`Report`] on the way out and is printed by `main`.
 
+mod again;
 mod attach;
 mod attend;
 mod bench;

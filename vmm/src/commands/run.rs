@@ -7,7 +7,10 @@ use std::io::{self, IsTerminal, Write};
 
 use kvm_ioctls::Kvm;
 
-use super::attend::{Attended, Finished, Relay, RelayChoices, print_timings, report_outcome};
+use super::again;
+use super::attend::{
+    Attended, Finished, Relay, RelayChoices, give_up, print_timings, report_outcome,
+};
 use super::front;
 use super::life::{IdFiles, settings};
 use super::load::import_options;
@@ -36,7 +39,7 @@ use crate::state::{
 use crate::storage::{self, Blueprint, StorageSize};
 use crate::template::Templates;
 use crate::timings::Timings;
-use crate::vm_process::{ChannelError, SpawnError};
+use crate::vm_process::{ChannelError, SpawnError, VmProcess};
 use crate::workload::container::{ContainerChoices, SecurityOption};
 use crate::workload::environment::{OwnEnvironment, read_file};
 use crate::workload::exec::Basis;
@@ -57,6 +60,7 @@ pub fn run(
         Some(file) => restore::run_here(file, arguments, directories, reporter),
         None => run_here(arguments, directories, global, reporter),
     };
+    check_restart(arguments)?;
     if arguments.can_be_left() {
         has_keyboard(arguments.interactive, arguments.tty)?;
         if arguments.restore.is_none() {
@@ -180,11 +184,9 @@ fn run_here(
         keeps_detached: !arguments.rm,
         templates: &arguments.templates,
     };
-    let Begun {
-        finished,
-        has_best_template,
-    } = beginning.attend(directories, reporter, &mut timings)?;
-    let outcome = finished.conclude(&registry);
+    let begun = beginning.attend(directories, reporter, &mut timings)?;
+    let has_best_template = begun.has_best_template;
+    let outcome = again::conclude(begun, &registry, directories);
     if !has_best_template && outcome.workload_ran() {
         super::prepare::in_background(&image_id, arguments, global.root.as_deref());
     }
@@ -259,7 +261,22 @@ fn storage(arguments: &RunArgs) -> Result<Option<StorageSize>, RunError> {
     let is_kept = !arguments.is_ephemeral() && arguments.kernel.is_none();
     match (is_kept, arguments.storage.size()) {
         (false, Some(_)) => Err(RunError::StorageNotKept),
+        // What is started again is kept.
+        (true, None) if !arguments.life.restart.is_none() => Ok(Some(StorageSize::default())),
         (_, size) => Ok(size),
+    }
+}
+
+/// Refuses a restart policy for a machine of which nothing stays that could be started again.
+fn check_restart(arguments: &RunArgs) -> Result<(), RunError> {
+    if arguments.life.restart.is_none() {
+        return Ok(());
+    }
+    match (arguments.rm, arguments.kernel.is_some(), arguments.detach) {
+        (true, ..) => Err(RunError::RestartRemoved),
+        (_, true, _) => Err(RunError::RestartOwnKernel),
+        (_, _, false) => Err(RunError::RestartForeground),
+        (false, false, true) => Ok(()),
     }
 }
 
@@ -309,6 +326,8 @@ pub(super) struct Beginning<'a> {
 /// What became of it.
 pub(super) struct Begun {
     pub(super) finished: Finished,
+    /// What is left of its VM process.
+    pub(super) vm: VmProcess,
     /// Whether it began with the best template that there could have been.
     pub(super) has_best_template: bool,
 }
@@ -335,24 +354,39 @@ impl Beginning<'_> {
             keeps_detached,
             templates,
         } = self;
-        let console_log = machine.create_console_log()?;
-        plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
-        timings.end_of("plan");
-
-        let recipes = match templates.no_template {
-            true => Vec::new(),
-            false => recipes(&plan, &machine.record().image.id)?,
+        let decided = (|| {
+            let console_log = machine.create_console_log()?;
+            plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
+            timings.end_of("plan");
+            let recipes = match templates.no_template {
+                true => Vec::new(),
+                false => recipes(&plan, &machine.record().image.id)?,
+            };
+            let facts = facts(
+                &plan,
+                &machine,
+                choices,
+                machine.record().settings.terminal,
+                plan.create.streams.into(),
+                Basis::of(&plan.create),
+            )?;
+            Ok((console_log, recipes, facts))
+        })();
+        let (console_log, recipes, facts) = match decided {
+            Ok(decided) => decided,
+            Err(report) => {
+                give_up(machine, &report);
+                return Err(report);
+            }
         };
         let templates = Templates::new(directories.cache(), templates.template_limit);
-        let facts = facts(
-            &plan,
-            &machine,
-            choices,
-            machine.record().settings.terminal,
-            plan.create.streams.into(),
-            Basis::of(&plan.create),
-        )?;
-        let started = start(kvm, &plan.machine, &templates, &recipes, &signals)?;
+        let started = match start(kvm, &plan.machine, &templates, &recipes, &signals) {
+            Ok(started) => started,
+            Err(report) => {
+                give_up(machine, &report);
+                return Err(report);
+            }
+        };
         let attended = Attended {
             machine,
             control,
@@ -378,6 +412,7 @@ impl Beginning<'_> {
             finished,
             // The first is the best that there could have been.
             has_best_template: started.recipe == recipes.first(),
+            vm: started.vm,
         })
     }
 }
@@ -544,6 +579,15 @@ pub enum RunError {
     /// There is nothing to keep it with.
     #[error("a size of storage was typed, and the machine is not kept")]
     StorageNotKept,
+    /// Nothing is left to be started again.
+    #[error("--restart and --rm exclude each other")]
+    RestartRemoved,
+    /// The kernel is not kept.
+    #[error("--restart and --kernel exclude each other")]
+    RestartOwnKernel,
+    /// It ends with its client.
+    #[error("--restart needs -d: a machine in the foreground ends with its client")]
+    RestartForeground,
     /// The guest image is an old one.
     #[error(
         "the guest image has no empty file system, as the disk of a machine that is kept begins with"
@@ -564,6 +608,10 @@ impl Help for RunError {
             Self::NoBlank => Some(
                 "install a newer guest image, or add --rm to keep nothing of the machine".to_owned(),
             ),
+            Self::RestartRemoved | Self::RestartOwnKernel => Some("leave one of them out".to_owned()),
+            Self::RestartForeground => {
+                Some("add -d, and see what it writes with `vmm logs -f`".to_owned())
+            }
             Self::NoTerminal => Some("leave out -t to pass standard input on as it is".to_owned()),
         }
     }

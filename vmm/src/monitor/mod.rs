@@ -13,6 +13,7 @@ mod actions;
 mod attachable;
 mod terminal;
 mod threads;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -34,6 +35,7 @@ use crate::agent_link::{
 };
 use crate::outcome::{NotStarted, Outcome};
 use crate::plan::FIRST;
+use crate::policy::Order;
 use crate::process;
 use crate::report::{Help, chain};
 use crate::state::{
@@ -47,6 +49,7 @@ pub use self::actions::Facts;
 pub use self::attachable::Attachable;
 pub use self::terminal::{RawTerminal, window_size};
 pub use self::threads::Threads;
+pub use self::waiting::wait;
 
 /// The signals that are the workload's, as with docker's `--sig-proxy`; SIGWINCH becomes the terminal's new size.
 const FORWARDED: [i32; 7] = [
@@ -58,6 +61,9 @@ const FORWARDED: [i32; 7] = [
     libc::SIGUSR2,
     libc::SIGWINCH,
 ];
+
+/// Those of them by which a monitor is told to end.
+const ENDING: [i32; 3] = [libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
 /// How many processes there may be beside the workload's own: each has up to three of the machine's vsock connections
 /// (`devices/src/virtio/vsock/queue.rs`), and six of the descriptors of the guest's PID 1, of which Linux gives it 1024.
@@ -176,6 +182,8 @@ pub struct Supervised<'a> {
     pub signals: Signals,
     /// Of a machine in the background: reports an error once the client that waits for its start is gone.
     pub client: Option<OwnedFd>,
+    /// What asks the workload to end.
+    pub stop_signal: Signal,
     /// Whether the workload has this process's terminal.
     pub has_terminal: bool,
     /// Whether what the workload wrote is to be on the machine's disk in the end.
@@ -193,6 +201,10 @@ pub struct Supervised<'a> {
 pub struct Ran {
     /// How the workload ended.
     pub outcome: Outcome,
+    /// How long its program had run, if it had.
+    pub run_time: Option<Duration>,
+    /// Who wanted the end, if somebody did.
+    pub order: Option<Order>,
     /// The control socket, so that those who wait at it learn the outcome once it is written down.
     pub control: ControlServer,
     /// This process's signals.
@@ -221,6 +233,7 @@ impl Supervised<'_> {
             control,
             signals,
             client,
+            stop_signal,
             has_terminal,
             has_disk,
             facts,
@@ -233,6 +246,8 @@ impl Supervised<'_> {
             vm,
             status: Mutex::new(Status::Created),
             ended_by: AtomicU8::new(0),
+            stop_signal,
+            order: Mutex::new(None),
             sender,
             sessions: Arc::default(),
             has_disk,
@@ -261,7 +276,9 @@ impl Supervised<'_> {
                     move || attendant.attend(&stopped, scope, actions)
                 })
                 .map_err(MonitorError::Watch)?;
+            let mut began = None;
             let mut started = |after| {
+                began = Some(Instant::now());
                 run.set_running();
                 on_started(after);
             };
@@ -288,6 +305,8 @@ impl Supervised<'_> {
             };
             Ok(Ran {
                 outcome,
+                run_time: began.map(|moment| moment.elapsed()),
+                order: run.order(),
                 control,
                 signals,
                 threads: Arc::clone(&run.threads),
@@ -303,6 +322,10 @@ struct Run<'a> {
     status: Mutex<Status>,
     /// The signal for which the machine was ended from outside; 0 for none.
     ended_by: AtomicU8,
+    /// What asks the workload to end.
+    stop_signal: Signal,
+    /// Who has wanted the end of the machine.
+    order: Mutex<Option<Order>>,
     /// What the agent is to be told meanwhile.
     sender: EventSender,
     /// How many processes there are beside the workload's own.
@@ -326,6 +349,22 @@ impl Run<'_> {
     fn set_running(&self) {
         let started = Timestamp::now();
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Status::Running { started };
+    }
+
+    fn order(&self) -> Option<Order> {
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that somebody wants the end of the machine.
+    fn set_order(&self, order: Order) {
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner) = Some(order);
+    }
+
+    /// Notes that a person sends a signal, if it is one that ends a machine: docker's rule for an image that names its signal.
+    fn note_signal_of_person(&self, signal: Signal) {
+        if [self.stop_signal, Signal::KILL].contains(&signal) {
+            self.set_order(Order::Person);
+        }
     }
 
     /// Whether the workload's program runs, and so can get signals.
@@ -618,6 +657,9 @@ impl<'env> Attendant<'env> {
                 self.tell_window();
                 continue;
             }
+            if ENDING.contains(&i32::from(signal)) {
+                self.run.set_order(Order::Host);
+            }
             take_signal(self.run, &mut self.impatience, signal);
         }
     }
@@ -691,12 +733,18 @@ impl<'run: 'scope, 'scope> Requests<'_, 'run, 'scope, '_> {
 impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
     /// SIGKILL needs no help of the guest's.
     fn kill(&mut self, signal: Signal) -> Result<(), String> {
+        self.run.note_signal_of_person(signal);
         if i32::from(signal.number()) == libc::SIGKILL {
             self.kill_workload(signal.number());
         } else {
             deliver(self.run, signal.number(), Event::Signal(signal.number()));
         }
         Ok(())
+    }
+
+    fn stop(&mut self, signal: Signal) -> Result<(), String> {
+        self.run.set_order(Order::Person);
+        self.kill(signal)
     }
 
     fn status(&self) -> Status {
@@ -823,6 +871,7 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
     }
 
     fn pass(&mut self, signal: Signal, from: Attached) {
+        self.run.note_signal_of_person(signal);
         match from {
             Attached::Own => take_signal(self.run, self.impatience, signal.number()),
             Attached::Other => {

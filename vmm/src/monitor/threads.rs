@@ -48,7 +48,9 @@ mod tests {
         let (threads, ended) = (Threads::default(), Arc::new(AtomicU32::new(0)));
         for _ in 0..3 {
             let ended = Arc::clone(&ended);
-            let count = move || drop(ended.fetch_add(1, Ordering::SeqCst));
+            let count = move || {
+                ended.fetch_add(1, Ordering::SeqCst);
+            };
             threads.start("test", count).unwrap();
         }
 

@@ -22,7 +22,7 @@ pub use control::{
 pub use detach::{DetachError, StartReporter, StartWaiter, detach};
 pub use id::{IdError, MachineId};
 pub use name::{MachineName, NameError};
-pub use record::{Cause, Ended, ImageLabel, Record, Status, Timestamp};
+pub use record::{Cause, Ended, History, ImageLabel, Record, Status, Timestamp};
 pub use registry::{
     BLUEPRINT, Condition, KeepMark, LOCK, Machine, NewMachine, OwnedMachine, PauseMark, Registry,
     StateError,

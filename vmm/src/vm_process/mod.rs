@@ -231,6 +231,13 @@ impl VmProcess {
             .map_or_else(|error| error.to_string(), |status| status.to_string())
     }
 
+    /// Waits until the host's kernel has taken all of it down: for whoever starts the machine once more.
+    pub fn reap(self) {
+        if let Err(error) = self.child.wait() {
+            tracing::debug!(%error, "the VM process cannot be waited for");
+        }
+    }
+
     /// Ends the machine at once, whatever the guest does.
     pub fn kill(&self) {
         if let Err(error) = rustix::process::kill_process(self.child.pid(), Signal::KILL) {

@@ -177,7 +177,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::state::{ImageLabel, MachineId, Record, Settings, Status, Timestamp};
+    use crate::state::{History, ImageLabel, MachineId, Record, Settings, Status, Timestamp};
 
     fn machine() -> Machine {
         let labels = [("team", "blue"), ("bare", "")];
@@ -198,6 +198,7 @@ mod tests {
                     labels: labels.into(),
                     ..Settings::default()
                 },
+                history: History::default(),
                 status: Status::Running {
                     started: Timestamp(1),
                 },

@@ -176,7 +176,10 @@ pub(in crate::commands) fn clean(registry: &Registry) {
 fn is_up(condition: &Condition) -> bool {
     matches!(
         condition,
-        Condition::Created | Condition::Running { .. } | Condition::Paused { .. }
+        Condition::Created
+            | Condition::Restarting(_)
+            | Condition::Running { .. }
+            | Condition::Paused { .. }
     )
 }
 
@@ -193,7 +196,15 @@ fn spell_condition(condition: &Condition) -> String {
             ended.exit_code,
             spell_duration(ended.finished.age_seconds())
         ),
-        Condition::Dead => "Dead".to_owned(),
+        Condition::Restarting(ended) => format!(
+            "Restarting ({}) {} ago",
+            ended.exit_code,
+            spell_duration(ended.finished.age_seconds())
+        ),
+        Condition::Dead {
+            host_restarted: true,
+        } => "Dead (host restarted)".to_owned(),
+        Condition::Dead { .. } => "Dead".to_owned(),
     }
 }
 
@@ -208,7 +219,7 @@ struct JsonRow<'a> {
     labels: &'a BTreeMap<String, String>,
     /// Seconds since 1970.
     created: u64,
-    /// `created`, `running`, `paused`, `exited` or `dead`.
+    /// `created`, `restarting`, `running`, `paused`, `exited` or `dead`.
     state: &'static str,
     status: String,
     #[serde(rename = "started", skip_serializing_if = "Option::is_none")]
@@ -224,8 +235,8 @@ impl<'a> JsonRow<'a> {
             Condition::Running { started } | Condition::Paused { started } => {
                 (Some(started.0), None)
             }
-            Condition::Exited(ended) => (None, Some(ended.clone())),
-            Condition::Created | Condition::Dead => (None, None),
+            Condition::Restarting(ended) | Condition::Exited(ended) => (None, Some(ended.clone())),
+            Condition::Created | Condition::Dead { .. } => (None, None),
         };
         Self {
             id: record.id.as_str(),

@@ -213,6 +213,13 @@ pub trait Control {
     /// One sentence for the client.
     fn kill(&mut self, signal: Signal) -> Result<(), String>;
 
+    /// Does the same, and lets nothing start the machine again but a person.
+    ///
+    /// # Errors
+    ///
+    /// One sentence for the client.
+    fn stop(&mut self, signal: Signal) -> Result<(), String>;
+
     /// Says how far the machine is.
     fn status(&self) -> Status;
 
@@ -494,6 +501,10 @@ impl Connection {
                 Ok(()) => self.reply(&Reply::Done),
                 Err(message) => self.fail(message),
             },
+            (ConnectionState::Greeted, Request::Stop { signal }) => match control.stop(signal) {
+                Ok(()) => self.reply(&Reply::Done),
+                Err(message) => self.fail(message),
+            },
             (ConnectionState::Greeted, Request::Status) => {
                 self.reply(&Reply::Status(control.status()))
             }
@@ -565,6 +576,7 @@ impl Connection {
                 | ConnectionState::Detached,
                 Request::Hello { .. }
                 | Request::Kill { .. }
+                | Request::Stop { .. }
                 | Request::Status
                 | Request::Wait
                 | Request::Act(_)

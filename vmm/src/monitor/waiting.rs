@@ -1,0 +1,104 @@
+//! A monitor without a machine: between the end of a run and the next one.
+
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use protocol::{Question, WindowSize};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{ENDING, Signals};
+use crate::policy::Order;
+use crate::state::{
+    Action, Answerer, AttachOffer, AttachRequest, Attached, Control, ControlServer, Ended,
+    ExecRequest, SessionOffer, Signal, Status,
+};
+
+/// What is answered to those who want something of the workload.
+const RESTARTING: &str = "the machine is about to be started again";
+
+/// Waits before a machine is started again, and answers clients meanwhile. Says who does not want that any more, if somebody does not.
+pub fn wait(
+    control: &mut ControlServer,
+    signals: &Signals,
+    ended: &Ended,
+    delay: Duration,
+) -> Option<Order> {
+    let deadline = Instant::now() + delay;
+    let mut idle = Idle { ended, order: None };
+    while idle.order.is_none() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).unwrap_or_default();
+        let mut descriptors = [
+            PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(control.as_fd(), PollFlags::IN),
+        ];
+        match poll(&mut descriptors, Some(&left)) {
+            Ok(0) => break,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                tracing::warn!(%error, "nobody can be heard");
+                break;
+            }
+        }
+        while let Some(signal) = signals.next() {
+            if ENDING.contains(&i32::from(signal)) {
+                idle.order = Some(Order::Host);
+            }
+        }
+        if let Err(error) = control.handle(&mut idle) {
+            tracing::warn!(%error, "the control socket failed");
+            break;
+        }
+    }
+    idle.order
+}
+
+/// Answers while there is no machine.
+struct Idle<'a> {
+    ended: &'a Ended,
+    order: Option<Order>,
+}
+
+impl Control for Idle<'_> {
+    /// As with docker, whatever the signal is: who sends it to a machine without a workload wants none.
+    fn kill(&mut self, _signal: Signal) -> Result<(), String> {
+        self.order = Some(Order::Person);
+        Ok(())
+    }
+
+    fn stop(&mut self, signal: Signal) -> Result<(), String> {
+        self.kill(signal)
+    }
+
+    fn status(&self) -> Status {
+        Status::Restarting(self.ended.clone())
+    }
+
+    fn act(&mut self, _action: Action, answerer: Answerer) {
+        answerer.tell(Err(RESTARTING.to_owned()));
+    }
+
+    fn ask(&mut self, _question: Question, answerer: Answerer) {
+        answerer.tell(Err(RESTARTING.to_owned()));
+    }
+
+    fn exec(&mut self, _request: ExecRequest, _offer: SessionOffer) -> Result<u32, String> {
+        Err(RESTARTING.to_owned())
+    }
+
+    fn resize(&mut self, _process: u32, _size: WindowSize) {}
+
+    fn abandon(&mut self, _process: u32) {}
+
+    fn leave(&mut self, _process: u32) {}
+
+    fn attach(&mut self, _request: AttachRequest, _offer: AttachOffer) -> Result<(), String> {
+        Err(RESTARTING.to_owned())
+    }
+
+    fn resize_workload(&mut self, _size: WindowSize) {}
+
+    fn pass(&mut self, _signal: Signal, _from: Attached) {}
+
+    fn left(&mut self, _client: Attached, _has_detached: bool) {}
+}
