@@ -16,11 +16,12 @@ const THINGS: &str = "/things";
 const COPIES: [&str; 2] = ["templates::", "snapshots::"];
 
 /// The tests of what is done with machines that run. In `make test` they run here only: another KVM is nothing to them.
-const LIFE: [&str; 6] = [
+const LIFE: [&str; 7] = [
     "attach::",
     "exec::",
     "lifecycle::",
     "logs::",
+    "policies::",
     "statistics::",
     "storage::",
 ];

@@ -27,6 +27,7 @@ mod prepare;
 mod progress;
 mod ps;
 mod restore;
+mod revive;
 mod rmi;
 mod rows;
 pub mod run;
@@ -102,6 +103,7 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
             rmi::prune(arguments, &here()?)
         }
         Command::System(SystemCommand::Df(arguments)) => df::run(arguments, &here()?),
+        Command::System(SystemCommand::Restore(_)) => revive::run(&here()?),
         Command::Guest(command) => guest::run(command, &here()?),
         Command::Bench(arguments) => bench::run(arguments, &here()?, cli.global.root.as_deref()),
         Command::Doctor(arguments) => doctor::run(arguments, &here()?),
