@@ -31,7 +31,9 @@ use crate::workload::environment::Variable;
 pub use self::container::ContainerArgs;
 pub use self::later::Later;
 pub(crate) use self::life::label_of;
-pub use self::life::{InspectArgs, LifeArgs, LogsArgs, PsArgs, RenameArgs, StopArgs, Tail};
+pub use self::life::{
+    HealthArgs, InspectArgs, LifeArgs, LogsArgs, PsArgs, RenameArgs, StopArgs, Tail,
+};
 pub use self::machines::{
     AttachArgs, ExecArgs, ForkArgs, MachinesArgs, SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
 };

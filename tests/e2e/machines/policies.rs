@@ -1,8 +1,11 @@
-//! Machines that are started again: by their restart policy, and after a restart of the host.
+//! Machines that nobody looks after: started again by their restart policy and after a restart of the host, and asked how they are.
 
 use std::fs;
+use std::time::Instant;
 
 use rustix::process::{Signal, kill_process};
+use serde_json::{Value, json};
+use tests::image_maker::ImageMaker;
 use tests::process::MACHINE_LIMIT;
 use tests::{Finished, Fixture, Invocation};
 
@@ -122,5 +125,148 @@ fn a_failing_machine_is_started_again_until_a_person_or_the_host_ends_it() {
     twice.succeeded().stdout_is("");
     home.vmm(&["rm", "-f", "flaky"]).run().succeeded();
     home.fixture.nothing_runs();
+    assert_eq!(home.fixture.machines_listing(), "");
+}
+
+/// An image that says how its workload is to be asked.
+fn image_with_health(fixture: &Fixture) {
+    let script = "[ -e /hang ] && exec sleep 1000; [ -e /well ] || { echo 'not well'; exit 1; }";
+    let check = json!({
+        "Test": ["CMD-SHELL", script],
+        "Interval": 100_000_000_000_i64,
+        "Timeout": 100_000_000_000_i64,
+        "Retries": 1,
+    });
+    let image = ImageMaker::busybox()
+        .config("Healthcheck", check)
+        .name("health:test");
+    let file = fixture.file("health.oci", image.layout().archive());
+    fixture.load(&file).run().succeeded();
+}
+
+impl Home {
+    /// Looks at a machine until it is so well.
+    #[track_caller]
+    fn await_health(&self, name: &str, health: &str) {
+        let deadline = Instant::now() + MACHINE_LIMIT;
+        while self.inspected(name, "{{.State.Health.Status}}") != health {
+            assert!(Instant::now() < deadline, "{name} is never {health}");
+        }
+    }
+}
+
+#[test]
+fn a_workload_is_asked_how_it_is_as_its_image_or_the_user_says() {
+    let home = Home::new();
+    image_with_health(&home.fixture);
+    let create = ["create", "--name"];
+    let silent = [&create[..], &["silent", "--no-healthcheck", "health:test"]].concat();
+    home.vmm(&silent).run().succeeded();
+    assert!(!home.inspected("silent", "{{json .}}").contains("Health"));
+    let options = [
+        "--health-interval",
+        "2s",
+        "--health-timeout",
+        "20s",
+        "--health-start-period",
+        "0s",
+    ];
+    let started = home
+        .fixture
+        .run_name(
+            "health:test",
+            &[&["-d", "--name", "web"], &options[..]].concat(),
+            &["sleep", "1000"],
+        )
+        .run();
+    started.succeeded();
+
+    let listed = home.vmm(&["ps"]).run();
+    listed.succeeded().stdout_has("(health: starting)");
+    home.await_health("web", "unhealthy");
+    let listed = home.vmm(&["ps", "--filter", "health=unhealthy"]).run();
+    listed.succeeded().stdout_has("(unhealthy)");
+    let config = home.inspected("web", "{{json .Config.Healthcheck}}");
+    let config: Value = serde_json::from_str(&config).expect("it is JSON");
+    assert_eq!(config["Retries"], 1);
+    assert_eq!(config["Timeout"], 20_000_000_000_i64);
+    assert_eq!(config["Interval"], 2_000_000_000_i64);
+    assert_eq!(config["Test"][0], "CMD-SHELL");
+    home.vmm(&["exec", "web", "touch", "/well"])
+        .run()
+        .succeeded();
+    home.await_health("web", "healthy");
+    let health = home.inspected("web", "{{json .State.Health}}");
+    let health: Value = serde_json::from_str(&health).expect("it is JSON");
+    let log = health["Log"].as_array().expect("probes are kept");
+    assert!((1..=5).contains(&log.len()), "{health}");
+    assert_eq!(health["FailingStreak"], 0);
+    assert_eq!(log.last().expect("there is one")["ExitCode"], 0);
+    let failed = log.iter().find(|probe| probe["ExitCode"] == 1);
+    assert!(
+        failed.is_none_or(|probe| probe["Output"] == "not well\n"),
+        "{health}"
+    );
+
+    home.vmm(&["exec", "web", "touch", "/hang"])
+        .run()
+        .succeeded();
+    home.await_health("web", "unhealthy");
+    let log = home.inspected("web", "{{json .State.Health.Log}}");
+    assert!(
+        log.contains("Health check exceeded timeout (20s)") && log.contains("\"ExitCode\":-1"),
+        "{log}"
+    );
+    home.vmm(&["exec", "web", "rm", "/hang"]).run().succeeded();
+    home.await_health("web", "healthy");
+    let processes = home.vmm(&["top", "web", "-eo", "args"]).run();
+    let hanging = processes.stdout_text().matches("sleep 1000").count();
+    assert_eq!(
+        hanging, 1,
+        "a probe that hangs is killed, and only the workload is left"
+    );
+
+    home.vmm(&["kill", "web"]).run().succeeded();
+    home.vmm(&["wait", "web"]).run().succeeded();
+    let template = "{{.State.Status}} {{.State.Health.Status}}";
+    assert_eq!(home.inspected("web", template), "exited unhealthy");
+    home.vmm(&["rm", "web", "silent"]).run().succeeded();
+    assert_eq!(home.fixture.machines_listing(), "");
+}
+
+#[test]
+fn what_cannot_start_is_not_started_again_and_what_is_stopped_stays() {
+    let home = Home::new();
+    let missing = home.run("missing", &["--restart", "always"], &["/no/such/program"]);
+    missing.code_is(127);
+    home.fixture.nothing_runs();
+    let template = "{{.State.Status}} {{.State.ExitCode}} {{.RestartCount}}";
+    assert_eq!(home.inspected("missing", template), "exited 127 0");
+
+    home.run("web", &[], &["sleep", "1000"]).succeeded();
+    let updated = home
+        .vmm(&["update", "--restart", "unless-stopped", "web"])
+        .run();
+    updated.succeeded().stdout_is("web\n");
+    let template = "{{.HostConfig.RestartPolicy.Name}}";
+    assert_eq!(home.inspected("web", template), "unless-stopped");
+    home.vmm(&["stop", "-t", "1", "web"]).run().succeeded();
+    home.fixture.nothing_runs();
+    home.reboot("web");
+    home.vmm(&["rm", "missing"]).run().succeeded();
+    let restored = home.vmm(&["system", "restore"]).run();
+    restored.succeeded().stdout_is("");
+
+    home.vmm(&["update", "--restart", "always", "web"])
+        .run()
+        .succeeded();
+    let blueprint = home.fixture.machines().join("@web").join("blueprint.json");
+    fs::write(&blueprint, "{").expect("it can be damaged");
+    let restored = home.vmm(&["system", "restore"]).run();
+    restored
+        .code_is(1)
+        .complained(&["web", "is not started again"])
+        .helped();
+    home.vmm(&["rm", "web"]).run().succeeded();
     assert_eq!(home.fixture.machines_listing(), "");
 }

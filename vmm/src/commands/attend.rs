@@ -13,7 +13,7 @@ use crate::attach::Audience;
 use crate::cli::TimingsFormat;
 use crate::logs::{Collector, LogConfig, LogSinks, LogSources, LogWriter, log_pipes};
 use crate::monitor::{
-    Attachable, Facts, MonitorError, Ran, RawTerminal, Signals, Supervised, wait,
+    Attachable, Facts, HealthWatch, MonitorError, Ran, RawTerminal, Signals, Supervised, wait,
 };
 use crate::outcome::{ExitCode, Outcome};
 use crate::policy::{BackOff, End, Order};
@@ -103,6 +103,15 @@ impl Attended<'_> {
             facts,
             attachable,
             keep_mark: keeps_detached.then(|| machine.keep_mark()),
+            health: machine
+                .record()
+                .settings
+                .health
+                .clone()
+                .map(|check| HealthWatch {
+                    check,
+                    mark: machine.health_mark(),
+                }),
         };
         let mut terminal = None;
         let mut failure = None;

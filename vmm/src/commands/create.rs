@@ -64,7 +64,7 @@ pub(super) fn create(
         ephemeral: false,
         settings: Settings {
             log: of_life(&arguments.life, true)?.log,
-            ..settings(arguments, &workload)?
+            ..settings(arguments, &workload, &image.health)?
         },
     };
     let blueprint = Blueprint::new(workload, arguments.interactive, true, &choices, size);

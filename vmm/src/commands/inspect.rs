@@ -13,6 +13,7 @@ use crate::dirs::Directories;
 use crate::logs::{LogConfig, LogDriver, path_of};
 use crate::moment::Moment;
 use crate::outcome::{ExitCode, Outcome};
+use crate::policy::{Health, HealthConfig};
 use crate::report::Report;
 use crate::state::{Cause, Condition, Ended, Machine, Record, Registry, Signal, Status, Timestamp};
 
@@ -89,6 +90,8 @@ struct State {
     error: String,
     started_at: String,
     finished_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<Health>,
 }
 
 /// What it may use of the host.
@@ -142,6 +145,8 @@ struct Config {
     labels: BTreeMap<String, String>,
     stop_signal: String,
     stop_timeout: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    healthcheck: Option<HealthConfig>,
 }
 
 /// What docker has no name for.
@@ -223,6 +228,7 @@ impl Inspected {
                 labels: settings.labels.clone(),
                 stop_signal: settings.stop_signal.unwrap_or(Signal::TERM).to_string(),
                 stop_timeout: settings.stop_timeout_seconds,
+                healthcheck: settings.health.as_ref().map(|check| check.config.clone()),
             },
             vmm: Own {
                 directory: machine.directory.display().to_string(),
@@ -255,6 +261,7 @@ impl State {
             error: String::new(),
             started_at: NEVER.to_owned(),
             finished_at: NEVER.to_owned(),
+            health: machine.health(condition),
         };
         let pid = machine.record.settings.monitor_pid;
         match condition {

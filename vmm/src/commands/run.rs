@@ -122,7 +122,7 @@ fn run_here(
     let id_files = IdFiles::reserve(&arguments.life)?;
     let image_id = image.id.to_string();
     let has_terminal = workload.has_terminal();
-    let settings = settings(arguments, &workload)?;
+    let settings = settings(arguments, &workload, &image.health)?;
     let log = settings.log;
     let new = NewMachine {
         id,

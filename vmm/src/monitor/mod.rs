@@ -11,6 +11,7 @@
 
 mod actions;
 mod attachable;
+mod health;
 mod terminal;
 mod threads;
 mod waiting;
@@ -20,7 +21,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
@@ -47,6 +48,7 @@ use crate::vm_process::{ChannelError, End, Report, VmProcess};
 use self::actions::Actions;
 pub use self::actions::Facts;
 pub use self::attachable::Attachable;
+pub use self::health::HealthWatch;
 pub use self::terminal::{RawTerminal, window_size};
 pub use self::threads::Threads;
 pub use self::waiting::wait;
@@ -194,6 +196,8 @@ pub struct Supervised<'a> {
     pub attachable: Option<Attachable>,
     /// Of a machine that leaves no record: writes down that it does, once its own client has detached.
     pub keep_mark: Option<KeepMark>,
+    /// How the workload is asked how it is, if it is.
+    pub health: Option<HealthWatch>,
 }
 
 /// What is left of a run that has ended, for the next one or for the end.
@@ -239,6 +243,7 @@ impl Supervised<'_> {
             facts,
             attachable,
             keep_mark,
+            health,
         } = self;
         let (sender, events) = event_channel().map_err(MonitorError::Watch)?;
         let (stop, stopped) = UnixStream::pair().map_err(MonitorError::Watch)?;
@@ -249,6 +254,7 @@ impl Supervised<'_> {
             stop_signal,
             order: Mutex::new(None),
             sender,
+            last_process: AtomicU32::new(FIRST.process.0),
             sessions: Arc::default(),
             has_disk,
             ends_by: Mutex::new(None),
@@ -257,6 +263,7 @@ impl Supervised<'_> {
             threads: Arc::default(),
         };
         let actions = Actions::new(facts);
+        let (actions, stopped) = (&actions, &stopped);
         std::thread::scope(|scope| {
             let attendant = Attendant {
                 run: &run,
@@ -266,19 +273,19 @@ impl Supervised<'_> {
                 control_is_open: true,
                 has_terminal,
                 impatience: 0,
-                last_process: FIRST.process.0,
                 leavable: BTreeMap::new(),
             };
             let attendant = std::thread::Builder::new()
                 .name("monitor".to_owned())
-                .spawn_scoped(scope, {
-                    let actions = &actions;
-                    move || attendant.attend(&stopped, scope, actions)
-                })
+                .spawn_scoped(scope, move || attendant.attend(stopped, scope, actions))
                 .map_err(MonitorError::Watch)?;
             let mut began = None;
             let mut started = |after| {
                 began = Some(Instant::now());
+                if let Some(health) = &health {
+                    health.begin();
+                    watch_health(scope, health, &run, actions, stopped);
+                }
                 run.set_running();
                 on_started(after);
             };
@@ -315,7 +322,23 @@ impl Supervised<'_> {
     }
 }
 
-/// A run as both threads see it.
+/// Starts the thread that asks the workload how it is.
+fn watch_health<'scope, 'env>(
+    scope: &'scope Scope<'scope, 'env>,
+    health: &'env HealthWatch,
+    run: &'env Run<'_>,
+    actions: &'env Actions,
+    stopped: &'env UnixStream,
+) {
+    let started = std::thread::Builder::new()
+        .name("health".to_owned())
+        .spawn_scoped(scope, move || health.attend(run, actions, stopped));
+    if let Err(error) = started {
+        tracing::warn!(%error, "the workload is not asked how it is");
+    }
+}
+
+/// A run as its threads see it.
 #[derive(Debug)]
 struct Run<'a> {
     vm: &'a VmProcess,
@@ -328,6 +351,8 @@ struct Run<'a> {
     order: Mutex<Option<Order>>,
     /// What the agent is to be told meanwhile.
     sender: EventSender,
+    /// The last process's id.
+    last_process: AtomicU32,
     /// How many processes there are beside the workload's own.
     sessions: Arc<AtomicUsize>,
     has_disk: bool,
@@ -349,6 +374,21 @@ impl Run<'_> {
     fn set_running(&self) {
         let started = Timestamp::now();
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Status::Running { started };
+    }
+
+    /// Gives the id of another process. There are only so many at a time.
+    fn next_process(&self) -> Result<u32, String> {
+        if self.sessions.load(Ordering::SeqCst) >= MAX_SESSIONS {
+            return Err(format!(
+                "{MAX_SESSIONS} commands run in the machine already, and no more can"
+            ));
+        }
+        let next = |last: u32| last.checked_add(1);
+        self.last_process
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, next)
+            .ok()
+            .and_then(next)
+            .ok_or_else(|| "no more commands can be told apart".to_owned())
     }
 
     fn order(&self) -> Option<Order> {
@@ -575,8 +615,6 @@ struct Attendant<'a> {
     has_terminal: bool,
     /// How many SIGINT and SIGTERM have come.
     impatience: u8,
-    /// The last process's id.
-    last_process: u32,
     /// The connections of the processes that their clients may leave.
     leavable: BTreeMap<u32, Connections>,
 }
@@ -639,7 +677,6 @@ impl<'env> Attendant<'env> {
                     run: self.run,
                     scope,
                     actions,
-                    last_process: &mut self.last_process,
                     leavable: &mut self.leavable,
                     impatience: &mut self.impatience,
                 };
@@ -705,7 +742,6 @@ struct Requests<'turn, 'run, 'scope, 'env> {
     run: &'run Run<'run>,
     scope: &'scope Scope<'scope, 'env>,
     actions: &'env Actions,
-    last_process: &'turn mut u32,
     leavable: &'turn mut BTreeMap<u32, Connections>,
     impatience: &'turn mut u8,
 }
@@ -789,16 +825,7 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
         if self.actions.is_paused() {
             return Err("the machine is paused".to_owned());
         }
-        if run.sessions.load(Ordering::SeqCst) >= MAX_SESSIONS {
-            return Err(format!(
-                "{MAX_SESSIONS} commands run in the machine already, and no more can"
-            ));
-        }
-        let id = self
-            .last_process
-            .checked_add(1)
-            .ok_or("no more commands can be told apart")?;
-        *self.last_process = id;
+        let id = run.next_process()?;
         let process = process_of(id);
         let ExecRequest { choices, streams } = request;
         let is_leavable = choices.has_terminal && streams.stdin;
@@ -817,7 +844,10 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
         self.leavable.extend(kept.map(|kept| (id, kept)));
         let event = Event::Exec {
             exec: Box::new(exec),
-            watcher: Box::new(Watched::new(teller, &run.sessions)),
+            watcher: Box::new(Watched {
+                teller,
+                _counted: Counted::new(&run.sessions),
+            }),
         };
         // A watcher that is dropped tells the client.
         if let Err(error) = run.sender.send(event) {
@@ -936,22 +966,23 @@ impl Asker for Asking {
 #[derive(Debug)]
 struct Watched {
     teller: SessionTeller,
-    sessions: Arc<AtomicUsize>,
+    _counted: Counted,
 }
 
-impl Watched {
-    fn new(teller: SessionTeller, sessions: &Arc<AtomicUsize>) -> Self {
+/// One of the processes beside the workload's own, for as long as this is there.
+#[derive(Debug)]
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(sessions: &Arc<AtomicUsize>) -> Self {
         sessions.fetch_add(1, Ordering::SeqCst);
-        Self {
-            teller,
-            sessions: Arc::clone(sessions),
-        }
+        Self(Arc::clone(sessions))
     }
 }
 
-impl Drop for Watched {
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.sessions.fetch_sub(1, Ordering::SeqCst);
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

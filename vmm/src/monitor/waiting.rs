@@ -102,3 +102,66 @@ impl Control for Idle<'_> {
 
     fn left(&mut self, _client: Attached, _has_detached: bool) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::outcome::Outcome;
+    use crate::state::{
+        ControlClient, ControlError, ImageLabel, MachineId, NewMachine, OwnedMachine, Registry,
+        Settings,
+    };
+
+    /// A machine that is to be started again.
+    fn machine() -> (TempDir, OwnedMachine, ControlServer) {
+        let base = tempfile::tempdir().unwrap();
+        let new = NewMachine {
+            id: MachineId::random().unwrap(),
+            name: None,
+            image: ImageLabel {
+                reference: "app".into(),
+                id: "sha256:0".into(),
+            },
+            command: vec!["sh".into()],
+            ephemeral: false,
+            settings: Settings::default(),
+        };
+        let registry = Registry::open(base.path()).unwrap();
+        let (machine, control) = registry.create(new).unwrap();
+        (base, machine, control)
+    }
+
+    fn waits(control: &mut ControlServer, delay: Duration) -> Option<Order> {
+        let signals = Signals::take_window().unwrap();
+        wait(control, &signals, &Ended::of(&Outcome::Exited(3)), delay)
+    }
+
+    #[test]
+    fn a_machine_that_nobody_stops_is_started_again_in_its_time() {
+        let (_base, _machine, mut control) = machine();
+
+        assert_eq!(waits(&mut control, Duration::from_millis(1)), None);
+    }
+
+    #[test]
+    fn a_person_who_stops_it_is_not_kept_waiting_and_others_are_told_what_goes_on() {
+        let (_base, machine, mut control) = machine();
+        let hour = Duration::from_secs(3600);
+
+        let order = std::thread::scope(|scope| {
+            let client = || ControlClient::connect(machine.directory()).unwrap();
+            scope.spawn(move || {
+                let status = client().status().unwrap();
+                assert!(matches!(status, Status::Restarting(ended) if ended.exit_code == 3));
+                let refused = client().act(Action::Pause).unwrap_err();
+                assert!(matches!(refused, ControlError::Refused(reason) if reason == RESTARTING));
+                client().stop(Signal::TERM).unwrap();
+            });
+            waits(&mut control, hour)
+        });
+
+        assert_eq!(order, Some(Order::Person));
+    }
+}

@@ -6,6 +6,7 @@
 
 mod control;
 mod detach;
+mod health;
 mod id;
 mod name;
 mod record;
@@ -20,6 +21,7 @@ pub use control::{
     SessionOffer, SessionTeller,
 };
 pub use detach::{DetachError, StartReporter, StartWaiter, detach};
+pub use health::HealthMark;
 pub use id::{IdError, MachineId};
 pub use name::{MachineName, NameError};
 pub use record::{Cause, Ended, History, ImageLabel, Record, Status, Timestamp};

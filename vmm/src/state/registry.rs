@@ -7,6 +7,7 @@
 //!     lock                flock held by the monitor for as long as it lives
 //!     control.sock        the monitor's control socket
 //!     console.log         the guest kernel's log
+//!     health.json         how well the workload is, if somebody asks
 //!     disk, blueprint.json    see crate::storage
 //!   @<name>               symlink to <64 digits>: making it is what makes a name unique
 //!   .creating-… .removing-…   what is not yet or no longer a machine
@@ -27,11 +28,11 @@ use thiserror::Error;
 use super::control::{ControlServer, SOCKET};
 use super::record::{Ended, FORMAT, History, ImageLabel, Record, Status, Timestamp, shortened};
 use super::words::made_up_name;
-use super::{MachineId, MachineName, Settings};
+use super::{HealthMark, MachineId, MachineName, Settings, health};
 use crate::boot;
 use crate::dirs::{DirectoriesError, create_private};
 use crate::outcome::Outcome;
-use crate::policy::RestartPolicy;
+use crate::policy::{Health, HealthStatus, RestartPolicy};
 use crate::report::Help;
 
 /// The lock of a machine, in its directory.
@@ -144,6 +145,21 @@ impl Machine {
             Status::Created | Status::Running { .. } | Status::Restarting(_) => Condition::Dead {
                 host_restarted: self.host_has_restarted(),
             },
+        }
+    }
+
+    /// Returns what is known of its workload's health, if anybody asks about that and it has been started. As with docker, what does not
+    /// run is not healthy.
+    #[must_use]
+    pub fn health(&self, condition: &Condition) -> Option<Health> {
+        self.record.settings.health.as_ref()?;
+        let health = health::read(&self.directory)?;
+        match condition {
+            Condition::Running { .. } | Condition::Paused { .. } => Some(health),
+            _ => Some(Health {
+                status: HealthStatus::Unhealthy,
+                ..health
+            }),
         }
     }
 
@@ -728,6 +744,12 @@ impl OwnedMachine {
     #[must_use]
     pub fn pause_mark(&self) -> PauseMark {
         PauseMark(self.directory.join(PAUSED))
+    }
+
+    /// The way to write down how well its workload is, for another thread.
+    #[must_use]
+    pub fn health_mark(&self) -> HealthMark {
+        HealthMark::new(&self.directory)
     }
 
     /// The way to write down that the record is to stay, for another thread.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Signal;
 use super::record::shortened;
 use crate::logs::LogConfig;
-use crate::policy::RestartPolicy;
+use crate::policy::{HealthCheck, RestartPolicy};
 
 /// What was chosen for a machine. Records of earlier versions have none of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,8 @@ pub struct Settings {
     pub stop_timeout_seconds: Option<i64>,
     /// Whether it is started again when its workload has ended.
     pub restart: RestartPolicy,
+    /// How it is asked how it is; none if it is not.
+    pub health: Option<HealthCheck>,
     /// The host name inside.
     pub hostname: String,
     /// The user, docker's syntax.
