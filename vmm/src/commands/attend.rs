@@ -93,11 +93,7 @@ impl Attended<'_> {
             control,
             signals,
             client,
-            stop_signal: machine
-                .record()
-                .settings
-                .stop_signal
-                .unwrap_or(Signal::TERM),
+            stop_signal: stop_signal(&machine),
             has_terminal,
             has_disk,
             facts,
@@ -265,7 +261,14 @@ pub(super) struct Waiting {
 impl Waiting {
     /// Waits for that. Says who does not want it any more, if somebody does not.
     pub(super) fn wait(&mut self, delay: Duration) -> Option<Order> {
-        wait(&mut self.control, &self.signals, &self.ended, delay)
+        let stop_signal = stop_signal(&self.machine);
+        wait(
+            &mut self.control,
+            &self.signals,
+            &self.ended,
+            stop_signal,
+            delay,
+        )
     }
 
     /// Writes down that the machine has ended as it had, and lets those know who wait for that.
@@ -277,6 +280,15 @@ impl Waiting {
         self.control.finish(&self.ended, &self.outcome);
         self.outcome
     }
+}
+
+/// What asks a machine's workload to end.
+fn stop_signal(machine: &OwnedMachine) -> Signal {
+    machine
+        .record()
+        .settings
+        .stop_signal
+        .unwrap_or(Signal::TERM)
 }
 
 /// Writes down that a machine is not started again after all, and says how it had ended.

@@ -400,9 +400,9 @@ impl Run<'_> {
         *self.order.lock().unwrap_or_else(PoisonError::into_inner) = Some(order);
     }
 
-    /// Notes that a person sends a signal, if it is one that ends a machine: docker's rule for an image that names its signal.
+    /// Notes that a person sends a signal, if it is one that ends a machine.
     fn note_signal_of_person(&self, signal: Signal) {
-        if [self.stop_signal, Signal::KILL].contains(&signal) {
+        if is_end(signal, self.stop_signal) {
             self.set_order(Order::Person);
         }
     }
@@ -593,6 +593,11 @@ impl Dialer for Guest<'_> {
     fn dial(&self, port: u32) -> io::Result<UnixStream> {
         self.0.dial(port).map_err(io::Error::other)
     }
+}
+
+/// Whether a person who sends this signal wants the end of the machine: docker's rule for an image that names its stop signal.
+fn is_end(signal: Signal, stop_signal: Signal) -> bool {
+    [stop_signal, Signal::KILL].contains(&signal)
 }
 
 /// What ends a machine whose client went before it had started.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use protocol::{Question, WindowSize};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{ENDING, Signals};
+use super::{ENDING, Signals, is_end};
 use crate::policy::Order;
 use crate::state::{
     Action, Answerer, AttachOffer, AttachRequest, Attached, Control, ControlServer, Ended,
@@ -21,10 +21,15 @@ pub fn wait(
     control: &mut ControlServer,
     signals: &Signals,
     ended: &Ended,
+    stop_signal: Signal,
     delay: Duration,
 ) -> Option<Order> {
     let deadline = Instant::now() + delay;
-    let mut idle = Idle { ended, order: None };
+    let mut idle = Idle {
+        ended,
+        stop_signal,
+        order: None,
+    };
     while idle.order.is_none() {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).unwrap_or_default();
@@ -56,18 +61,22 @@ pub fn wait(
 /// Answers while there is no machine.
 struct Idle<'a> {
     ended: &'a Ended,
+    stop_signal: Signal,
     order: Option<Order>,
 }
 
 impl Control for Idle<'_> {
-    /// As with docker, whatever the signal is: who sends it to a machine without a workload wants none.
-    fn kill(&mut self, _signal: Signal) -> Result<(), String> {
-        self.order = Some(Order::Person);
+    /// There is nobody to get a signal. As with docker that is no failure.
+    fn kill(&mut self, signal: Signal) -> Result<(), String> {
+        if is_end(signal, self.stop_signal) {
+            self.order = Some(Order::Person);
+        }
         Ok(())
     }
 
-    fn stop(&mut self, signal: Signal) -> Result<(), String> {
-        self.kill(signal)
+    fn stop(&mut self, _signal: Signal) -> Result<(), String> {
+        self.order = Some(Order::Person);
+        Ok(())
     }
 
     fn status(&self) -> Status {
@@ -135,7 +144,8 @@ mod tests {
 
     fn waits(control: &mut ControlServer, delay: Duration) -> Option<Order> {
         let signals = Signals::take_window().unwrap();
-        wait(control, &signals, &Ended::of(&Outcome::Exited(3)), delay)
+        let ended = Ended::of(&Outcome::Exited(3));
+        wait(control, &signals, &ended, Signal::TERM, delay)
     }
 
     #[test]
@@ -158,6 +168,23 @@ mod tests {
                 let refused = client().act(Action::Pause).unwrap_err();
                 assert!(matches!(refused, ControlError::Refused(reason) if reason == RESTARTING));
                 client().stop(Signal::TERM).unwrap();
+            });
+            waits(&mut control, hour)
+        });
+
+        assert_eq!(order, Some(Order::Person));
+    }
+
+    #[test]
+    fn a_signal_is_lost_unless_it_is_one_that_ends_machines() {
+        let (_base, machine, mut control) = machine();
+        let hour = Duration::from_secs(3600);
+
+        let order = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut client = ControlClient::connect(machine.directory()).unwrap();
+                client.kill(Signal::try_from(1).unwrap()).unwrap();
+                client.kill(Signal::TERM).unwrap();
             });
             waits(&mut control, hour)
         });
