@@ -1,5 +1,5 @@
 #!/bin/sh
-# Puts binary, guest image, completions and man pages where they belong.
+# Puts binary, guest image, unit files, completions and man pages where they belong.
 #
 # Usage: install.sh VMM GUEST_DIR PREFIX
 #
@@ -34,6 +34,11 @@ if [ "$current" != "$version" ]; then
     ln -s "$version" "$versions/.current.new"
     mv -T "$versions/.current.new" "$versions/current"
 fi
+
+for manager in system user; do
+    install -d "$prefix/lib/systemd/$manager"
+    install -m 644 "$(dirname "$0")/systemd/$manager/vmm-restore.service" "$prefix/lib/systemd/$manager"
+done
 
 completion() {
     install -d "$(dirname "$2")"

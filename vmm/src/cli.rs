@@ -33,7 +33,7 @@ pub use self::container::ContainerArgs;
 pub use self::later::Later;
 pub(crate) use self::life::label_of;
 pub use self::life::{
-    EventsArgs, InspectArgs, LifeArgs, LogsArgs, PsArgs, RenameArgs, StopArgs, Tail,
+    EventsArgs, HealthArgs, InspectArgs, LifeArgs, LogsArgs, PsArgs, RenameArgs, StopArgs, Tail,
 };
 pub use self::machines::{
     AttachArgs, ExecArgs, ForkArgs, MachinesArgs, SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
@@ -764,7 +764,19 @@ pub enum ImageCommand {
 pub enum SystemCommand {
     /// Show what the store takes on the disk
     Df(Later<DfArgs>),
+    /// Start the machines again that a restart of the host has taken, as their restart policies say
+    Restore(Later<SystemRestoreArgs>),
 }
+
+/// Arguments of `vmm system restore`.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(after_help = "\
+Machines of --restart always, on-failure and unless-stopped are started, each in the background; those
+that a person had stopped only if always. Names are printed as machines run. What cannot be started
+is named with the reason, and the exit code is 1 then. Machines that run are left alone.
+
+The unit files vmm-restore.service, for the system and for users, do this when a host starts.")]
+pub struct SystemRestoreArgs {}
 
 /// Arguments of `vmm system df`.
 #[derive(Debug, Clone, Args)]

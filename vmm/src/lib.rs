@@ -2,6 +2,7 @@
 
 pub mod agent_link;
 pub mod attach;
+pub mod boot;
 pub mod cli;
 pub mod commands;
 pub mod dirs;
@@ -16,6 +17,7 @@ pub mod moment;
 pub mod monitor;
 pub mod outcome;
 pub mod plan;
+pub mod policy;
 pub mod process;
 pub mod report;
 pub mod sandbox;

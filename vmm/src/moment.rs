@@ -191,7 +191,7 @@ fn of_unix_seconds(text: &str) -> Option<Moment> {
 }
 
 /// Parses a duration as Go writes it: `1h2m3.5s`, `300ms`, `0`; with a sign it may point to the future.
-fn nanoseconds_of_duration(text: &str) -> Option<i64> {
+pub(crate) fn nanoseconds_of_duration(text: &str) -> Option<i64> {
     let (negative, mut rest) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
         None => (false, text.strip_prefix('+').unwrap_or(text)),

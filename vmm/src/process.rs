@@ -150,16 +150,20 @@ pub fn standard_streams_to_null() -> io::Result<()> {
     Ok(())
 }
 
-/// Unblocks all signals.
+/// Blocks these signals for good, and unblocks all others.
 ///
 /// # Errors
 /// As sigprocmask(2) says.
-pub fn unblock_signals() -> io::Result<()> {
-    let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+pub fn block_only(signals: &[i32]) -> io::Result<()> {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initialises the set that it gets.
-    unsafe { libc::sigemptyset(none.as_mut_ptr()) };
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    for signal in signals {
+        // SAFETY: the set was initialised above; a number that is no signal is refused.
+        unsafe { libc::sigaddset(set.as_mut_ptr(), *signal) };
+    }
     // SAFETY: the set was initialised above; a null pointer asks for no old mask.
-    match unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()) } {
+    match unsafe { libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

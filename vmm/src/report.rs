@@ -104,6 +104,12 @@ impl Report {
         self.exit_code
     }
 
+    /// Returns the sentence alone.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        chain(self.error.as_ref())
+    }
+
     /// Tells whether the reader of standard output went away: a plain program dies of SIGPIPE then, silently.
     #[must_use]
     pub fn is_output_closed(&self) -> bool {

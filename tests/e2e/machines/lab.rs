@@ -22,6 +22,7 @@ const LIFE: [&str; 7] = [
     "events::",
     "lifecycle::",
     "logs::",
+    "policies::",
     "statistics::",
     "storage::",
 ];

@@ -19,6 +19,7 @@ mod lab;
 mod lifecycle;
 mod limits;
 mod logs;
+mod policies;
 mod signals;
 mod snapshots;
 mod statistics;

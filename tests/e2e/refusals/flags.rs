@@ -243,3 +243,23 @@ fn a_configuration_goes_with_no_flag_that_it_says_itself() {
         &["--config", "--user"],
     );
 }
+
+#[test]
+fn a_restart_policy_that_is_none_or_cannot_be_kept_is_refused() {
+    options_refused(&["--restart", "often"], &["--restart", "often"]);
+    options_refused(&["-d", "--restart", "always:3"], &["always"]);
+    options_refused(&["-d", "--restart", "on-failure:-1"], &["-1"]);
+    options_refused(&["-d", "--rm", "--restart", "always"], &["--rm"]);
+    options_refused(&["--restart", "always"], &["--restart", "-d"]);
+}
+
+#[test]
+fn a_health_check_that_makes_no_sense_is_refused() {
+    options_refused(&["--health-interval", "soon"], &["soon"]);
+    options_refused(&["--health-timeout", "1us"], &["1us"]);
+    options_refused(&["--health-retries=-1"], &["-1"]);
+    options_refused(
+        &["--no-healthcheck", "--health-cmd", "true"],
+        &["--no-healthcheck"],
+    );
+}

@@ -36,6 +36,8 @@ pub enum Event {
     },
     /// The terminal of another process has this size now.
     ResizeOf(Process, WindowSize),
+    /// A signal to another process, by its number.
+    SignalOf(Process, u8),
     /// Nobody wants another process any more that may not have started yet. One that runs goes on.
     Abandon(Process),
     /// Something is to be asked about a container, or changed.

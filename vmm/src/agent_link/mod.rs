@@ -497,6 +497,7 @@ impl<'a> Session<'a> {
             Event::Resize(size) => Request::Resize { process, size },
             Event::Freeze { at_fork_point } => Request::Freeze { at_fork_point },
             Event::ResizeOf(process, size) => Request::Resize { process, size },
+            Event::SignalOf(process, signal) => Request::Signal { process, signal },
             Event::Abandon(process) => match self.others.get(&process) {
                 Some(other) if !other.is_started => Request::Signal {
                     process,

@@ -109,6 +109,12 @@ impl Connections {
         }
     }
 
+    /// Gives the outputs: standard output, error.
+    #[must_use]
+    pub fn into_outputs(self) -> Vec<UnixStream> {
+        self.stdout.into_iter().chain(self.stderr).collect()
+    }
+
     /// All that there are: standard input, output, error.
     #[must_use]
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {

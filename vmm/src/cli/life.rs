@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::logs::{LogDriver, LogOption};
-use crate::moment::Moment;
+use crate::moment::{Moment, nanoseconds_of_duration};
+use crate::policy::{HealthConfig, RestartPolicy};
 use crate::state::{MachineName, Signal};
 
 /// What `vmm run` is told about the machine's life.
@@ -24,9 +25,20 @@ pub struct LifeArgs {
     /// Write the id of the process to FILE whose end is the machine's
     #[arg(long, value_name = "FILE")]
     pub pidfile: Option<PathBuf>,
+    /// When to start the machine again: no, on-failure[:NUMBER], always or unless-stopped, see `vmm system restore`, too
+    #[arg(
+        long,
+        value_name = "POLICY",
+        default_value_t,
+        conflicts_with = "restore"
+    )]
+    pub restart: RestartPolicy,
     /// What asks the command to end [default: the image's, or TERM]
     #[arg(long, value_name = "SIGNAL", conflicts_with = "restore")]
     pub stop_signal: Option<Signal>,
+    /// How the command is asked how it is.
+    #[command(flatten)]
+    pub health: HealthArgs,
     /// How long `vmm stop` waits before it kills the machine; -1 for ever [default: 10]
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = parse_seconds)]
     pub stop_timeout: Option<i64>,
@@ -36,6 +48,70 @@ pub struct LifeArgs {
     /// With json-file: max-size=SIZE of a file, in units of k, m or g, and max-file=NUMBER [default: 10m and 3]
     #[arg(long, value_name = "NAME=VALUE")]
     pub log_opt: Vec<LogOption>,
+}
+
+/// How a workload is asked how it is.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Health")]
+pub struct HealthArgs {
+    /// Run COMMAND in the container's shell now and then: the machine is healthy if it exits with 0
+    #[arg(long, value_name = "COMMAND", conflicts_with = "restore")]
+    pub health_cmd: Option<String>,
+    /// How long to wait between two of them, as in 1m30s [default: the image's, or 30s]
+    #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with = "restore")]
+    pub health_interval: Option<i64>,
+    /// How long one may take [default: the image's, or 30s]
+    #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with = "restore")]
+    pub health_timeout: Option<i64>,
+    /// How many are to fail, one after the other, until the machine is unhealthy [default: the image's, or 3]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i64).range(0..), conflicts_with = "restore")]
+    pub health_retries: Option<i64>,
+    /// How long the machine may take until failures count [default: the image's, or 0s]
+    #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with = "restore")]
+    pub health_start_period: Option<i64>,
+    /// How long to wait between two within that time [default: the image's, or 5s]
+    #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with = "restore")]
+    pub health_start_interval: Option<i64>,
+    /// Do not ask, whatever the image says
+    #[arg(long, conflicts_with_all = ["restore", "health_cmd", "health_interval", "health_timeout", "health_retries", "health_start_period", "health_start_interval"])]
+    pub no_healthcheck: bool,
+}
+
+impl HealthArgs {
+    /// What was typed.
+    #[must_use]
+    pub fn config(&self) -> HealthConfig {
+        let shell = |text: &String| vec!["CMD-SHELL".to_owned(), text.clone()];
+        HealthConfig {
+            test: self.health_cmd.as_ref().map(shell).unwrap_or_default(),
+            interval: self.health_interval.unwrap_or_default(),
+            timeout: self.health_timeout.unwrap_or_default(),
+            start_period: self.health_start_period.unwrap_or_default(),
+            start_interval: self.health_start_interval.unwrap_or_default(),
+            retries: self.health_retries.unwrap_or_default(),
+        }
+    }
+}
+
+/// Takes a time, as nanoseconds: none at all, or at least docker's millisecond.
+fn parse_time(text: &str) -> Result<i64, TimeError> {
+    const LEAST_NS: i64 = 1_000_000;
+    match nanoseconds_of_duration(text) {
+        Some(nanoseconds) if nanoseconds == 0 || nanoseconds >= LEAST_NS => Ok(nanoseconds),
+        Some(_) => Err(TimeError::Short(text.to_owned())),
+        None => Err(TimeError::NoTime(text.to_owned())),
+    }
+}
+
+/// A time that makes no sense.
+#[derive(Debug, Clone, thiserror::Error)]
+enum TimeError {
+    /// It is none.
+    #[error("'{0}' is no time as in 1m30s")]
+    NoTime(String),
+    /// It is shorter than anything that is waited for.
+    #[error("'{0}' is shorter than a millisecond")]
+    Short(String),
 }
 
 /// Takes `KEY=VALUE` or `KEY`.
@@ -68,8 +144,8 @@ struct LabelError(String);
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Filters: name=TEXT, contained in the name; id=TEXT, its beginning;
-  status=created, running, paused, exited or dead; exited=CODE; label=KEY or label=KEY=VALUE;
-  ancestor=IMAGE; before=MACHINE and since=MACHINE.
+  status=created, restarting, running, paused, exited or dead; exited=CODE; label=KEY or label=KEY=VALUE;
+  health=starting, healthy, unhealthy or none; ancestor=IMAGE; before=MACHINE and since=MACHINE.
   Of several of one kind one is to match, but of labels all.
 
 Templates: {{.ID}} {{.Image}} {{.Command}} {{.CreatedAt}} {{.RunningFor}} {{.Status}} {{.State}}
@@ -153,7 +229,7 @@ pub struct LogsArgs {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Of each machine: create, start, pause, unpause, kill, oom, die, stop, restart, rename, update, attach,
-detach, exec_create, exec_start, exec_die, top, destroy. Without --since and --until only what happens
+detach, exec_create, exec_start, exec_die, health_status, top, destroy. Without --since and --until only what happens
 from now on is shown, until ^C. Some ten thousand events are kept.
 
 Filters: container=NAME|ID event=ACTION image=IMAGE label=KEY[=VALUE] type=container scope=local; several

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use crate::limits::{ByteSize, CpuQuota, MemoryLimit};
+use crate::policy::RestartPolicy;
 use crate::workload::container::CpuSet;
 use crate::workload::limits::{LimitChange, SwapLimit};
 
@@ -106,6 +107,9 @@ pub struct UpdateArgs {
     /// The most processes and threads at a time; -1 for no limit
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     pub pids_limit: Option<i64>,
+    /// When to start the machine again: no, on-failure[:NUMBER], always or unless-stopped
+    #[arg(long, value_name = "POLICY")]
+    pub restart: Option<RestartPolicy>,
     /// Names, ids or beginnings of ids
     #[arg(value_name = "MACHINE", required = true)]
     pub machines: Vec<String>,

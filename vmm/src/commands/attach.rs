@@ -153,7 +153,8 @@ fn can_be_attached(machine: &Machine) -> Result<(), AttachError> {
         Condition::Running { .. } => Ok(()),
         Condition::Created if machine.alive => Err(AttachError::NotYet(name)),
         Condition::Paused { .. } => Err(AttachError::Paused(name)),
-        Condition::Created | Condition::Exited(_) | Condition::Dead => {
+        Condition::Restarting(_) => Err(AttachError::Restarting(name)),
+        Condition::Created | Condition::Exited(_) | Condition::Dead { .. } => {
             Err(AttachError::Stopped(name, machine.is_kept()))
         }
     }
@@ -165,6 +166,9 @@ enum AttachError {
     /// It boots.
     #[error("cannot attach to {0}, whose workload does not run yet")]
     NotYet(MachineName),
+    /// It is started again.
+    #[error("cannot attach to {0}, which is about to be started again")]
+    Restarting(MachineName),
     /// It stands still.
     #[error("cannot attach to {0}, which is paused")]
     Paused(MachineName),
@@ -179,7 +183,7 @@ enum AttachError {
 impl Help for AttachError {
     fn help(&self) -> Option<String> {
         Some(match self {
-            Self::NotYet(name) => {
+            Self::NotYet(name) | Self::Restarting(name) => {
                 format!("see how far it is with `vmm ps -a`, and wait for {name}")
             }
             Self::Foreground(_) => {

@@ -6,15 +6,19 @@ use std::io::{self, Write};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::agent_link::{ClientStreams, Job, event_channel};
 use crate::attach::Audience;
 use crate::cli::TimingsFormat;
 use crate::logs::{Collector, LogConfig, LogSinks, LogSources, LogWriter, log_pipes};
-use crate::monitor::{Attachable, Facts, MonitorError, RawTerminal, Signals, Supervised};
+use crate::monitor::{
+    Attachable, Facts, HealthWatch, MonitorError, Ran, RawTerminal, Signals, Supervised, wait,
+};
 use crate::outcome::{ExitCode, Outcome};
+use crate::policy::{BackOff, End, Order};
 use crate::report::{Help, Report, chain};
-use crate::state::{ControlServer, Ended, OwnedMachine, Registry, StartReporter};
+use crate::state::{ControlServer, Ended, OwnedMachine, Registry, Signal, StartReporter};
 use crate::timings::Timings;
 use crate::vm_process::VmProcess;
 
@@ -42,19 +46,18 @@ pub(super) struct Attended<'a> {
 }
 
 impl Attended<'_> {
-    /// Runs the workload to its end and writes down how that was. `reporter` is taken once a waiting client knows that the workload
-    /// runs; `before_end` is called while the machine is still there.
+    /// Runs the workload to its end. `reporter` is taken once a waiting client knows that the workload runs; `before_end` is called
+    /// while the machine is still there.
     ///
     /// # Errors
     ///
     /// When nothing can be said about the workload.
     pub(super) fn attend(
         self,
-        registry: &Registry,
         reporter: &mut Option<StartReporter>,
         timings: &mut Timings,
         before_end: impl FnOnce(&VmProcess),
-    ) -> Result<Outcome, Report> {
+    ) -> Result<Finished, Report> {
         let Self {
             mut machine,
             mut control,
@@ -73,6 +76,7 @@ impl Attended<'_> {
         } = self;
         let client = reporter.as_ref().map(StartReporter::client).transpose()?;
         let own_client = reporter.as_mut().and_then(StartReporter::take_own_client);
+        let has_client = own_client.is_some() || relay.is_none();
         let started = relay
             .map(|relay| relay.start(machine.directory()))
             .transpose()?;
@@ -89,12 +93,22 @@ impl Attended<'_> {
             control,
             signals,
             client,
+            stop_signal: stop_signal(&machine),
             has_terminal,
             has_disk,
             facts,
             attachable,
             keep_mark: keeps_detached.then(|| machine.keep_mark()),
             notes: machine.notes(),
+            health: machine
+                .record()
+                .settings
+                .health
+                .clone()
+                .map(|check| HealthWatch {
+                    check,
+                    mark: machine.health_mark(),
+                }),
         };
         let mut terminal = None;
         let mut failure = None;
@@ -129,8 +143,8 @@ impl Attended<'_> {
         if let Some(report) = failure {
             return Err(report);
         }
-        let (outcome, control) = match result {
-            Ok(result) => result,
+        let ran = match result {
+            Ok(ran) => ran,
             Err(error) => {
                 // Nobody listens to a machine in the background: its record keeps the reason.
                 note(
@@ -143,12 +157,163 @@ impl Attended<'_> {
                 return Err(error.into());
             }
         };
-        note(machine, &outcome);
-        control.finish(&Ended::of(&outcome), &outcome);
+        Ok(Finished {
+            machine,
+            ran,
+            has_client,
+        })
+    }
+}
+
+/// A machine whose workload has ended, of which that is not written down yet.
+#[derive(Debug)]
+pub(super) struct Finished {
+    machine: OwnedMachine,
+    ran: Ran,
+    /// Whether the machine was somebody's, who is told all of its end.
+    has_client: bool,
+}
+
+impl Finished {
+    /// How long to wait until the machine is started again; none if it is not.
+    pub(super) fn delay(&mut self, back_off: &mut BackOff) -> Option<Duration> {
+        let end = End {
+            has_run: self.ran.run_time.is_some(),
+            is_failure: self.ran.outcome.exit_code() != ExitCode::SUCCESS,
+            order: self.ran.order,
+        };
+        let is_again = !self.has_client
+            && self.machine.is_kept()
+            && self
+                .machine
+                .restart_policy()
+                .goes_on(end, self.machine.record().history.restarts);
+        is_again.then(|| back_off.next(self.ran.run_time.unwrap_or_default()))
+    }
+
+    /// Writes down that the machine is started again, and lets those know who wait for the end of this run.
+    pub(super) fn begin_waiting(mut self) -> Result<Waiting, Outcome> {
+        let Ran {
+            outcome,
+            mut control,
+            signals,
+            threads,
+            ..
+        } = self.ran;
+        match self.machine.set_restarting(&outcome) {
+            Ok(ended) => {
+                control.tell_end(&ended, &outcome);
+                // There must be none when the next VM process is forked.
+                threads.join();
+                Ok(Waiting {
+                    machine: self.machine,
+                    control,
+                    signals,
+                    ended,
+                    outcome,
+                })
+            }
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "the machine is not started again");
+                control.finish(&Ended::of(&outcome), &outcome);
+                Err(outcome)
+            }
+        }
+    }
+
+    /// Writes down how the machine ended, and lets those know who wait for that.
+    pub(super) fn conclude(mut self, registry: &Registry) -> Outcome {
+        let Ran {
+            outcome,
+            run_time,
+            control,
+            order,
+            ..
+        } = self.ran;
+        if order == Some(Order::Person) {
+            self.machine.note_stopped();
+        }
+        let ended = match (order, run_time) {
+            // As docker has it: what was ended before it ran again has ended as it had.
+            (Some(_), None) if self.machine.is_restarting() => finish_restarting(self.machine),
+            _ => {
+                note(self.machine, &outcome);
+                None
+            }
+        };
+        control.finish(&ended.unwrap_or_else(|| Ended::of(&outcome)), &outcome);
         if let Err(error) = registry.clean() {
             tracing::debug!(%error, "leftovers of killed machines stay for the next run");
         }
-        Ok(outcome)
+        outcome
+    }
+}
+
+/// A machine that is to be started again.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) machine: OwnedMachine,
+    pub(super) control: ControlServer,
+    pub(super) signals: Signals,
+    ended: Ended,
+    outcome: Outcome,
+}
+
+impl Waiting {
+    /// Waits for that. Says who does not want it any more, if somebody does not.
+    pub(super) fn wait(&mut self, delay: Duration) -> Option<Order> {
+        let stop_signal = stop_signal(&self.machine);
+        wait(
+            &mut self.control,
+            &self.signals,
+            &self.ended,
+            stop_signal,
+            delay,
+        )
+    }
+
+    /// Writes down that the machine has ended as it had, and lets those know who wait for that.
+    pub(super) fn conclude(mut self, order: Order) -> Outcome {
+        if order == Order::Person {
+            self.machine.note_stopped();
+        }
+        finish_restarting(self.machine);
+        self.control.finish(&self.ended, &self.outcome);
+        self.outcome
+    }
+}
+
+/// What asks a machine's workload to end.
+fn stop_signal(machine: &OwnedMachine) -> Signal {
+    machine
+        .record()
+        .settings
+        .stop_signal
+        .unwrap_or(Signal::TERM)
+}
+
+/// Writes down that a machine is not started again after all, and says how it had ended.
+fn finish_restarting(machine: OwnedMachine) -> Option<Ended> {
+    let finished = machine.finish_restarting();
+    finished.unwrap_or_else(|error| {
+        tracing::warn!(
+            error = chain(&error),
+            "the machine's record is not up to date"
+        );
+        None
+    })
+}
+
+/// Writes down that a machine could not be started again, and why. One that was to be started by a person stays as it was.
+pub(super) fn give_up(machine: OwnedMachine, report: &Report) {
+    if machine.is_restarting() {
+        note(
+            machine,
+            &Outcome::HostFailed {
+                message: report.sentence(),
+                help: None,
+            },
+        );
     }
 }
 

@@ -1,5 +1,10 @@
 //! `vmm create`, `vmm start` and `vmm restart`: machines that are kept, from their creation to each of their starts.
 
+use std::fs::File;
+
+use kvm_ioctls::Kvm;
+
+use super::again;
 use super::attach;
 use super::attend::{Relay, RelayChoices, report_outcome};
 use super::each;
@@ -7,10 +12,11 @@ use super::front;
 use super::life::{IdFiles, of_life, settings};
 use super::output::print_line;
 use super::run::{
-    Beginning, Decided, blank, decide, has_keyboard, in_background, keep, machine_choices,
+    Beginning, Begun, Decided, blank, decide, has_keyboard, in_background, keep, machine_choices,
     open_image,
 };
 use super::stop;
+use crate::agent_link::ClientStreams;
 use crate::cli::{
     CreateArgs, GlobalArgs, ImportLimitArgs, RestartArgs, RunArgs, RunImage, StartArgs,
     TemplateArgs,
@@ -23,7 +29,8 @@ use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
 use crate::state::{
-    ImageLabel, Machine, MachineId, NewMachine, Registry, Settings, StartReporter, Status,
+    ControlServer, ImageLabel, Machine, MachineId, NewMachine, OwnedMachine, Registry, Settings,
+    StartReporter, Status,
 };
 use crate::storage::{self, Blueprint};
 use crate::timings::Timings;
@@ -58,7 +65,7 @@ pub(super) fn create(
         ephemeral: false,
         settings: Settings {
             log: of_life(&arguments.life, true)?.log,
-            ..settings(arguments, &workload)?
+            ..settings(arguments, &workload, &image.health)?
         },
     };
     let blueprint = Blueprint::new(workload, arguments.interactive, true, &choices, size);
@@ -155,14 +162,15 @@ pub(super) fn restart(
 }
 
 /// What the machine is for whoever starts it.
-struct Client {
+#[derive(Default)]
+pub(super) struct Client {
     attach: bool,
     interactive: bool,
     verbose_kernel: bool,
 }
 
 /// Starts a machine with this process as its monitor. `reporter` is taken once a waiting client knows that the workload runs.
-fn start_here(
+pub(super) fn start_here(
     id: &MachineId,
     client: &Client,
     directories: &Directories,
@@ -172,67 +180,145 @@ fn start_here(
     let registry = Registry::open(directories.machines())?;
     // From here on nobody else starts or removes it.
     let (machine, control) = registry.take_over(id)?;
-    let name = machine.record().name.to_string();
-    let blueprint = Blueprint::read(machine.directory(), &name)?;
-    let choices = MachineChoices {
-        verbose_kernel: client.verbose_kernel,
-        ..blueprint.choices()?
-    };
-    let disk = storage::open(machine.directory(), choices.storage.unwrap_or_default())?;
-    let kvm = open_kvm()?;
-    let quirks = Quirks::of_host(&directories.host_cache())?;
-    let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
-    timings.end_of("host");
-
-    let workload = blueprint.workload;
-    let has_terminal = workload.has_terminal();
     let is_background = reporter.is_some();
-    let interactive = blueprint.interactive && (client.interactive || is_background);
-    if !is_background {
-        has_keyboard(interactive, has_terminal)?;
-    }
-    let (image, _) = open_image(
-        &RunImage::Name(&machine.record().image.id),
-        &ImportLimitArgs::default(),
+    let prepared = Prepared::new(&machine, client, is_background, directories, &mut timings)?;
+    // From here on a signal ends the machine in good order.
+    let signals = Signals::take()?;
+    let begun = prepared.run(
+        (machine, control),
+        signals,
         directories,
+        reporter,
+        &mut timings,
     )?;
-    timings.end_of("image");
-    let log = is_background.then(|| machine.record().settings.log.unwrap_or_default());
-    let relay_choices = RelayChoices {
-        interactive,
-        has_terminal,
-        passes_end: blueprint.passes_end,
-    };
-    let relay = log.map(|log| Relay::new(log, relay_choices)).transpose()?;
-    let streams = match &relay {
-        None => client_streams(client.attach, interactive, has_terminal),
+    report_outcome(&again::conclude(begun, &registry, directories))
+}
+
+/// All that it takes to run a machine that is kept.
+pub(super) struct Prepared {
+    kvm: Kvm,
+    plan: RunPlan,
+    /// What its disk begins with, if nothing is on it yet.
+    blank: Option<File>,
+    choices: MachineChoices,
+    /// Where its streams lead, if not to this process's own.
+    relay: Option<Relay>,
+    attach: bool,
+    interactive: bool,
+    has_terminal: bool,
+}
+
+impl Prepared {
+    /// Opens it.
+    pub(super) fn new(
+        machine: &OwnedMachine,
+        client: &Client,
+        is_background: bool,
+        directories: &Directories,
+        timings: &mut Timings,
+    ) -> Result<Self, Report> {
+        let name = machine.record().name.to_string();
+        let blueprint = Blueprint::read(machine.directory(), &name)?;
+        let choices = MachineChoices {
+            verbose_kernel: client.verbose_kernel,
+            ..blueprint.choices()?
+        };
+        let disk = storage::open(machine.directory(), choices.storage.unwrap_or_default())?;
+        let kvm = open_kvm()?;
+        let quirks = Quirks::of_host(&directories.host_cache())?;
+        let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
+        timings.end_of("host");
+
+        let workload = blueprint.workload;
+        let has_terminal = workload.has_terminal();
+        let interactive = blueprint.interactive && (client.interactive || is_background);
+        if !is_background {
+            has_keyboard(interactive, has_terminal)?;
+        }
+        let (image, _) = open_image(
+            &RunImage::Name(&machine.record().image.id),
+            &ImportLimitArgs::default(),
+            directories,
+        )?;
+        timings.end_of("image");
+        let log = is_background.then(|| machine.record().settings.log.unwrap_or_default());
+        let relay_choices = RelayChoices {
+            interactive,
+            has_terminal,
+            passes_end: blueprint.passes_end,
+        };
+        let relay = log.map(|log| Relay::new(log, relay_choices)).transpose()?;
+        let attach = client.attach;
+        let declared = streams(relay.as_ref(), attach, interactive, has_terminal).declared();
+        let mut plan = RunPlan::decide(image, guest, workload, &choices, quirks, declared)?;
+        plan.machine.storage = Some(disk);
+        // A workload that never ran has written nothing.
+        let blank = match machine.record().status {
+            Status::Created => blank(&plan, directories)?,
+            Status::Running { .. } | Status::Restarting(_) | Status::Exited(_) => None,
+        };
+        Ok(Self {
+            kvm,
+            plan,
+            blank,
+            choices,
+            relay,
+            attach,
+            interactive,
+            has_terminal,
+        })
+    }
+
+    /// Runs it.
+    pub(super) fn run(
+        self,
+        (machine, control): (OwnedMachine, ControlServer),
+        signals: Signals,
+        directories: &Directories,
+        reporter: &mut Option<StartReporter>,
+        timings: &mut Timings,
+    ) -> Result<Begun, Report> {
+        let Self {
+            kvm,
+            plan,
+            blank,
+            choices,
+            relay,
+            attach,
+            interactive,
+            has_terminal,
+        } = self;
+        let has_terminal_here = has_terminal && relay.is_none();
+        let beginning = Beginning {
+            kvm: &kvm,
+            plan,
+            choices: &choices,
+            machine,
+            control,
+            signals,
+            streams: streams(relay.as_ref(), attach, interactive, has_terminal),
+            relay: relay.as_ref(),
+            has_terminal: has_terminal_here,
+            takes_keys: has_terminal_here && interactive,
+            keeps_detached: true,
+            blank,
+            templates: &TemplateArgs::default(),
+        };
+        beginning.attend(directories, reporter, timings)
+    }
+}
+
+/// The streams of a workload that lead to its log, or here.
+fn streams(
+    relay: Option<&Relay>,
+    attach: bool,
+    interactive: bool,
+    has_terminal: bool,
+) -> ClientStreams<'_> {
+    match relay {
+        None => client_streams(attach, interactive, has_terminal),
         Some(relay) => relay.streams(),
-    };
-    let mut plan = RunPlan::decide(image, guest, workload, &choices, quirks, streams.declared())?;
-    plan.machine.storage = Some(disk);
-    // A workload that never ran has written nothing.
-    let blank = match machine.record().status {
-        Status::Created => blank(&plan, directories)?,
-        Status::Running { .. } | Status::Exited(_) => None,
-    };
-    let beginning = Beginning {
-        kvm: &kvm,
-        plan,
-        choices: &choices,
-        machine,
-        control,
-        // From here on a signal ends the machine in good order.
-        signals: Signals::take()?,
-        streams,
-        relay: relay.as_ref(),
-        has_terminal: has_terminal && relay.is_none(),
-        takes_keys: has_terminal && interactive && relay.is_none(),
-        keeps_detached: true,
-        blank,
-        templates: &TemplateArgs::default(),
-    };
-    let (outcome, _) = beginning.attend(&registry, directories, reporter, &mut timings)?;
-    report_outcome(&outcome)
+    }
 }
 
 /// Why a machine was not created or started.

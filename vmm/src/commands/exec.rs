@@ -65,7 +65,8 @@ fn runs(machine: &Machine) -> Result<(), ExecError> {
         Condition::Running { .. } => Ok(()),
         Condition::Created => Err(ExecError::NotYet(name)),
         Condition::Paused { .. } => Err(ExecError::Paused(name)),
-        Condition::Exited(_) | Condition::Dead => Err(ExecError::Ended(name)),
+        Condition::Restarting(_) => Err(ExecError::Restarting(name)),
+        Condition::Exited(_) | Condition::Dead { .. } => Err(ExecError::Ended(name)),
     }
 }
 
@@ -113,6 +114,9 @@ enum ExecError {
     /// The machine boots.
     #[error("the workload of {0} does not run yet")]
     NotYet(MachineName),
+    /// The machine is started again.
+    #[error("{0} is about to be started again")]
+    Restarting(MachineName),
     /// The machine stands still.
     #[error("{0} is paused")]
     Paused(MachineName),
@@ -127,7 +131,7 @@ enum ExecError {
 impl Help for ExecError {
     fn help(&self) -> Option<String> {
         match self {
-            Self::NotYet(name) => Some(format!(
+            Self::NotYet(name) | Self::Restarting(name) => Some(format!(
                 "see how far it is with `vmm ps -a`, and wait for {name}"
             )),
             Self::Paused(name) => Some(format!("let it go on with `vmm resume {name}`")),

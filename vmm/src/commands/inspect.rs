@@ -13,6 +13,7 @@ use crate::dirs::Directories;
 use crate::logs::{LogConfig, LogDriver, path_of};
 use crate::moment::Moment;
 use crate::outcome::{ExitCode, Outcome};
+use crate::policy::{Health, HealthConfig};
 use crate::report::Report;
 use crate::state::{Cause, Condition, Ended, Machine, Record, Registry, Signal, Status, Timestamp};
 
@@ -21,6 +22,8 @@ const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// What is said of a machine whose monitor wrote down no end.
 const MONITOR_GONE: &str = "the machine's monitor was killed, or the host went down";
+/// The same where the boot is another one.
+const HOST_RESTARTED: &str = "the host restarted while the machine ran";
 
 /// Shows what is known of each machine.
 pub(super) fn run(arguments: &InspectArgs, directories: &Directories) -> Result<ExitCode, Report> {
@@ -87,6 +90,8 @@ struct State {
     error: String,
     started_at: String,
     finished_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<Health>,
 }
 
 /// What it may use of the host.
@@ -94,6 +99,7 @@ struct State {
 #[serde(rename_all = "PascalCase")]
 struct HostConfig {
     log_config: LogChoice,
+    restart_policy: Restart,
     auto_remove: bool,
     memory: u64,
     nano_cpus: u64,
@@ -116,6 +122,15 @@ struct LogChoice {
     config: BTreeMap<&'static str, String>,
 }
 
+/// When it is started again.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Restart {
+    name: &'static str,
+    /// 0 where that is not said.
+    maximum_retry_count: u32,
+}
+
 /// What runs.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -130,6 +145,8 @@ struct Config {
     labels: BTreeMap<String, String>,
     stop_signal: String,
     stop_timeout: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    healthcheck: Option<HealthConfig>,
 }
 
 /// What docker has no name for.
@@ -156,11 +173,12 @@ impl Inspected {
             created,
             ephemeral,
             settings,
+            history,
             ..
         } = &machine.record;
         let condition = machine.condition();
         let ended = match &condition {
-            Condition::Exited(ended) => Some(ended),
+            Condition::Restarting(ended) | Condition::Exited(ended) => Some(ended),
             _ => None,
         };
         let log_path = match settings.log {
@@ -180,9 +198,13 @@ impl Inspected {
             image: image.id.clone(),
             log_path,
             name: format!("/{name}"),
-            restart_count: 0,
+            restart_count: history.restarts,
             host_config: HostConfig {
                 log_config: LogChoice::of(settings.log),
+                restart_policy: Restart {
+                    name: settings.restart.name(),
+                    maximum_retry_count: settings.restart.max_retries(),
+                },
                 auto_remove: *ephemeral,
                 memory: settings.memory_bytes,
                 nano_cpus: settings.nano_cpus,
@@ -206,10 +228,16 @@ impl Inspected {
                 labels: settings.labels.clone(),
                 stop_signal: settings.stop_signal.unwrap_or(Signal::TERM).to_string(),
                 stop_timeout: settings.stop_timeout_seconds,
+                healthcheck: settings.health.as_ref().map(|check| check.config.clone()),
             },
             vmm: Own {
                 directory: machine.directory.display().to_string(),
-                cause: ended.map(|ended| ended.cause),
+                cause: match condition {
+                    Condition::Dead {
+                        host_restarted: true,
+                    } => Some(Cause::HostRestarted),
+                    _ => ended.map(|ended| ended.cause),
+                },
                 signal: ended
                     .and_then(|ended| ended.signal)
                     .map(|it| it.to_string()),
@@ -233,6 +261,7 @@ impl State {
             error: String::new(),
             started_at: NEVER.to_owned(),
             finished_at: NEVER.to_owned(),
+            health: machine.health(condition),
         };
         let pid = machine.record.settings.monitor_pid;
         match condition {
@@ -251,6 +280,17 @@ impl State {
                 started_at: spell(*started),
                 ..nobody
             },
+            Condition::Restarting(ended) => Self {
+                // As docker has it, too.
+                running: true,
+                restarting: true,
+                oom_killed: ended.out_of_memory,
+                exit_code: ended.exit_code,
+                error: why(ended),
+                started_at: ended.started.map_or_else(|| NEVER.to_owned(), spell),
+                finished_at: spell(ended.finished),
+                ..nobody
+            },
             Condition::Exited(ended) => Self {
                 oom_killed: ended.out_of_memory,
                 exit_code: ended.exit_code,
@@ -259,10 +299,13 @@ impl State {
                 finished_at: spell(ended.finished),
                 ..nobody
             },
-            Condition::Dead => Self {
+            Condition::Dead { host_restarted } => Self {
                 dead: true,
                 exit_code: Outcome::Killed.exit_code().number(),
-                error: MONITOR_GONE.to_owned(),
+                error: match host_restarted {
+                    true => HOST_RESTARTED.to_owned(),
+                    false => MONITOR_GONE.to_owned(),
+                },
                 started_at: match machine.record.status {
                     Status::Running { started } => spell(started),
                     _ => NEVER.to_owned(),

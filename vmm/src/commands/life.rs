@@ -5,8 +5,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use crate::cli::{LifeArgs, RunArgs, label_of};
+use crate::cli::{HealthArgs, LifeArgs, RunArgs, label_of};
+use crate::image::ImageHealth;
 use crate::logs::LogConfig;
+use crate::policy::{HealthCheck, HealthError};
 use crate::report::{Help, Report};
 use crate::state::{MachineId, OtherLimits, Settings, Signal};
 use crate::workload::Workload;
@@ -19,12 +21,17 @@ const MAX_LABEL_BYTES: usize = 256 << 10;
 /// # Errors
 ///
 /// If labels cannot be read, or what was typed about the log makes no sense.
-pub(super) fn settings(arguments: &RunArgs, workload: &Workload) -> Result<Settings, Report> {
+pub(super) fn settings(
+    arguments: &RunArgs,
+    workload: &Workload,
+    image: &ImageHealth,
+) -> Result<Settings, Report> {
     let process = &workload.config()["process"];
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
     let environment = process["env"].as_array().into_iter().flatten();
     Ok(Settings {
         stop_signal: Signal::try_from(workload.stop_signal()).ok(),
+        health: health(&arguments.life.health, image)?,
         hostname: text(&workload.config()["hostname"]),
         user: workload.user().to_owned(),
         working_directory: text(&process["cwd"]),
@@ -36,6 +43,16 @@ pub(super) fn settings(arguments: &RunArgs, workload: &Workload) -> Result<Setti
         limits: other_limits(&workload.config()["linux"]["resources"]),
         ..of_life(&arguments.life, arguments.has_log())?
     })
+}
+
+/// What was typed about the workload's health, and for the rest what the image says.
+fn health(arguments: &HealthArgs, image: &ImageHealth) -> Result<Option<HealthCheck>, LifeError> {
+    if arguments.no_healthcheck {
+        return Ok(None);
+    }
+    let of_image = image.healthcheck.clone().unwrap_or_default();
+    let shell = image.shell.as_deref().unwrap_or_default();
+    Ok(arguments.config().or(of_image).decide(shell)?)
 }
 
 /// What `linux.resources` of the runtime-spec say beside memory and processor time, which are the machine's.
@@ -60,6 +77,7 @@ pub(super) fn of_life(life: &LifeArgs, has_log: bool) -> Result<Settings, Report
     let log = LogConfig::new(life.log_driver, &life.log_opt)?;
     Ok(Settings {
         labels: labels(life)?,
+        restart: life.restart,
         log: has_log.then_some(log),
         stop_timeout_seconds: life.stop_timeout,
         ..Settings::default()
@@ -190,6 +208,9 @@ pub(super) enum LifeError {
     /// The labels are too many.
     #[error("the labels are longer than {MAX_LABEL_BYTES} bytes together")]
     ManyLabels,
+    /// The image's, or what was typed, is no health check.
+    #[error(transparent)]
+    Health(#[from] HealthError),
     /// Another machine may have the file.
     #[error("the file {} for the machine's id exists", .0.display())]
     IdFileExists(PathBuf),
@@ -218,6 +239,9 @@ impl Help for LifeError {
                 "see that the machine in it does not run, and remove {}",
                 path.display()
             )),
+            Self::Health(_) => {
+                Some("name another with --health-cmd, or none with --no-healthcheck".to_owned())
+            }
             _ => None,
         }
     }

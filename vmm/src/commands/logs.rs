@@ -69,7 +69,7 @@ fn has_log(machine: &Machine) -> Result<(), LogsError> {
 
 fn has_ended(registry: &Registry, machine: &Machine, arguments: &LogsArgs) -> Result<bool, Report> {
     let is_late = arguments.until.is_some_and(|until| until < Moment::now());
-    Ok(is_late || registry.has_ended(&machine.record.id)?)
+    Ok(is_late || registry.has_ended(&machine.record.id, machine.record.history.restarts)?)
 }
 
 /// Waits until there may be more to read, and says whether the machine's monitor has gone.

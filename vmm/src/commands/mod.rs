@@ -3,6 +3,7 @@
 //! A command takes what was typed, asks the rooms below for what it means, and prints. It returns
 //! the exit code; a failure becomes a [`Report`] on the way out and is printed by `main`.
 
+mod again;
 mod attach;
 mod attend;
 mod bench;
@@ -27,6 +28,7 @@ mod prepare;
 mod progress;
 mod ps;
 mod restore;
+mod revive;
 mod rmi;
 mod rows;
 pub mod run;
@@ -103,6 +105,7 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
             rmi::prune(arguments, &here()?)
         }
         Command::System(SystemCommand::Df(arguments)) => df::run(arguments, &here()?),
+        Command::System(SystemCommand::Restore(_)) => revive::run(&here()?),
         Command::Guest(command) => guest::run(command, &here()?),
         Command::Bench(arguments) => bench::run(arguments, &here()?, cli.global.root.as_deref()),
         Command::Doctor(arguments) => doctor::run(arguments, &here()?),

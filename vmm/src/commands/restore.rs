@@ -282,7 +282,9 @@ fn resume(
         has_disk: plan.machine.storage.is_some(),
         beginning: "restore",
     };
-    let outcome = attended.attend(&registry, reporter, timings, |_| {})?;
+    let outcome = attended
+        .attend(reporter, timings, |_| {})?
+        .conclude(&registry);
     timings.end_of("end");
     report_outcome(&outcome)
 }

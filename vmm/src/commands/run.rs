@@ -7,7 +7,10 @@ use std::io::{self, IsTerminal, Write};
 
 use kvm_ioctls::Kvm;
 
-use super::attend::{Attended, Relay, RelayChoices, print_timings, report_outcome};
+use super::again;
+use super::attend::{
+    Attended, Finished, Relay, RelayChoices, give_up, print_timings, report_outcome,
+};
 use super::front;
 use super::life::{IdFiles, settings};
 use super::load::import_options;
@@ -26,7 +29,7 @@ use crate::image::{
 use crate::limits::{ByteSize, CpuQuota, MemoryLimit};
 use crate::machine::host::{ProbeError, Quirks, open_kvm};
 use crate::monitor::{Facts, MonitorError, Signals, client_streams, window_size};
-use crate::outcome::{ExitCode, Outcome};
+use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
 use crate::snapshot::{Origin, Streams, Subject};
@@ -36,7 +39,7 @@ use crate::state::{
 use crate::storage::{self, Blueprint, StorageSize};
 use crate::template::Templates;
 use crate::timings::Timings;
-use crate::vm_process::{ChannelError, SpawnError};
+use crate::vm_process::{ChannelError, SpawnError, VmProcess};
 use crate::workload::container::{ContainerChoices, SecurityOption};
 use crate::workload::environment::{OwnEnvironment, read_file};
 use crate::workload::exec::Basis;
@@ -57,6 +60,7 @@ pub fn run(
         Some(file) => restore::run_here(file, arguments, directories, reporter),
         None => run_here(arguments, directories, global, reporter),
     };
+    check_restart(arguments)?;
     if arguments.can_be_left() {
         has_keyboard(arguments.interactive, arguments.tty)?;
         if arguments.restore.is_none() {
@@ -118,7 +122,7 @@ fn run_here(
     let id_files = IdFiles::reserve(&arguments.life)?;
     let image_id = image.id.to_string();
     let has_terminal = workload.has_terminal();
-    let settings = settings(arguments, &workload)?;
+    let settings = settings(arguments, &workload, &image.health)?;
     let log = settings.log;
     let new = NewMachine {
         id,
@@ -182,8 +186,9 @@ fn run_here(
         blank,
         templates: &arguments.templates,
     };
-    let (outcome, has_best_template) =
-        beginning.attend(&registry, directories, reporter, &mut timings)?;
+    let begun = beginning.attend(directories, reporter, &mut timings)?;
+    let has_best_template = begun.has_best_template;
+    let outcome = again::conclude(begun, &registry, directories);
     if !has_best_template && outcome.workload_ran() {
         let storage = machine_choices.storage;
         super::prepare::in_background(&image_id, arguments, storage, global.root.as_deref());
@@ -263,6 +268,19 @@ fn storage(arguments: &RunArgs) -> Result<Option<StorageSize>, RunError> {
     }
 }
 
+/// Refuses a restart policy for a machine of which nothing stays that could be started again.
+fn check_restart(arguments: &RunArgs) -> Result<(), RunError> {
+    if arguments.life.restart.is_none() {
+        return Ok(());
+    }
+    match (arguments.rm, arguments.kernel.is_some(), arguments.detach) {
+        (true, ..) => Err(RunError::RestartRemoved),
+        (_, true, _) => Err(RunError::RestartOwnKernel),
+        (_, _, false) => Err(RunError::RestartForeground),
+        (false, false, true) => Ok(()),
+    }
+}
+
 /// Gives a new machine what it is kept with: its disk, and what it takes to start it again. A machine that cannot have them is removed.
 pub(super) fn keep(
     machine: OwnedMachine,
@@ -313,16 +331,23 @@ pub(super) struct Beginning<'a> {
     pub(super) templates: &'a TemplateArgs,
 }
 
+/// What became of it.
+pub(super) struct Begun {
+    pub(super) finished: Finished,
+    /// What is left of its VM process.
+    pub(super) vm: VmProcess,
+    /// Whether it began with the best template that there could have been.
+    pub(super) has_best_template: bool,
+}
+
 impl Beginning<'_> {
-    /// Starts the machine and runs its workload to its end. Says how that was, and whether it began with the best template that
-    /// there could have been.
+    /// Starts the machine and runs its workload to its end.
     pub(super) fn attend(
         self,
-        registry: &Registry,
         directories: &Directories,
         reporter: &mut Option<StartReporter>,
         timings: &mut Timings,
-    ) -> Result<(Outcome, bool), Report> {
+    ) -> Result<Begun, Report> {
         let Self {
             kvm,
             mut plan,
@@ -338,33 +363,42 @@ impl Beginning<'_> {
             blank,
             templates,
         } = self;
-        let console_log = machine.create_console_log()?;
-        plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
-        timings.end_of("plan");
-
-        // A template knows nothing of what is on a disk.
-        let has_used_disk = plan.machine.storage.is_some() && blank.is_none();
-        let recipes = match templates.no_template || has_used_disk {
-            true => Vec::new(),
-            false => recipes(&plan, &machine.record().image.id)?,
+        let decided = (|| {
+            let console_log = machine.create_console_log()?;
+            plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
+            timings.end_of("plan");
+            // A template knows nothing of what is on a disk.
+            let has_used_disk = plan.machine.storage.is_some() && blank.is_none();
+            let recipes = match templates.no_template || has_used_disk {
+                true => Vec::new(),
+                false => recipes(&plan, &machine.record().image.id)?,
+            };
+            let facts = facts(
+                &plan,
+                &machine,
+                choices,
+                machine.record().settings.terminal,
+                plan.create.streams.into(),
+                Basis::of(&plan.create),
+            )?;
+            Ok((console_log, recipes, facts))
+        })();
+        let (console_log, recipes, facts) = match decided {
+            Ok(decided) => decided,
+            Err(report) => {
+                give_up(machine, &report);
+                return Err(report);
+            }
         };
         let templates = Templates::new(directories.cache(), templates.template_limit);
-        let facts = facts(
-            &plan,
-            &machine,
-            choices,
-            machine.record().settings.terminal,
-            plan.create.streams.into(),
-            Basis::of(&plan.create),
-        )?;
-        let started = start(
-            kvm,
-            &plan.machine,
-            &templates,
-            &recipes,
-            blank.as_ref(),
-            &signals,
-        )?;
+        let blank = blank.as_ref();
+        let started = match start(kvm, &plan.machine, &templates, &recipes, blank, &signals) {
+            Ok(started) => started,
+            Err(report) => {
+                give_up(machine, &report);
+                return Err(report);
+            }
+        };
         let attended = Attended {
             machine,
             control,
@@ -381,13 +415,17 @@ impl Beginning<'_> {
             has_disk: plan.machine.storage.is_some(),
             beginning: started.recipe.map_or("boot", |_| "clone"),
         };
-        let outcome = attended.attend(registry, reporter, timings, |vm| {
+        let finished = attended.attend(reporter, timings, |vm| {
             if let (Some(recipe), true) = (started.recipe, started.is_first_clone) {
                 templates.note_touched(recipe, vm, &plan.machine.mapped_files());
             }
         })?;
-        // The first is the best that there could have been.
-        Ok((outcome, started.recipe == recipes.first()))
+        Ok(Begun {
+            finished,
+            // The first is the best that there could have been.
+            has_best_template: started.recipe == recipes.first(),
+            vm: started.vm,
+        })
     }
 }
 
@@ -553,6 +591,15 @@ pub enum RunError {
     /// There is nothing to keep it with.
     #[error("a size of storage was typed, and the machine is not kept")]
     StorageNotKept,
+    /// Nothing is left to be started again.
+    #[error("--restart and --rm exclude each other")]
+    RestartRemoved,
+    /// The kernel is not kept.
+    #[error("--restart and --kernel exclude each other")]
+    RestartOwnKernel,
+    /// It ends with its client.
+    #[error("--restart needs -d: a machine in the foreground ends with its client")]
+    RestartForeground,
     /// The guest image is an old one.
     #[error(
         "the guest image has no empty file system, as the disk of a machine that is kept begins with"
@@ -573,6 +620,10 @@ impl Help for RunError {
             Self::NoBlank => Some(
                 "install a newer guest image, or add --rm to keep nothing of the machine".to_owned(),
             ),
+            Self::RestartRemoved | Self::RestartOwnKernel => Some("leave one of them out".to_owned()),
+            Self::RestartForeground => {
+                Some("add -d, and see what it writes with `vmm logs -f`".to_owned())
+            }
             Self::NoTerminal => Some("leave out -t to pass standard input on as it is".to_owned()),
         }
     }

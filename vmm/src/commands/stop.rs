@@ -80,7 +80,7 @@ fn begin(
     let timeout = timeout_seconds.or(settings.stop_timeout_seconds);
     let timeout = u64::try_from(timeout.unwrap_or(DEFAULT_TIMEOUT_SECONDS)).ok();
     let asked = Instant::now();
-    control.kill(signal.unwrap_or(Signal::TERM))?;
+    control.stop(signal.unwrap_or(Signal::TERM))?;
     if matches!(machine.condition(), Condition::Paused { .. }) {
         // It would not notice otherwise. Somebody else may have let it go on meanwhile.
         let _ = control.act(Action::Resume);
@@ -140,7 +140,14 @@ fn exit_code(registry: &Registry, reference: &str) -> Result<u8, Report> {
     if machine.alive {
         // One that leaves no record tells it to those who wait, and to nobody else.
         let told = ControlClient::connect(&machine.directory).and_then(|client| client.wait(None));
-        registry.await_end(id)?;
+        // As with docker, one that is started again has ended, too.
+        let goes_on = registry.find(id.as_str()).is_ok_and(|it| {
+            let restarts = machine.record.history.restarts;
+            it.alive && it.record.history.restarts != restarts
+        });
+        if !goes_on {
+            registry.await_end(id)?;
+        }
         if let Ok(ended) = told {
             return Ok(ended.exit_code);
         }
@@ -152,10 +159,11 @@ fn exit_code(registry: &Registry, reference: &str) -> Result<u8, Report> {
     match ended.condition() {
         Condition::Exited(ended) => Ok(ended.exit_code),
         // What its monitor was ended by takes the machine with it.
-        Condition::Dead => Ok(Outcome::Killed.exit_code().number()),
-        Condition::Created | Condition::Running { .. } | Condition::Paused { .. } => {
-            Err(StateError::Alive(ended.record.id).into())
-        }
+        Condition::Dead { .. } => Ok(Outcome::Killed.exit_code().number()),
+        Condition::Created
+        | Condition::Restarting(_)
+        | Condition::Running { .. }
+        | Condition::Paused { .. } => Err(StateError::Alive(ended.record.id).into()),
     }
 }
 

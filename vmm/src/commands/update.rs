@@ -1,4 +1,4 @@
-//! `vmm update`: other limits for machines, whether they run or not.
+//! `vmm update`: other limits and another restart policy for machines, whether they run or not.
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,9 @@ use crate::cli::UpdateArgs;
 use crate::dirs::Directories;
 use crate::machine::RamSize;
 use crate::outcome::ExitCode;
+use crate::policy::RestartPolicy;
 use crate::report::{Help, Report};
-use crate::state::{Asked, ControlError, Machine, MachineName, Registry, Settings};
+use crate::state::{Asked, ControlError, Machine, MachineName, Registry, Settings, StateError};
 use crate::storage::Blueprint;
 use crate::workload::limits::{LimitChange, check_start};
 
@@ -26,12 +27,18 @@ enum UpdateError {
     /// Its guest was not asked.
     #[error("machine '{0}' was started meanwhile, and its limits are as they were")]
     Started(MachineName),
+    /// It cannot be started again.
+    #[error("machine '{0}' cannot be started again by a policy: nothing of it is kept")]
+    NotKept(MachineName),
 }
 
 impl Help for UpdateError {
     fn help(&self) -> Option<String> {
         match self {
             Self::Started(_) => Some("try again".to_owned()),
+            Self::NotKept(_) => Some(
+                "machines of `vmm create`, and of `vmm run -d` with --storage or --restart, are kept".to_owned(),
+            ),
         }
     }
 }
@@ -41,9 +48,30 @@ pub(super) fn run(arguments: &UpdateArgs, directories: &Directories) -> Result<E
     let registry = Registry::open(directories.machines())?;
     let change = arguments.change();
     each(&arguments.machines, |reference| {
-        update(&registry, &registry.find(reference)?, &change)?;
+        let machine = registry.find(reference)?;
+        if let Some(policy) = arguments.restart {
+            can_be_restarted(&machine, policy)?;
+        }
+        // Nothing at all is refused there.
+        if arguments.restart.is_none() || change != LimitChange::default() {
+            update(&registry, &machine, &change)?;
+        }
+        if let Some(policy) = arguments.restart {
+            registry.change(&machine.record.id, |_, settings| {
+                settings.restart = policy;
+                Ok::<_, StateError>(())
+            })?;
+        }
         print_line(reference)
     })
+}
+
+/// Refuses a restart policy for a machine of which nothing stays that could be started again.
+fn can_be_restarted(machine: &Machine, policy: RestartPolicy) -> Result<(), UpdateError> {
+    match policy.is_none() || machine.is_kept() {
+        true => Ok(()),
+        false => Err(UpdateError::NotKept(machine.record.name.clone())),
+    }
 }
 
 /// Checks all of a change, has the guest make it, and writes it down, in this order: nothing is recorded that is not so.

@@ -42,8 +42,8 @@ pub use progress::{Progress, Silent, Step};
 pub use reference::{ParseReferenceError, Reference};
 pub use source::{ImageSource, SourceError};
 pub use store::{
-    FindError, HistoryEntry, ImageSummary, ImportError, ImportOptions, Needed, PruneScope, Pruned,
-    RemoveError, Removed, RootPart, RootTree, SaveError, Store, StoreError, StoredImage,
-    UnpackError, Usage,
+    FindError, HistoryEntry, ImageHealth, ImageSummary, ImportError, ImportOptions, Needed,
+    PruneScope, Pruned, RemoveError, Removed, RootPart, RootTree, SaveError, Store, StoreError,
+    StoredImage, UnpackError, Usage,
 };
 pub use tar::TarError;

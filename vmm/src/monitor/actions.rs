@@ -12,6 +12,7 @@ use protocol::Question;
 
 use super::Run;
 use crate::agent_link::Event;
+use crate::policy::Order;
 use crate::report::chain;
 use crate::snapshot::{Origin, Parent, Subject, Target, Writer};
 use crate::state::{Action, PauseMark};
@@ -149,6 +150,7 @@ impl Actions {
                 };
                 self.snapshot(run, &mut state, target, parent, at_fork_point, stop)?;
                 if stop {
+                    run.set_order(Order::Person);
                     run.end(SIGKILL);
                 }
                 Ok(())

@@ -11,14 +11,17 @@
 
 mod actions;
 mod attachable;
+mod health;
 mod terminal;
+mod threads;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
@@ -33,18 +36,22 @@ use crate::agent_link::{
 };
 use crate::outcome::{NotStarted, Outcome};
 use crate::plan::FIRST;
+use crate::policy::Order;
 use crate::process;
 use crate::report::{Help, chain};
 use crate::state::{
-    Action, Answerer, AttachOffer, AttachRequest, Attached, Control, ControlServer, Ended,
-    ExecRequest, KeepMark, Notes, SessionOffer, SessionTeller, Signal, Status, Timestamp,
+    Action, Answerer, AttachOffer, AttachRequest, Attached, Control, ControlServer, ExecRequest,
+    KeepMark, Notes, SessionOffer, SessionTeller, Signal, Status, Timestamp,
 };
 use crate::vm_process::{ChannelError, End, Report, VmProcess};
 
 use self::actions::Actions;
 pub use self::actions::Facts;
 pub use self::attachable::Attachable;
+pub use self::health::HealthWatch;
 pub use self::terminal::{RawTerminal, window_size};
+pub use self::threads::Threads;
+pub use self::waiting::wait;
 
 /// The signals that are the workload's, as with docker's `--sig-proxy`; SIGWINCH becomes the terminal's new size.
 const FORWARDED: [i32; 7] = [
@@ -56,6 +63,9 @@ const FORWARDED: [i32; 7] = [
     libc::SIGUSR2,
     libc::SIGWINCH,
 ];
+
+/// Those of them by which a monitor is told to end.
+const ENDING: [i32; 3] = [libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
 /// How many processes there may be beside the workload's own: each has up to three of the machine's vsock connections
 /// (`devices/src/virtio/vsock/queue.rs`), and six of the descriptors of the guest's PID 1, of which Linux gives it 1024.
@@ -177,6 +187,8 @@ pub struct Supervised<'a> {
     pub signals: Signals,
     /// Of a machine in the background: reports an error once the client that waits for its start is gone.
     pub client: Option<OwnedFd>,
+    /// What asks the workload to end.
+    pub stop_signal: Signal,
     /// Whether the workload has this process's terminal.
     pub has_terminal: bool,
     /// Whether what the workload wrote is to be on the machine's disk in the end.
@@ -189,36 +201,55 @@ pub struct Supervised<'a> {
     pub keep_mark: Option<KeepMark>,
     /// Notes what happens to it.
     pub notes: Notes,
+    /// How the workload is asked how it is, if it is.
+    pub health: Option<HealthWatch>,
+}
+
+/// What is left of a run that has ended, for the next one or for the end.
+#[derive(Debug)]
+pub struct Ran {
+    /// How the workload ended.
+    pub outcome: Outcome,
+    /// How long its program had run, if it had.
+    pub run_time: Option<Duration>,
+    /// Who wanted the end, if somebody did.
+    pub order: Option<Order>,
+    /// The control socket, so that those who wait at it learn the outcome once it is written down.
+    pub control: ControlServer,
+    /// This process's signals.
+    pub signals: Signals,
+    /// Threads that may still run.
+    pub threads: Arc<Threads>,
 }
 
 impl Supervised<'_> {
     /// Waits for the agent, runs the workload to its end and says how that was. `on_ready` is called when the agent is there,
     /// `on_started` when the workload's program runs, with what the agent took for that.
     ///
-    /// The control socket is given back, so that those who wait at it learn the outcome once it is written down.
-    ///
     /// # Errors
     ///
-    /// When nothing can be said about the workload.
+    /// When the host gives no descriptor or thread.
     pub fn run(
         self,
         job: Job,
         streams: ClientStreams<'_>,
         on_ready: &mut dyn FnMut(),
         on_started: &mut dyn FnMut(Duration),
-    ) -> Result<(Outcome, ControlServer), MonitorError> {
+    ) -> Result<Ran, MonitorError> {
         let Self {
             vm,
             console_log,
             control,
             signals,
             client,
+            stop_signal,
             has_terminal,
             has_disk,
             facts,
             attachable,
             keep_mark,
             notes,
+            health,
         } = self;
         let (sender, events) = event_channel().map_err(MonitorError::Watch)?;
         let (stop, stopped) = UnixStream::pair().map_err(MonitorError::Watch)?;
@@ -226,15 +257,20 @@ impl Supervised<'_> {
             vm,
             status: Mutex::new(Status::Created),
             ended_by: AtomicU8::new(0),
+            stop_signal,
+            order: Mutex::new(None),
             sender,
+            last_process: AtomicU32::new(FIRST.process.0),
             sessions: Arc::default(),
             has_disk,
             ends_by: Mutex::new(None),
             attachable,
             keep_mark,
             notes,
+            threads: Arc::default(),
         };
         let actions = Actions::new(facts);
+        let (actions, stopped) = (&actions, &stopped);
         std::thread::scope(|scope| {
             let attendant = Attendant {
                 run: &run,
@@ -244,23 +280,25 @@ impl Supervised<'_> {
                 control_is_open: true,
                 has_terminal,
                 impatience: 0,
-                last_process: FIRST.process.0,
                 leavable: BTreeMap::new(),
             };
             let attendant = std::thread::Builder::new()
                 .name("monitor".to_owned())
-                .spawn_scoped(scope, {
-                    let actions = &actions;
-                    move || attendant.attend(&stopped, scope, actions)
-                })
+                .spawn_scoped(scope, move || attendant.attend(stopped, scope, actions))
                 .map_err(MonitorError::Watch)?;
+            let mut began = None;
             let mut started = |after| {
+                began = Some(Instant::now());
+                if let Some(health) = &health {
+                    health.begin();
+                    watch_health(scope, health, &run, actions, stopped);
+                }
                 run.set_running();
                 on_started(after);
             };
             let result = run.converse(job, streams, &events, console_log, on_ready, &mut started);
             drop(stop);
-            let control = attendant
+            let (control, signals) = attendant
                 .join()
                 .map_err(|_| MonitorError::Watch(io::Error::other("a thread failed")))?;
             let outcome = match (result, run.ended_by()) {
@@ -273,37 +311,55 @@ impl Supervised<'_> {
                     _,
                 ) => outcome,
                 (_, Some(outcome)) => outcome,
-                (
-                    Err(error @ (MonitorError::Vanished { .. } | MonitorError::NotBuilt { .. })),
-                    None,
-                ) => Outcome::HostFailed {
-                    message: error.to_string(),
+                (Ok(outcome), None) => outcome,
+                (Err(error), None) => Outcome::HostFailed {
+                    message: chain(&error),
                     help: error.help(),
                 },
-                (Ok(outcome), None) => outcome,
-                (Err(error), None) => {
-                    let outcome = Outcome::HostFailed {
-                        message: chain(&error),
-                        help: error.help(),
-                    };
-                    control.finish(&Ended::of(&outcome), &outcome);
-                    return Err(error);
-                }
             };
-            Ok((outcome, control))
+            Ok(Ran {
+                outcome,
+                run_time: began.map(|moment| moment.elapsed()),
+                order: run.order(),
+                control,
+                signals,
+                threads: Arc::clone(&run.threads),
+            })
         })
     }
 }
 
-/// A run as both threads see it.
+/// Starts the thread that asks the workload how it is.
+fn watch_health<'scope, 'env>(
+    scope: &'scope Scope<'scope, 'env>,
+    health: &'env HealthWatch,
+    run: &'env Run<'_>,
+    actions: &'env Actions,
+    stopped: &'env UnixStream,
+) {
+    let started = std::thread::Builder::new()
+        .name("health".to_owned())
+        .spawn_scoped(scope, move || health.attend(run, actions, stopped));
+    if let Err(error) = started {
+        tracing::warn!(%error, "the workload is not asked how it is");
+    }
+}
+
+/// A run as its threads see it.
 #[derive(Debug)]
 struct Run<'a> {
     vm: &'a VmProcess,
     status: Mutex<Status>,
     /// The signal for which the machine was ended from outside; 0 for none.
     ended_by: AtomicU8,
+    /// What asks the workload to end.
+    stop_signal: Signal,
+    /// Who has wanted the end of the machine.
+    order: Mutex<Option<Order>>,
     /// What the agent is to be told meanwhile.
     sender: EventSender,
+    /// The last process's id.
+    last_process: AtomicU32,
     /// How many processes there are beside the workload's own.
     sessions: Arc<AtomicUsize>,
     has_disk: bool,
@@ -312,6 +368,7 @@ struct Run<'a> {
     attachable: Option<Attachable>,
     keep_mark: Option<KeepMark>,
     notes: Notes,
+    threads: Arc<Threads>,
 }
 
 impl Run<'_> {
@@ -325,6 +382,37 @@ impl Run<'_> {
     fn set_running(&self) {
         let started = Timestamp::now();
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Status::Running { started };
+    }
+
+    /// Gives the id of another process. There are only so many at a time.
+    fn next_process(&self) -> Result<u32, String> {
+        if self.sessions.load(Ordering::SeqCst) >= MAX_SESSIONS {
+            return Err(format!(
+                "{MAX_SESSIONS} commands run in the machine already, and no more can"
+            ));
+        }
+        let next = |last: u32| last.checked_add(1);
+        self.last_process
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, next)
+            .ok()
+            .and_then(next)
+            .ok_or_else(|| "no more commands can be told apart".to_owned())
+    }
+
+    fn order(&self) -> Option<Order> {
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that somebody wants the end of the machine.
+    fn set_order(&self, order: Order) {
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner) = Some(order);
+    }
+
+    /// Notes that a person sends a signal, if it is one that ends a machine.
+    fn note_signal_of_person(&self, signal: Signal) {
+        if is_end(signal, self.stop_signal) {
+            self.set_order(Order::Person);
+        }
     }
 
     /// Whether the workload's program runs, and so can get signals.
@@ -519,6 +607,11 @@ impl Dialer for Guest<'_> {
     }
 }
 
+/// Whether a person who sends this signal wants the end of the machine: docker's rule for an image that names its stop signal.
+fn is_end(signal: Signal, stop_signal: Signal) -> bool {
+    [stop_signal, Signal::KILL].contains(&signal)
+}
+
 /// What ends a machine whose client went before it had started.
 const SIGHUP: u8 = 1;
 
@@ -539,20 +632,18 @@ struct Attendant<'a> {
     has_terminal: bool,
     /// How many SIGINT and SIGTERM have come.
     impatience: u8,
-    /// The last process's id.
-    last_process: u32,
     /// The connections of the processes that their clients may leave.
     leavable: BTreeMap<u32, Connections>,
 }
 
 impl<'env> Attendant<'env> {
-    /// Attends until `stopped` hangs up, and gives the control socket back.
+    /// Attends until `stopped` hangs up, and gives back what it has listened to.
     fn attend<'scope>(
         mut self,
         stopped: &UnixStream,
         scope: &'scope Scope<'scope, 'env>,
         actions: &'env Actions,
-    ) -> ControlServer {
+    ) -> (ControlServer, Signals) {
         self.tell_window();
         loop {
             let control_interest = if self.control_is_open {
@@ -583,13 +674,13 @@ impl<'env> Attendant<'env> {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
                     tracing::warn!(%error, "signals and requests are not forwarded any more");
-                    return self.control;
+                    return (self.control, self.signals);
                 }
             }
             let [is_stopped, has_signal, has_request, has_no_client] =
                 descriptors.map(|descriptor| !descriptor.revents().is_empty());
             if is_stopped {
-                return self.control;
+                return (self.control, self.signals);
             }
             if has_signal {
                 self.take_signals();
@@ -603,7 +694,6 @@ impl<'env> Attendant<'env> {
                     run: self.run,
                     scope,
                     actions,
-                    last_process: &mut self.last_process,
                     leavable: &mut self.leavable,
                     impatience: &mut self.impatience,
                 };
@@ -622,6 +712,9 @@ impl<'env> Attendant<'env> {
                 continue;
             }
             self.run.note_signal(signal);
+            if ENDING.contains(&i32::from(signal)) {
+                self.run.set_order(Order::Host);
+            }
             take_signal(self.run, &mut self.impatience, signal);
         }
     }
@@ -667,7 +760,6 @@ struct Requests<'turn, 'run, 'scope, 'env> {
     run: &'run Run<'run>,
     scope: &'scope Scope<'scope, 'env>,
     actions: &'env Actions,
-    last_process: &'turn mut u32,
     leavable: &'turn mut BTreeMap<u32, Connections>,
     impatience: &'turn mut u8,
 }
@@ -696,12 +788,18 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
     /// SIGKILL needs no help of the guest's.
     fn kill(&mut self, signal: Signal) -> Result<(), String> {
         self.run.note_signal(signal.number());
+        self.run.note_signal_of_person(signal);
         if i32::from(signal.number()) == libc::SIGKILL {
             self.kill_workload(signal.number());
         } else {
             deliver(self.run, signal.number(), Event::Signal(signal.number()));
         }
         Ok(())
+    }
+
+    fn stop(&mut self, signal: Signal) -> Result<(), String> {
+        self.run.set_order(Order::Person);
+        self.kill(signal)
     }
 
     fn status(&self) -> Status {
@@ -731,7 +829,10 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
         self.tell(Event::Ask {
             container: FIRST.container,
             question,
-            asker: Box::new(Asking(answerer)),
+            asker: Box::new(Asking {
+                answerer,
+                threads: Arc::clone(&self.run.threads),
+            }),
         });
     }
 
@@ -743,16 +844,7 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
         if self.actions.is_paused() {
             return Err("the machine is paused".to_owned());
         }
-        if run.sessions.load(Ordering::SeqCst) >= MAX_SESSIONS {
-            return Err(format!(
-                "{MAX_SESSIONS} commands run in the machine already, and no more can"
-            ));
-        }
-        let id = self
-            .last_process
-            .checked_add(1)
-            .ok_or("no more commands can be told apart")?;
-        *self.last_process = id;
+        let id = run.next_process()?;
         let process = process_of(id);
         let ExecRequest { choices, streams } = request;
         let notes = ExecNotes::new(&run.notes, id, &choices.arguments);
@@ -772,7 +864,11 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
         self.leavable.extend(kept.map(|kept| (id, kept)));
         let event = Event::Exec {
             exec: Box::new(exec),
-            watcher: Box::new(Watched::new(teller, &run.sessions, notes)),
+            watcher: Box::new(Watched {
+                teller,
+                notes,
+                _counted: Counted::new(&run.sessions),
+            }),
         };
         // A watcher that is dropped tells the client.
         if let Err(error) = run.sender.send(event) {
@@ -794,10 +890,11 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
         let Some(connections) = self.leavable.remove(&process) else {
             return;
         };
-        // Not one of the run's: it ends when the process does, or with the monitor.
-        let started = std::thread::Builder::new()
-            .name("left".to_owned())
-            .spawn(move || connections.discard());
+        // Not one of the run's: it ends when the process does, or with the machine.
+        let started = self
+            .run
+            .threads
+            .start("left", move || connections.discard());
         if let Err(error) = started {
             tracing::warn!(%error, "the terminal of a command is hung up");
         }
@@ -828,6 +925,7 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
 
     fn pass(&mut self, signal: Signal, from: Attached) {
         self.run.note_signal(signal.number());
+        self.run.note_signal_of_person(signal);
         match from {
             Attached::Own => take_signal(self.run, self.impatience, signal.number()),
             Attached::Other => {
@@ -871,18 +969,20 @@ fn process_of(id: u32) -> Process {
 
 /// The client that has asked.
 #[derive(Debug)]
-struct Asking(Answerer);
+struct Asking {
+    answerer: Answerer,
+    threads: Arc<Threads>,
+}
 
 impl Asker for Asking {
     fn answered(self: Box<Self>, answer: Answer) {
         let is_long = matches!(answer, Answer::Processes(_));
         if !is_long {
-            return self.0.answer(answer);
+            return self.answerer.answer(answer);
         }
         // The workload's streams do not wait for a client that reads slowly.
-        let started = std::thread::Builder::new()
-            .name("answer".to_owned())
-            .spawn(move || self.0.answer_slowly(answer));
+        let Self { answerer, threads } = *self;
+        let started = threads.start("answer", move || answerer.answer_slowly(answer));
         if let Err(error) = started {
             tracing::warn!(%error, "a question was not answered");
         }
@@ -921,24 +1021,24 @@ impl ExecNotes {
 #[derive(Debug)]
 struct Watched {
     teller: SessionTeller,
-    sessions: Arc<AtomicUsize>,
     notes: ExecNotes,
+    _counted: Counted,
 }
 
-impl Watched {
-    fn new(teller: SessionTeller, sessions: &Arc<AtomicUsize>, notes: ExecNotes) -> Self {
+/// One of the processes beside the workload's own, for as long as this is there.
+#[derive(Debug)]
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(sessions: &Arc<AtomicUsize>) -> Self {
         sessions.fetch_add(1, Ordering::SeqCst);
-        Self {
-            teller,
-            notes,
-            sessions: Arc::clone(sessions),
-        }
+        Self(Arc::clone(sessions))
     }
 }
 
-impl Drop for Watched {
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.sessions.fetch_sub(1, Ordering::SeqCst);
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod control;
 mod detach;
+mod health;
 mod id;
 mod name;
 mod record;
@@ -20,9 +21,10 @@ pub use control::{
     SessionOffer, SessionTeller,
 };
 pub use detach::{DetachError, StartReporter, StartWaiter, detach};
+pub use health::HealthMark;
 pub use id::{IdError, MachineId};
 pub use name::{MachineName, NameError};
-pub use record::{Cause, Ended, ImageLabel, Record, Status, Timestamp};
+pub use record::{Cause, Ended, History, ImageLabel, Record, Status, Timestamp};
 pub use registry::{
     BLUEPRINT, Condition, KeepMark, LOCK, Machine, NewMachine, Notes, OwnedMachine, PauseMark,
     Registry, StateError,

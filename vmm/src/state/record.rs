@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::{MachineId, MachineName, Settings, Signal};
+use crate::boot;
 use crate::outcome::Outcome;
 
 /// The record's format that this program reads and writes.
@@ -59,8 +60,33 @@ pub struct Record {
     /// What was chosen for it.
     #[serde(default)]
     pub settings: Settings,
+    /// What has become of it since it was created.
+    #[serde(default)]
+    pub history: History,
     /// How far the machine is.
     pub status: Status,
+}
+
+/// What a machine's status does not say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct History {
+    /// How often its policy has started it again since a person did.
+    pub restarts: u32,
+    /// Whether a person ended it.
+    pub is_stopped: bool,
+    /// The boot of the host in which its last monitor lived; empty if that is not known.
+    pub boot: String,
+}
+
+impl History {
+    /// That of a machine that a person starts now.
+    pub(super) fn of_start() -> Self {
+        Self {
+            boot: boot::id().to_owned(),
+            ..Self::default()
+        }
+    }
 }
 
 /// The image of a machine.
@@ -83,6 +109,8 @@ pub enum Status {
         /// Since when.
         started: Timestamp,
     },
+    /// The workload has ended, and its policy says that it is started again.
+    Restarting(Ended),
     /// The machine has ended.
     Exited(Ended),
 }
@@ -108,6 +136,8 @@ pub enum Cause {
     HostFailed,
     /// Somebody ended the machine from outside.
     Killed,
+    /// The host went down, and the machine with it. No record says so: the next boot does.
+    HostRestarted,
 }
 
 impl Cause {
@@ -123,6 +153,7 @@ impl Cause {
             Self::GuestDied => "guest-died",
             Self::HostFailed => "host-failed",
             Self::Killed => "killed",
+            Self::HostRestarted => "host-restarted",
         }
     }
 
@@ -330,6 +361,7 @@ mod tests {
             created: Timestamp(1),
             ephemeral: false,
             settings: Settings::default(),
+            history: History::default(),
             status: Status::Created,
         }
     }

@@ -7,6 +7,7 @@
 //!     lock                flock held by the monitor for as long as it lives
 //!     control.sock        the monitor's control socket
 //!     console.log         the guest kernel's log
+//!     health.json         how well the workload is, if somebody asks
 //!     disk, blueprint.json    see crate::storage
 //!   @<name>               symlink to <64 digits>: making it is what makes a name unique
 //!   .creating-… .removing-…   what is not yet or no longer a machine
@@ -26,13 +27,17 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::control::{ControlServer, SOCKET};
-use super::record::{Ended, FORMAT, ImageLabel, Record, Status, Timestamp, shortened};
+use super::record::{
+    Cause, Ended, FORMAT, History, ImageLabel, Record, Status, Timestamp, shortened,
+};
 use super::words::made_up_name;
-use super::{MachineId, MachineName, Settings};
+use super::{HealthMark, MachineId, MachineName, Settings, health};
+use crate::boot;
 use crate::dirs::{DirectoriesError, create_private};
 use crate::events::{Event, Journal};
 use crate::moment::Moment;
 use crate::outcome::Outcome;
+use crate::policy::{Health, HealthStatus, RestartPolicy};
 use crate::report::Help;
 
 /// The lock of a machine, in its directory.
@@ -101,10 +106,15 @@ pub enum Condition {
         /// Since when it runs.
         started: Timestamp,
     },
+    /// Its workload has ended, and is about to be started again.
+    Restarting(Ended),
     /// It has ended.
     Exited(Ended),
-    /// Its monitor is gone without a word: killed, or the host went down.
-    Dead,
+    /// Its monitor is gone without a word.
+    Dead {
+        /// Whether the host has restarted since. Otherwise the monitor was killed.
+        host_restarted: bool,
+    },
 }
 
 impl Condition {
@@ -115,8 +125,9 @@ impl Condition {
             Self::Created => "created",
             Self::Running { .. } => "running",
             Self::Paused { .. } => "paused",
+            Self::Restarting(_) => "restarting",
             Self::Exited(_) => "exited",
-            Self::Dead => "dead",
+            Self::Dead { .. } => "dead",
         }
     }
 }
@@ -135,8 +146,33 @@ impl Machine {
                     false => Condition::Running { started },
                 }
             }
-            Status::Created | Status::Running { .. } => Condition::Dead,
+            Status::Restarting(ended) if self.alive => Condition::Restarting(ended.clone()),
+            Status::Created | Status::Running { .. } | Status::Restarting(_) => Condition::Dead {
+                host_restarted: self.host_has_restarted(),
+            },
         }
+    }
+
+    /// Returns what is known of its workload's health, if anybody asks about that and it has been started. As with docker, what does not
+    /// run is not healthy.
+    #[must_use]
+    pub fn health(&self, condition: &Condition) -> Option<Health> {
+        self.record.settings.health.as_ref()?;
+        let health = health::read(&self.directory)?;
+        match condition {
+            Condition::Running { .. } | Condition::Paused { .. } => Some(health),
+            _ => Some(Health {
+                status: HealthStatus::Unhealthy,
+                ..health
+            }),
+        }
+    }
+
+    /// Tells whether the host has restarted since a monitor had it.
+    #[must_use]
+    pub fn host_has_restarted(&self) -> bool {
+        let (then, now) = (self.record.history.boot.as_str(), boot::id());
+        !then.is_empty() && !now.is_empty() && then != now
     }
 
     /// Tells whether it can be started again.
@@ -208,6 +244,7 @@ impl Registry {
                 monitor_pid: std::process::id(),
                 ..new.settings.bounded()
             },
+            history: History::of_start(),
             status: Status::Created,
         };
         record.write(&creating).map_err(failed)?;
@@ -260,6 +297,7 @@ impl Registry {
         self.note_lost_end(&machine);
         let mut record = machine.record;
         record.settings.monitor_pid = std::process::id();
+        record.history = History::of_start();
         let machine = OwnedMachine {
             registry: self.clone(),
             record,
@@ -527,21 +565,30 @@ impl Registry {
 
     /// Notes the end that a machine's monitor could not note.
     fn note_lost_end(&self, machine: &Machine) {
-        if machine.condition() == Condition::Dead {
+        if let Condition::Dead { host_restarted } = machine.condition() {
             let code = Outcome::Killed.exit_code().number();
-            let more = [("exitCode", code.to_string()), ("cause", "lost".to_owned())];
+            let cause = match host_restarted {
+                true => Cause::HostRestarted.name(),
+                false => "lost",
+            };
+            let more = [("exitCode", code.to_string()), ("cause", cause.to_owned())];
             self.note(&machine.record, "die", &more);
         }
     }
 
-    /// Tells whether a machine has ended, or is not there any more.
+    /// Tells whether a workload has ended that ran after so many restarts, or its machine is not there any more.
     ///
     /// # Errors
     ///
     /// [`StateError::File`] if its record cannot be read.
-    pub fn has_ended(&self, id: &MachineId) -> Result<bool, StateError> {
+    pub fn has_ended(&self, id: &MachineId, restarts: u32) -> Result<bool, StateError> {
         Ok(self.read(id)?.is_none_or(|machine| {
-            matches!(machine.condition(), Condition::Exited(_) | Condition::Dead)
+            let is_another = machine.record.history.restarts != restarts;
+            is_another
+                || matches!(
+                    machine.condition(),
+                    Condition::Restarting(_) | Condition::Exited(_) | Condition::Dead { .. }
+                )
         }))
     }
 
@@ -842,6 +889,12 @@ impl OwnedMachine {
         }
     }
 
+    /// The way to write down how well its workload is, for another thread.
+    #[must_use]
+    pub fn health_mark(&self) -> HealthMark {
+        HealthMark::new(&self.directory)
+    }
+
     /// The way to write down that the record is to stay, for another thread.
     #[must_use]
     pub fn keep_mark(&self) -> KeepMark {
@@ -861,6 +914,57 @@ impl OwnedMachine {
         self.set_status(Status::Running { started })?;
         self.registry.note(&self.record, "start", &[]);
         Ok(())
+    }
+
+    /// Tells whether it can be started again.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.directory.join(BLUEPRINT).exists()
+    }
+
+    /// Returns what is written down by now as the machine's restart policy.
+    pub fn restart_policy(&mut self) -> RestartPolicy {
+        self.refresh();
+        self.record.settings.restart
+    }
+
+    /// Notes that a person has ended the machine, for when its end is written down.
+    pub fn note_stopped(&mut self) {
+        self.record.history.is_stopped = true;
+    }
+
+    /// Writes down how the workload ended, and that it is to be started again.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::File`].
+    pub fn set_restarting(&mut self, outcome: &Outcome) -> Result<Ended, StateError> {
+        self.refresh();
+        let ended = self.ended(outcome);
+        self.note_end(&ended);
+        let history = &mut self.record.history;
+        history.restarts = history.restarts.saturating_add(1);
+        self.set_status(Status::Restarting(ended.clone()))?;
+        Ok(ended)
+    }
+
+    /// Tells whether the machine is about to be started again.
+    #[must_use]
+    pub fn is_restarting(&self) -> bool {
+        matches!(self.record.status, Status::Restarting(_))
+    }
+
+    /// Writes down that the machine is not started again after all, and returns how it had ended; nothing if it was not to be.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::File`].
+    pub fn finish_restarting(mut self) -> Result<Option<Ended>, StateError> {
+        let Status::Restarting(ended) = self.record.status.clone() else {
+            return Ok(None);
+        };
+        self.set_status(Status::Exited(ended.clone()))?;
+        Ok(Some(ended))
     }
 
     /// Writes down how the machine ended, and removes it if it is ephemeral.
@@ -1281,10 +1385,85 @@ mod tests {
         Fixture::kill_monitor(machine);
 
         let found = fixture.registry.find("job").unwrap();
-        assert_eq!(found.condition(), Condition::Dead);
+        let killed = Condition::Dead {
+            host_restarted: false,
+        };
+        assert_eq!(found.condition(), killed);
         assert_eq!(fixture.registry.clean().unwrap(), 0);
         fixture.registry.remove(&found.record.id).unwrap();
         assert!(fixture.entries().is_empty());
+    }
+
+    #[test]
+    fn a_machine_that_is_to_be_started_again_says_how_it_ended_and_how_often() {
+        let fixture = Fixture::new();
+        let mut machine = fixture.create_kept("job");
+        for _ in 0..2 {
+            machine.set_running().unwrap();
+            machine.set_restarting(&Outcome::Exited(3)).unwrap();
+        }
+
+        let waiting = fixture.registry.find("job").unwrap();
+        machine.note_stopped();
+        machine.finish_restarting().unwrap();
+        let stopped = fixture.registry.find("job").unwrap();
+
+        assert!(
+            matches!(waiting.condition(), Condition::Restarting(ended) if ended.exit_code == 3)
+        );
+        assert_eq!(waiting.record.history.restarts, 2);
+        assert!(!waiting.record.history.is_stopped);
+        assert!(matches!(stopped.condition(), Condition::Exited(ended) if ended.exit_code == 3));
+        assert!(stopped.record.history.is_stopped);
+    }
+
+    #[test]
+    fn a_start_by_a_person_begins_a_new_history() {
+        let fixture = Fixture::new();
+        let mut machine = fixture.create_kept("job");
+        let id = machine.id().clone();
+        machine.set_restarting(&Outcome::Exited(3)).unwrap();
+        machine.note_stopped();
+        machine.finish_restarting().unwrap();
+
+        let (mut again, _control) = fixture.registry.take_over(&id).unwrap();
+        again.set_running().unwrap();
+
+        let found = fixture.registry.find("job").unwrap();
+        assert_eq!(found.record.history, History::of_start());
+    }
+
+    #[test]
+    fn a_monitor_that_is_killed_while_it_waits_leaves_a_dead_machine() {
+        let fixture = Fixture::new();
+        let mut machine = fixture.create_kept("job");
+        machine.set_restarting(&Outcome::Exited(3)).unwrap();
+
+        Fixture::kill_monitor(machine);
+
+        let found = fixture.registry.find("job").unwrap();
+        let killed = Condition::Dead {
+            host_restarted: false,
+        };
+        assert_eq!(found.condition(), killed);
+        fixture.registry.remove(&found.record.id).unwrap();
+        assert!(fixture.entries().is_empty());
+    }
+
+    #[test]
+    fn a_machine_that_another_boot_of_the_host_had_is_known_as_that() {
+        let fixture = Fixture::new();
+        let mut machine = fixture.create_kept("job");
+        machine.record.history.boot = "another".to_owned();
+        machine.set_running().unwrap();
+
+        Fixture::kill_monitor(machine);
+
+        let found = fixture.registry.find("job").unwrap();
+        let restarted = Condition::Dead {
+            host_restarted: true,
+        };
+        assert_eq!(found.condition(), restarted);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Signal;
 use super::record::shortened;
 use crate::logs::LogConfig;
+use crate::policy::{HealthCheck, RestartPolicy};
 
 /// What was chosen for a machine. Records of earlier versions have none of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,10 @@ pub struct Settings {
     pub stop_signal: Option<Signal>,
     /// How long it may take then; less than none is for ever.
     pub stop_timeout_seconds: Option<i64>,
+    /// Whether it is started again when its workload has ended.
+    pub restart: RestartPolicy,
+    /// How it is asked how it is; none if it is not.
+    pub health: Option<HealthCheck>,
     /// The host name inside.
     pub hostname: String,
     /// The user, docker's syntax.

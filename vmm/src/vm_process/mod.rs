@@ -231,6 +231,13 @@ impl VmProcess {
             .map_or_else(|error| error.to_string(), |status| status.to_string())
     }
 
+    /// Waits until the host's kernel has taken all of it down: for whoever starts the machine once more.
+    pub fn reap(self) {
+        if let Err(error) = self.child.wait() {
+            tracing::debug!(%error, "the VM process cannot be waited for");
+        }
+    }
+
     /// Ends the machine at once, whatever the guest does.
     pub fn kill(&self) {
         if let Err(error) = rustix::process::kill_process(self.child.pid(), Signal::KILL) {
@@ -377,6 +384,10 @@ fn live(kvm: &Kvm, config: &MachineConfig, start: &Start, channel: Channel) {
     channel.report(&Report::Ended(end));
 }
 
+/// What a service manager sends to all processes of a machine when it is to end. The monitor lets the workload end, for which it takes
+/// this one.
+const FOR_THE_MONITOR: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+
 /// Out of the terminal's reach, with no descriptor but the machine's, and never longer alive than the parent.
 fn leave_the_parent(
     kvm: &Kvm,
@@ -386,7 +397,7 @@ fn leave_the_parent(
 ) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     setsid()?;
-    process::unblock_signals()?;
+    process::block_only(&FOR_THE_MONITOR)?;
     let mut keep = vec![channel.as_fd(), config.kernel.as_fd()];
     let kvm = process::borrow_raw(kvm);
     keep.push(kvm);

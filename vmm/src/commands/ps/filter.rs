@@ -6,7 +6,9 @@ use crate::report::Help;
 use crate::state::{Condition, Machine};
 
 /// What can be filtered by.
-const KINDS: &str = "name, id, status, exited, label, ancestor, before, since";
+const KINDS: &str = "name, id, status, health, exited, label, ancestor, before, since";
+/// The words for how well a workload is; the last is that of one that nobody asks.
+const HEALTHS: [&str; 4] = ["starting", "healthy", "unhealthy", "none"];
 /// The words for how far a machine is; docker's others are of states that no machine here is in.
 const STATES: [&str; 7] = [
     "created",
@@ -24,6 +26,7 @@ pub(super) struct Filters {
     names: Vec<String>,
     ids: Vec<String>,
     states: Vec<String>,
+    healths: Vec<String>,
     exit_codes: Vec<u8>,
     labels: Vec<(String, Option<String>)>,
     ancestors: Vec<String>,
@@ -44,6 +47,9 @@ pub(super) enum FilterError {
     /// A state that no machine has.
     #[error("'{0}' is no status of a machine")]
     State(String),
+    /// A word for no health.
+    #[error("'{0}' is no health of a machine")]
+    Health(String),
     /// A number that no process ends with.
     #[error("'{0}' is no exit code from 0 to 255")]
     ExitCode(String),
@@ -57,6 +63,7 @@ impl Help for FilterError {
         let help = match self {
             Self::Form(_) | Self::Kind(_) => format!("there are {KINDS}"),
             Self::State(_) => format!("there are {}", STATES.join(", ")),
+            Self::Health(_) => format!("there are {}", HEALTHS.join(", ")),
             Self::ExitCode(_) => return None,
             Self::Name(_) => {
                 "give a part of the name, with ^ before its beginning and $ after its end"
@@ -84,6 +91,8 @@ impl Filters {
                 "id" => filters.ids.push(value),
                 "status" if STATES.contains(&value.as_str()) => filters.states.push(value),
                 "status" => return Err(FilterError::State(value)),
+                "health" if HEALTHS.contains(&value.as_str()) => filters.healths.push(value),
+                "health" => return Err(FilterError::Health(value)),
                 "exited" => {
                     let code = value.parse().map_err(|_| FilterError::ExitCode(value))?;
                     filters.exit_codes.push(code);
@@ -116,6 +125,11 @@ impl Filters {
         any(&self.names, |name| is_part(name, record.name.as_str()))
             && any(&self.ids, |id| record.id.as_str().starts_with(id.as_str()))
             && any(&self.states, |state| condition.name() == state)
+            && (self.healths.is_empty() || {
+                let health = machine.health(condition);
+                let name = health.map_or("none", |health| health.status.name());
+                self.healths.iter().any(|wanted| wanted == name)
+            })
             && any(&self.exit_codes, |code| exit_code == Some(*code))
             && any(&self.ancestors, |image| is_of(image, machine))
             && self.labels.iter().all(|(key, value)| {
@@ -177,7 +191,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::state::{ImageLabel, MachineId, Record, Settings, Status, Timestamp};
+    use crate::state::{History, ImageLabel, MachineId, Record, Settings, Status, Timestamp};
 
     fn machine() -> Machine {
         let labels = [("team", "blue"), ("bare", "")];
@@ -198,6 +212,7 @@ mod tests {
                     labels: labels.into(),
                     ..Settings::default()
                 },
+                history: History::default(),
                 status: Status::Running {
                     started: Timestamp(1),
                 },
@@ -235,6 +250,8 @@ mod tests {
         assert!(!takes(&["label=team=red"]));
         assert!(!takes(&["status=running", "name=shop"]));
         assert!(!takes(&["exited=0"]));
+        assert!(takes(&["health=none", "health=healthy"]));
+        assert!(!takes(&["health=healthy"]));
     }
 
     #[test]
@@ -251,6 +268,7 @@ mod tests {
         assert_eq!(refused("status"), FilterError::Form("status".into()));
         assert_eq!(refused("colour=red"), FilterError::Kind("colour".into()));
         assert_eq!(refused("status=up"), FilterError::State("up".into()));
+        assert_eq!(refused("health=ill"), FilterError::Health("ill".into()));
         assert_eq!(refused("exited=256"), FilterError::ExitCode("256".into()));
         assert_eq!(refused("name=a.*b"), FilterError::Name("a.*b".into()));
         assert!(refused("colour=red").help().unwrap().contains("ancestor"));

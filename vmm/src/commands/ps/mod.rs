@@ -14,6 +14,7 @@ use crate::cli::PsArgs;
 use crate::dirs::Directories;
 use crate::moment::Moment;
 use crate::outcome::ExitCode;
+use crate::policy::HealthStatus;
 use crate::report::Report;
 use crate::state::{Condition, Ended, Machine, Registry};
 
@@ -99,13 +100,17 @@ const HEADERS: [(&str, &str); 13] = [
 struct Row {
     machine: Machine,
     condition: Condition,
+    /// None if nobody asks.
+    health: Option<HealthStatus>,
     is_whole: bool,
 }
 
 impl Row {
     fn new(machine: Machine, is_whole: bool) -> Self {
+        let condition = machine.condition();
         Self {
-            condition: machine.condition(),
+            health: machine.health(&condition).map(|health| health.status),
+            condition,
             machine,
             is_whole,
         }
@@ -147,7 +152,7 @@ impl Listed for Row {
             "Ports": "",
             "RunningFor": format!("{age} ago"),
             "State": self.condition.name(),
-            "Status": spell_condition(&self.condition),
+            "Status": spell_condition(&self.condition, self.health),
         })
     }
 
@@ -175,15 +180,25 @@ pub(in crate::commands) fn clean(registry: &Registry) {
 fn is_up(condition: &Condition) -> bool {
     matches!(
         condition,
-        Condition::Created | Condition::Running { .. } | Condition::Paused { .. }
+        Condition::Created
+            | Condition::Restarting(_)
+            | Condition::Running { .. }
+            | Condition::Paused { .. }
     )
 }
 
 /// Says how far a machine is in docker's words.
-fn spell_condition(condition: &Condition) -> String {
+fn spell_condition(condition: &Condition, health: Option<HealthStatus>) -> String {
     match condition {
         Condition::Created => "Created".to_owned(),
-        Condition::Running { started } => format!("Up {}", spell_duration(started.age_seconds())),
+        Condition::Running { started } => {
+            let age = spell_duration(started.age_seconds());
+            match health {
+                None => format!("Up {age}"),
+                Some(HealthStatus::Starting) => format!("Up {age} (health: starting)"),
+                Some(health) => format!("Up {age} ({})", health.name()),
+            }
+        }
         Condition::Paused { started } => {
             format!("Up {} (Paused)", spell_duration(started.age_seconds()))
         }
@@ -192,7 +207,15 @@ fn spell_condition(condition: &Condition) -> String {
             ended.exit_code,
             spell_duration(ended.finished.age_seconds())
         ),
-        Condition::Dead => "Dead".to_owned(),
+        Condition::Restarting(ended) => format!(
+            "Restarting ({}) {} ago",
+            ended.exit_code,
+            spell_duration(ended.finished.age_seconds())
+        ),
+        Condition::Dead {
+            host_restarted: true,
+        } => "Dead (host restarted)".to_owned(),
+        Condition::Dead { .. } => "Dead".to_owned(),
     }
 }
 
@@ -207,9 +230,11 @@ struct JsonRow<'a> {
     labels: &'a BTreeMap<String, String>,
     /// Seconds since 1970.
     created: u64,
-    /// `created`, `running`, `paused`, `exited` or `dead`.
+    /// `created`, `restarting`, `running`, `paused`, `exited` or `dead`.
     state: &'static str,
     status: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<HealthStatus>,
     #[serde(rename = "started", skip_serializing_if = "Option::is_none")]
     running_since: Option<u64>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
@@ -223,8 +248,8 @@ impl<'a> JsonRow<'a> {
             Condition::Running { started } | Condition::Paused { started } => {
                 (Some(started.0), None)
             }
-            Condition::Exited(ended) => (None, Some(ended.clone())),
-            Condition::Created | Condition::Dead => (None, None),
+            Condition::Restarting(ended) | Condition::Exited(ended) => (None, Some(ended.clone())),
+            Condition::Created | Condition::Dead { .. } => (None, None),
         };
         Self {
             id: record.id.as_str(),
@@ -235,7 +260,8 @@ impl<'a> JsonRow<'a> {
             labels: &record.settings.labels,
             created: record.created.0,
             state: row.condition.name(),
-            status: spell_condition(&row.condition),
+            status: spell_condition(&row.condition, row.health),
+            health: row.health,
             running_since: started,
             ended,
         }

@@ -12,7 +12,7 @@ use super::super::layer::DATA;
 use super::super::reference::Reference;
 use super::disk::{Hold, digests_in, lock, read};
 use super::durable::is_whole;
-use super::{FindError, RootPart, RootTree, Store, StoreError, StoredImage};
+use super::{FindError, ImageHealth, RootPart, RootTree, Store, StoreError, StoredImage};
 
 /// Name of an image's record in its directory.
 pub(super) const RECORD: &str = "image.json";
@@ -122,6 +122,7 @@ impl Store {
         let record = self.image_record(id)?;
         let config_path = directory.join(CONFIG);
         let config = read(&config_path)?.ok_or_else(|| FindError::NotFound(id.to_string()))?;
+        let health = ImageHealth::read(&config);
         let config: ImageConfiguration =
             serde_json::from_slice(&config).map_err(|source| FindError::Damaged { id, source })?;
         let (offsets, size_bytes) = record.window();
@@ -145,6 +146,7 @@ impl Store {
         Ok(StoredImage {
             id,
             config,
+            health,
             root: RootTree { parts, size_bytes },
             lease,
         })

@@ -11,7 +11,6 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use super::super::digest::Digest;
@@ -24,20 +23,9 @@ const MARK: &str = "synced";
 /// Age at which the kernel has written an object by itself.
 const WRITTEN_AFTER: Duration = Duration::from_secs(45);
 
-/// Names this boot of the host (`/proc/sys/kernel/random/boot_id`); empty where that is unknown,
-/// which makes nothing whole before it is synced.
-pub(super) fn boot_id() -> &'static str {
-    static BOOT: OnceLock<String> = OnceLock::new();
-    BOOT.get_or_init(|| {
-        fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .map(|id| id.trim().to_owned())
-            .unwrap_or_default()
-    })
-}
-
-/// Whether an object that was made in `boot` is whole.
+/// Whether an object that was made in `boot` is whole. Where no boot has a name, nothing is before it is synced.
 pub(super) fn is_whole(object: &Path, boot: &str) -> bool {
-    (!boot.is_empty() && boot == boot_id()) || object.join(MARK).exists()
+    (!boot.is_empty() && boot == crate::boot::id()) || object.join(MARK).exists()
 }
 
 /// Brings an object to the disk and marks it.

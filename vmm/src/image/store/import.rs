@@ -23,11 +23,11 @@ use super::access::{CONFIG, ImageRecord, LAYER_RECORD, LayerRecord, RECORD, TREE
 use super::disk::{
     Hold, WorkDirectory, disk_bytes, lock, make_directory, open_lock_file, write_new,
 };
-use super::durable::boot_id;
 use super::publish::Publication;
 use super::read_ahead::{Stream, read_ahead};
 use super::sources::Known;
 use super::{ImportError, ImportOptions, Store, StoreError, StoredImage};
+use crate::boot;
 
 /// Bytes read from a blob at a time.
 const READ_BYTES: usize = 256 * 1024;
@@ -372,7 +372,7 @@ impl Import<'_> {
         self.check_diff_id(layer, digests.stream)?;
         let record = LayerRecord {
             diff_id: layer.diff_id,
-            boot: boot_id().to_owned(),
+            boot: boot::id().to_owned(),
             data_bytes,
             stream_bytes: digests.stream_bytes,
         };
@@ -397,7 +397,7 @@ impl Import<'_> {
             .collect();
         let record = ImageRecord {
             format: ImageRecord::FORMAT,
-            boot: boot_id().to_owned(),
+            boot: boot::id().to_owned(),
             tree_bytes: layout.metadata_bytes(),
             layers,
         };

@@ -32,11 +32,13 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::ImageConfiguration;
+use serde::Deserialize;
 
 use super::digest::Digest;
 use super::limits::Limits;
 use super::platform::Platform;
 use super::reference::Reference;
+use crate::policy::HealthConfig;
 pub use error::{FindError, ImportError, StoreError};
 pub use manage::{
     HistoryEntry, ImageSummary, Needed, PruneScope, Pruned, RemoveError, Removed, Usage,
@@ -77,6 +79,39 @@ impl Default for ImportOptions {
     }
 }
 
+/// The part of a configuration that only docker's images have: how a workload is asked how it is.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageHealth {
+    /// The check, if there is one.
+    pub healthcheck: Option<HealthConfig>,
+    /// The shell that texts are for, if one is named.
+    pub shell: Option<Vec<String>>,
+}
+
+impl ImageHealth {
+    /// Takes it out of a configuration. One without a word of it is not read, and what makes no sense is not heeded.
+    fn read(config: &[u8]) -> Self {
+        const WORDS: [&[u8]; 2] = [b"\"Healthcheck\"", b"\"Shell\""];
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Configuration {
+            config: Option<ImageHealth>,
+        }
+        let has = |word: &&[u8]| config.windows(word.len()).any(|bytes| bytes == *word);
+        if !WORDS.iter().any(has) {
+            return Self::default();
+        }
+        match serde_json::from_slice::<Configuration>(config) {
+            Ok(read) => read.config.unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(%error, "the image's health check is left out");
+                Self::default()
+            }
+        }
+    }
+}
+
 /// An image in the store, which keeps it from being removed while the value lives.
 #[derive(Debug)]
 pub struct StoredImage {
@@ -84,6 +119,8 @@ pub struct StoredImage {
     pub id: Digest,
     /// The configuration.
     pub config: ImageConfiguration,
+    /// What docker has added to that.
+    pub health: ImageHealth,
     /// The files of its root file system.
     pub root: RootTree,
     /// The directory, under a shared lock.

@@ -53,7 +53,22 @@ impl ControlClient {
     ///
     /// [`ControlError::Refused`] with the monitor's reason.
     pub fn kill(&mut self, signal: Signal) -> Result<(), ControlError> {
-        match self.ask(&Request::Kill { signal })? {
+        let reply = self.ask(&Request::Kill { signal })?;
+        self.done(reply)
+    }
+
+    /// Asks for a signal to the workload that is to end it for good.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Refused`] with the monitor's reason.
+    pub fn stop(&mut self, signal: Signal) -> Result<(), ControlError> {
+        let reply = self.ask(&Request::Stop { signal })?;
+        self.done(reply)
+    }
+
+    fn done(&self, reply: Reply) -> Result<(), ControlError> {
+        match reply {
             Reply::Done => Ok(()),
             Reply::Failed { message } => Err(ControlError::Refused(message)),
             _ => Err(ControlError::Unexpected(self.directory.clone())),
@@ -70,11 +85,8 @@ impl ControlClient {
             .get_ref()
             .set_read_timeout(None)
             .map_err(|error| ControlError::io(&self.directory, error))?;
-        match self.ask(&Request::Act(action))? {
-            Reply::Done => Ok(()),
-            Reply::Failed { message } => Err(ControlError::Refused(message)),
-            _ => Err(ControlError::Unexpected(self.directory.clone())),
-        }
+        let reply = self.ask(&Request::Act(action))?;
+        self.done(reply)
     }
 
     /// Asks how far the machine is.

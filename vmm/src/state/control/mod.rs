@@ -5,9 +5,11 @@
 //!
 //! ```text
 //! client                              monitor
-//!   {"hello":{"version":2}}      ->
-//!                                <-   {"hello":{"version":2}}
+//!   {"hello":{"version":5}}      ->
+//!                                <-   {"hello":{"version":5}}
 //!   {"kill":{"signal":15}}       ->
+//!                                <-   "done"  or  {"failed":{"message":"…"}}
+//!   {"stop":{"signal":15}}       ->
 //!                                <-   "done"  or  {"failed":{"message":"…"}}
 //!   "status"                     ->
 //!                                <-   {"status":{…}}
@@ -63,7 +65,7 @@ use crate::snapshot::Target;
 use crate::workload::exec::ExecChoices;
 
 /// Version of the conversation. The two sides talk only if it is the same.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// The socket's file in the machine's directory.
 pub(in crate::state) const SOCKET: &str = "control.sock";
 /// The longest request: a command and its environment, of which Linux passes on 2 MiB, as JSON.
@@ -82,6 +84,11 @@ enum Request {
     },
     /// Asks for a signal to the workload.
     Kill {
+        /// Which.
+        signal: Signal,
+    },
+    /// Asks for a signal that is to end the workload for good.
+    Stop {
         /// Which.
         signal: Signal,
     },

@@ -213,6 +213,13 @@ pub trait Control {
     /// One sentence for the client.
     fn kill(&mut self, signal: Signal) -> Result<(), String>;
 
+    /// Does the same, and lets nothing start the machine again but a person.
+    ///
+    /// # Errors
+    ///
+    /// One sentence for the client.
+    fn stop(&mut self, signal: Signal) -> Result<(), String>;
+
     /// Says how far the machine is.
     fn status(&self) -> Status;
 
@@ -351,6 +358,11 @@ impl ControlServer {
 
     /// Tells those who wait how the machine ended, and hangs up on everybody.
     pub fn finish(mut self, ended: &Ended, outcome: &Outcome) {
+        self.tell_end(ended, outcome);
+    }
+
+    /// Tells those who wait how the workload ended, and hangs up on all that had to do with it. Others may go on asking.
+    pub fn tell_end(&mut self, ended: &Ended, outcome: &Outcome) {
         for connection in self.connections.values_mut() {
             let reply = match connection.state {
                 ConnectionState::Waiting => Reply::Ended(ended.clone()),
@@ -359,6 +371,12 @@ impl ControlServer {
             };
             let _ = connection.reply(&reply);
         }
+        self.connections.retain(|_, connection| {
+            let has_not_begun = [ConnectionState::New, ConnectionState::Greeted];
+            has_not_begun.contains(&connection.state)
+        });
+        // There is room for those who wait.
+        self.accept();
     }
 
     fn accept(&mut self) {
@@ -483,6 +501,10 @@ impl Connection {
                 Ok(()) => self.reply(&Reply::Done),
                 Err(message) => self.fail(message),
             },
+            (ConnectionState::Greeted, Request::Stop { signal }) => match control.stop(signal) {
+                Ok(()) => self.reply(&Reply::Done),
+                Err(message) => self.fail(message),
+            },
             (ConnectionState::Greeted, Request::Status) => {
                 self.reply(&Reply::Status(control.status()))
             }
@@ -554,6 +576,7 @@ impl Connection {
                 | ConnectionState::Detached,
                 Request::Hello { .. }
                 | Request::Kill { .. }
+                | Request::Stop { .. }
                 | Request::Status
                 | Request::Wait
                 | Request::Act(_)

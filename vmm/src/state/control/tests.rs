@@ -23,6 +23,7 @@ struct Monitor {
     left: Vec<(Attached, bool)>,
     teller: Option<SessionTeller>,
     killed: Vec<Signal>,
+    stopped: Vec<Signal>,
     acted: Vec<Action>,
     refuse: bool,
 }
@@ -33,6 +34,11 @@ impl Control for Monitor {
             return Err("the workload has not started".to_owned());
         }
         self.killed.push(signal);
+        Ok(())
+    }
+
+    fn stop(&mut self, signal: Signal) -> Result<(), String> {
+        self.stopped.push(signal);
         Ok(())
     }
 
@@ -177,6 +183,59 @@ fn a_signal_reaches_the_monitor() {
     });
 
     assert_eq!(monitor.killed, [Signal::TERM, Signal::KILL]);
+    assert!(monitor.stopped.is_empty());
+}
+
+#[test]
+fn a_signal_that_is_to_end_the_machine_for_good_is_told_from_others() {
+    let monitor = with_monitor(false, |directory| {
+        let mut client = ControlClient::connect(directory).unwrap();
+        client.stop(Signal::TERM).unwrap();
+    });
+
+    assert_eq!(monitor.stopped, [Signal::TERM]);
+    assert!(monitor.killed.is_empty());
+}
+
+#[test]
+fn after_the_end_of_a_run_others_may_still_ask_and_wait_for_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = ControlServer::bind(directory.path()).unwrap();
+    let mut monitor = Monitor::default();
+    let (connected, is_connected) = mpsc::channel::<()>();
+    let (ended_once, has_ended_once) = mpsc::channel::<()>();
+    let path = directory.path();
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(move || {
+            let mut client = ControlClient::connect(path).unwrap();
+            drop(connected);
+            has_ended_once.recv().unwrap_err();
+            client.kill(Signal::TERM).unwrap();
+            client.wait(None).unwrap().exit_code
+        });
+        let waiting = scope.spawn(move || {
+            is_connected.recv().unwrap_err();
+            let client = ControlClient::connect(path).unwrap();
+            client.wait(None).unwrap().exit_code
+        });
+        let next = Ended {
+            exit_code: 7,
+            ..ended()
+        };
+        while !waiting.is_finished() {
+            server.handle(&mut monitor).unwrap();
+            server.tell_end(&ended(), &Outcome::Exited(42));
+        }
+        drop(ended_once);
+        while !asking.is_finished() {
+            server.handle(&mut monitor).unwrap();
+            server.tell_end(&next, &Outcome::Exited(7));
+        }
+
+        assert_eq!(waiting.join().unwrap(), 42);
+        assert_eq!(asking.join().unwrap(), 7);
+    });
+    assert_eq!(monitor.killed, [Signal::TERM]);
 }
 
 #[test]
@@ -466,7 +525,7 @@ fn a_client_of_another_version_is_told_and_hung_up_on() {
         stream.write_all(b"{\"hello\":{\"version\":99}}\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        assert_eq!(answer, "{\"hello\":{\"version\":4}}\n");
+        assert_eq!(answer, "{\"hello\":{\"version\":5}}\n");
     });
 }
 
