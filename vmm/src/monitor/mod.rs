@@ -23,13 +23,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use protocol::{Answer, ExitStatus, FailureKind, Process, ProcessId, Question, WindowSize};
+use protocol::{
+    Answer, DeclaredStreams, ExitStatus, FailureKind, Files, FilesTask, Process, ProcessId,
+    Question, WindowSize,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 
 use crate::agent_link::{
     AgentLink, Asker, ClientStreams, Connections, Dialer, Event, EventReceiver, EventSender, Job,
-    LinkError, Watcher, WorkloadExit, event_channel,
+    Joining, LinkError, Watcher, WorkloadExit, event_channel,
 };
 use crate::outcome::{NotStarted, Outcome};
 use crate::plan::FIRST;
@@ -722,23 +725,7 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
     }
 
     fn exec(&mut self, request: ExecRequest, offer: SessionOffer) -> Result<u32, String> {
-        let run = self.run;
-        if !run.is_running() {
-            return Err("the workload does not run".to_owned());
-        }
-        if self.actions.is_paused() {
-            return Err("the machine is paused".to_owned());
-        }
-        if run.sessions.load(Ordering::SeqCst) >= MAX_SESSIONS {
-            return Err(format!(
-                "{MAX_SESSIONS} commands run in the machine already, and no more can"
-            ));
-        }
-        let id = self
-            .last_process
-            .checked_add(1)
-            .ok_or("no more commands can be told apart")?;
-        *self.last_process = id;
+        let id = self.next_session()?;
         let process = process_of(id);
         let ExecRequest { choices, streams } = request;
         let is_leavable = choices.has_terminal && streams.stdin;
@@ -747,22 +734,20 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
             .basis()
             .exec(choices, process, streams)
             .map_err(|error| format!("the container's configuration cannot be read: {error}"))?;
-        let connections =
-            Connections::dial(&Guest(run.vm), process, streams).map_err(|error| chain(&error))?;
+        let connections = self.dial(process, streams)?;
         let kept = is_leavable.then(|| connections.try_clone()).transpose();
         let kept = kept.map_err(|error| chain(&error))?;
-        let teller = offer
-            .open(&connections.descriptors())
-            .map_err(|error| error.to_string())?;
+        self.join(Joining::Exec(Box::new(exec)), &connections, offer)?;
         self.leavable.extend(kept.map(|kept| (id, kept)));
-        let event = Event::Exec {
-            exec: Box::new(exec),
-            watcher: Box::new(Watched::new(teller, &run.sessions)),
-        };
-        // A watcher that is dropped tells the client.
-        if let Err(error) = run.sender.send(event) {
-            tracing::debug!(%error, "a command was not asked for");
-        }
+        Ok(id)
+    }
+
+    fn files(&mut self, task: FilesTask, offer: SessionOffer) -> Result<u32, String> {
+        let id = self.next_session()?;
+        let process = process_of(id);
+        let connections = self.dial(process, task.streams())?;
+        let files = Files { process, task };
+        self.join(Joining::Files(Box::new(files)), &connections, offer)?;
         Ok(id)
     }
 
@@ -833,6 +818,53 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
 }
 
 impl Requests<'_, '_, '_, '_> {
+    /// The id of another process, if there can be one.
+    fn next_session(&mut self) -> Result<u32, String> {
+        let run = self.run;
+        if !run.is_running() {
+            return Err("the workload does not run".to_owned());
+        }
+        if self.actions.is_paused() {
+            return Err("the machine is paused".to_owned());
+        }
+        if run.sessions.load(Ordering::SeqCst) >= MAX_SESSIONS {
+            return Err(format!(
+                "{MAX_SESSIONS} commands run in the machine already, and no more can"
+            ));
+        }
+        let id = self
+            .last_process
+            .checked_add(1)
+            .ok_or("no more commands can be told apart")?;
+        *self.last_process = id;
+        Ok(id)
+    }
+
+    fn dial(&self, process: Process, streams: DeclaredStreams) -> Result<Connections, String> {
+        Connections::dial(&Guest(self.run.vm), process, streams).map_err(|error| chain(&error))
+    }
+
+    /// Lets a process join, and gives its client the connections.
+    fn join(
+        &self,
+        joining: Joining,
+        connections: &Connections,
+        offer: SessionOffer,
+    ) -> Result<(), String> {
+        let teller = offer
+            .open(&connections.descriptors())
+            .map_err(|error| error.to_string())?;
+        let event = Event::Join {
+            joining,
+            watcher: Box::new(Watched::new(teller, &self.run.sessions)),
+        };
+        // A watcher that is dropped tells the client.
+        if let Err(error) = self.run.sender.send(event) {
+            tracing::debug!(%error, "a process was not asked for");
+        }
+        Ok(())
+    }
+
     fn tell(&self, event: Event) {
         if let Err(error) = self.run.sender.send(event) {
             tracing::debug!(%error, "the guest is not told of a client");

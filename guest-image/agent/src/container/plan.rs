@@ -105,6 +105,35 @@ impl ProcessPlan {
         })
     }
 
+    /// The plan of a process that is none of the container's: it has these streams, and does what the agent does.
+    pub(crate) fn of_agent(streams: DeclaredStreams) -> Self {
+        Self {
+            hostname: None,
+            domainname: None,
+            root_is_read_only: false,
+            terminal: None,
+            streams,
+            user: UserChoice::Numbers {
+                uid: 0,
+                gid: 0,
+                additional_gids: Vec::new(),
+            },
+            umask: None,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            working_directory: "/".to_owned(),
+            capabilities: Capabilities::default(),
+            limits: Vec::new(),
+            no_new_privileges: false,
+            oom_score_adj: None,
+            scheduler: None,
+            io_priority: None,
+            affinity: Affinity::default(),
+            seccomp: None,
+            init: false,
+        }
+    }
+
     /// Decides what a `process` says.
     fn new(
         process: spec::Process,

@@ -16,6 +16,7 @@
 //! a crash left, and the next user removes it. A lease is a shared lock on an image's directory.
 
 mod access;
+mod commit;
 mod disk;
 mod durable;
 mod error;
@@ -37,6 +38,7 @@ use super::digest::Digest;
 use super::limits::Limits;
 use super::platform::Platform;
 use super::reference::Reference;
+pub use commit::{CommitError, Commitment, Draft};
 pub use error::{FindError, ImportError, StoreError};
 pub use manage::{
     HistoryEntry, ImageSummary, Needed, PruneScope, Pruned, RemoveError, Removed, Usage,

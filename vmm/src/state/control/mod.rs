@@ -22,6 +22,8 @@
 //!                                <-   "started"
 //!   {"resize":{…}}               ->
 //!                                <-   {"outcome":{…}}        when the process has ended, or will never run
+//!   {"files":{…}}                ->
+//!                                <-   as with exec
 //!   {"attach":{…}}               ->
 //!                                <-   {"attached":{…}}  or  {"failed":{…}}   with sockets for the workload's streams
 //!   {"resize":{…}}               ->
@@ -46,7 +48,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use protocol::{Answer, DeclaredStreams, Question, WindowSize};
+use protocol::{Answer, DeclaredStreams, FilesTask, Question, WindowSize};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -63,7 +65,7 @@ use crate::snapshot::Target;
 use crate::workload::exec::ExecChoices;
 
 /// Version of the conversation. The two sides talk only if it is the same.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// The socket's file in the machine's directory.
 pub(in crate::state) const SOCKET: &str = "control.sock";
 /// The longest request: a command and its environment, of which Linux passes on 2 MiB, as JSON.
@@ -95,6 +97,8 @@ enum Request {
     Ask(Question),
     /// Asks for another process.
     Exec(Box<ExecRequest>),
+    /// Asks for something to be done with the container's files, by a process with streams.
+    Files(Box<FilesTask>),
     /// Tells the size of the process's terminal.
     Resize(WindowSize),
     /// Asks to be joined with the workload's own streams.
