@@ -173,6 +173,9 @@ pub struct Create {
     pub groups: Vec<String>,
     /// Whether the program gets a parent that passes signals on to it and reaps what it leaves behind.
     pub init: bool,
+    /// Whether there is no program: the first process waits for the end of its standard input, for others to be done with the
+    /// container's files, and exits with 0.
+    pub idles: bool,
     /// The signal that asks the program to end, by its number on Linux, x86-64.
     pub stop_signal: u8,
     /// The streams that the host connects. One that is not declared is `/dev/null`.

@@ -86,6 +86,7 @@ fn create() -> impl Strategy<Value = Create> {
                 user,
                 groups,
                 init,
+                idles: !init,
                 stop_signal,
                 streams,
                 seccomp: seccomp.map(|(filter, flags)| Seccomp { filter, flags }),

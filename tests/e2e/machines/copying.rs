@@ -64,6 +64,45 @@ impl Machine {
     }
 }
 
+#[test]
+fn a_machine_that_is_kept_has_its_files_when_it_has_ended() {
+    let fixture = Fixture::with_machines();
+    fixture.load(&busybox(&fixture)).run().succeeded();
+    let machine = Machine { fixture };
+    let create = ["create", "--name", "web", "--storage", "64m", IMAGE];
+    let script = "cat /given; echo written > /f; rm /bin/ls";
+    let created = machine.vmm(create).args(["sh", "-c", script]).run();
+    created.succeeded();
+    let given = machine
+        .fixture
+        .file("given", "given\n")
+        .display()
+        .to_string();
+
+    machine.copied(&given, "web:/given");
+    let status = machine
+        .vmm(["inspect", "-f", "{{.State.Status}}", "web"])
+        .run();
+    let ran = machine.vmm(["start", "-a", "web"]).run();
+    machine.copied("web:/f", &machine.path("f"));
+    let changes = machine.vmm(["diff", "web"]).run();
+    machine.refused("web:/none", &machine.path("none"), "/none");
+    let again = machine.vmm(["start", "-a", "web"]).run();
+    let logs = machine.vmm(["ps", "-aq"]).run();
+
+    status.succeeded().stdout_is("created\n");
+    ran.succeeded().stdout_is("given\n");
+    let written = fs::read_to_string(machine.fixture.path("f"));
+    assert_eq!(written.unwrap(), "written\n");
+    changes
+        .succeeded()
+        .stdout_is("C /bin\nD /bin/ls\nA /f\nA /given\n");
+    again.code_is(1).stdout_is("given\n");
+    assert_eq!(logs.succeeded().stdout_text().lines().count(), 1);
+    machine.vmm(["rm", "web"]).run().succeeded();
+    machine.fixture.nothing_runs();
+}
+
 /// The names in an archive, as tar(1) lists them.
 fn listed(archive: &Path) -> Vec<String> {
     let output = Command::new("tar")
@@ -86,7 +125,7 @@ fn files_are_copied_from_a_machine_as_docker_would() {
     let machine = Machine::after(
         &[],
         "mkdir -p /d/sub; echo one > /d/one; echo deep > /d/sub/deep; ln -s one /d/link; ln -s /etc/shadow /out
-        touch -d @1000000000 /d/one; chmod 4750 /d/one; chown 7:8 /d/one; mknod /d/null c 1 3
+        touch -d @1000000000 /d/one; chown 7:8 /d/one; chmod 4750 /d/one; mknod /d/null c 1 3
         mkdir /bad; ln -s / /bad/root; echo x > /dev/shm/memory; ln /d/one /d/hard",
     );
     let here = |name: &str| machine.fixture.path(name);
@@ -188,7 +227,7 @@ fn files_are_copied_to_a_machine_and_stay_inside() {
         .succeeded();
 
     let seen = machine.sh(
-        "cd /t; cat d/one d/named file etc/through above tree/sub/f made/sub/f d/sub/f followed; readlink kept tree/link
+        "cd /t; cat d/one d/named file etc/through above tree/sub/f made/sub/f d/sub/f followed; readlink kept; readlink tree/link
         stat -c '%a %u:%g' tree/sub d/one",
     );
     let ones = "one\n".repeat(5);
@@ -274,7 +313,7 @@ fn files_are_copied_to_a_machine_and_stay_inside() {
 fn what_a_machine_has_changed_is_listed_exported_and_becomes_an_image() {
     let machine = Machine::after(
         &["-e", "IN=vain"],
-        "mkdir -p /new/dir; echo data > /new/dir/f; rm /bin/ls; chmod 700 /new/dir; echo tool > /bin/tool; chmod 4755 /bin/tool
+        "mkdir -p /new/dir; echo data > /new/dir/f; rm /bin/ls; chmod 711 /new/dir; echo tool > /bin/tool; chmod 4755 /bin/tool
         echo x > /dev/shm/mine; chown 3:4 /new/dir/f",
     );
     let fixture = &machine.fixture;
@@ -316,7 +355,7 @@ fn what_a_machine_has_changed_is_listed_exported_and_becomes_an_image() {
     let committed = machine
         .vmm([
             "commit", "-a", "Jo <jo@example.org>", "-m", "a remark",
-            "-c", r#"CMD ["sh", "-c", "cat /new/dir/f; echo $ADDED $IN; pwd; id -u; stat -c '%a %u:%g' /bin/tool /new/dir/f; ls"]"#,
+            "-c", r#"CMD ["sh", "-c", "cat /new/dir/f; echo $ADDED $IN; pwd; id -u; stat -c '%a %u:%g' /bin/tool /new/dir/f; [ -e /bin/ls ] || echo no ls"]"#,
             "-c", "ENV ADDED='two words'", "-c", "WORKDIR /new", "-c", "USER 5:6", "-c", "LABEL tested=yes",
             "-c", "EXPOSE 80", "web", "web:tested",
         ])
@@ -340,8 +379,8 @@ fn what_a_machine_has_changed_is_listed_exported_and_becomes_an_image() {
         .stdout_has("a remark")
         .stdout_has("sh -ec");
     let run = fixture.run_name("web:tested", &["--rm"], &[]).run();
-    run.code_is(127)
-        .stdout_is("data\ntwo words\n/new\n5\n4755 0:0\n644 3:4\n");
+    run.succeeded()
+        .stdout_is("data\ntwo words\n/new\n5\n4755 0:0\n644 3:4\nno ls\n");
 
     machine.vmm(["stop", "-t", "0", "web"]).run().succeeded();
     let stopped = machine

@@ -151,6 +151,7 @@ fn create(streams: DeclaredStreams) -> Create {
         streams,
         groups: Vec::new(),
         init: false,
+        idles: false,
         stop_signal: 15,
         seccomp: None,
     }

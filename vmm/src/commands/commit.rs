@@ -23,7 +23,7 @@ pub(super) fn run(arguments: &CommitArgs, directories: &Directories) -> Result<E
     let task = FilesTask::Layer {
         pauses: arguments.pause,
     };
-    let mut transfer = Transfer::begin(&machine, &task)?;
+    let mut transfer = Transfer::begin(&machine, &task, directories)?;
     if let Err(error) = io::copy(transfer.output()?, &mut draft) {
         return Err(match draft.failure(error) {
             Ok(failure) => failure.into(),

@@ -40,27 +40,37 @@ pub(super) fn run(arguments: &CpArgs, directories: &Directories) -> Result<ExitC
             if io::stdout().is_terminal() {
                 return Err(CpError::ToTerminal.into());
             }
-            export::to_stdout(&find(&machine)?, &read_task(path, arguments))?;
+            export::to_stdout(&find(&machine)?, &read_task(path, arguments), directories)?;
             return Ok(ExitCode::SUCCESS);
         }
         (Side::Machine { machine, path }, Side::Local(to)) => {
-            copy_out(&find(&machine)?, path, &to, arguments)?
+            copy_out(&find(&machine)?, path, &to, arguments, directories)?
         }
         (Side::Stream, Side::Machine { machine, path }) => {
             if io::stdin().is_terminal() {
                 return Err(CpError::FromTerminal.into());
             }
             let source = CopySource::Archive;
-            copy_in(&find(&machine)?, path, source, arguments, |writer| {
-                repack(io::stdin().lock(), writer)
-            })?
+            copy_in(
+                &find(&machine)?,
+                path,
+                source,
+                arguments,
+                directories,
+                |writer| repack(io::stdin().lock(), writer),
+            )?
         }
         (Side::Local(from), Side::Machine { machine, path }) => {
             let local = LocalSource::find(&from, arguments.follow_link)?;
             let source = local.source.clone();
-            copy_in(&find(&machine)?, path, source, arguments, |writer| {
-                local.pack(writer)
-            })?
+            copy_in(
+                &find(&machine)?,
+                path,
+                source,
+                arguments,
+                directories,
+                |writer| local.pack(writer),
+            )?
         }
         (Side::Local(_) | Side::Stream, Side::Local(_) | Side::Stream) => {
             return Err(CpError::NoMachine.into());
@@ -119,9 +129,15 @@ fn read_task(path: String, arguments: &CpArgs) -> FilesTask {
 }
 
 /// Copies from a machine to here. Says how much came.
-fn copy_out(machine: &Machine, path: String, to: &Path, arguments: &CpArgs) -> Result<u64, Report> {
+fn copy_out(
+    machine: &Machine,
+    path: String,
+    to: &Path,
+    arguments: &CpArgs,
+    directories: &Directories,
+) -> Result<u64, Report> {
     let destination = LocalDestination::find(to)?;
-    let mut transfer = Transfer::begin(machine, &read_task(path, arguments))?;
+    let mut transfer = Transfer::begin(machine, &read_task(path, arguments), directories)?;
     let stream = Counted::new(transfer.output()?);
     let mut reader = TarReader::new(BufReader::with_capacity(BUFFER_BYTES, stream), ());
     let unpacked = unpack(&mut reader, &destination, arguments.archive);
@@ -354,6 +370,7 @@ fn copy_in(
     path: String,
     source: CopySource,
     arguments: &CpArgs,
+    directories: &Directories,
     pack: impl FnOnce(&mut dyn Write) -> Result<(), CpError>,
 ) -> Result<u64, Report> {
     let task = FilesTask::Write {
@@ -361,7 +378,7 @@ fn copy_in(
         source,
         keeps_owners: arguments.archive,
     };
-    let mut transfer = Transfer::begin(machine, &task)?;
+    let mut transfer = Transfer::begin(machine, &task, directories)?;
     let mut output = Counted::new(transfer.input()?);
     match pack(&mut output) {
         Ok(()) => {}

@@ -1,5 +1,7 @@
 //! `vmm create`, `vmm start` and `vmm restart`: machines that are kept, from their creation to each of their starts.
 
+use std::fs::File;
+
 use super::attach;
 use super::attend::{Relay, RelayChoices, report_outcome};
 use super::each;
@@ -15,15 +17,19 @@ use crate::cli::{
     TemplateArgs,
 };
 use crate::dirs::Directories;
-use crate::guest::GuestDirectory;
+use crate::guest::{GuestDirectory, GuestImage};
+use crate::image::StoredImage;
 use crate::machine::host::{Quirks, open_kvm};
 use crate::monitor::{MonitorError, Signals, client_streams};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
-use crate::state::{ImageLabel, Machine, MachineId, NewMachine, Registry, Settings, StartReporter};
+use crate::state::{
+    ImageLabel, Machine, MachineId, NewMachine, OwnedMachine, Registry, Settings, StartReporter,
+};
 use crate::storage::{self, Blueprint};
 use crate::timings::Timings;
+use crate::workload::Workload;
 
 /// Creates a machine and prints its id.
 pub(super) fn create(
@@ -169,36 +175,34 @@ fn start_here(
     let registry = Registry::open(directories.machines())?;
     // From here on nobody else starts or removes it.
     let (machine, control) = registry.take_over(id)?;
-    let name = machine.record().name.to_string();
-    let blueprint = Blueprint::read(machine.directory(), &name)?;
-    let choices = MachineChoices {
-        verbose_kernel: client.verbose_kernel,
-        ..blueprint.choices()?
-    };
-    let disk = storage::open(machine.directory(), choices.storage.unwrap_or_default())?;
     let kvm = open_kvm()?;
     let quirks = Quirks::of_host(&directories.host_cache())?;
-    let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
     timings.end_of("host");
-
-    let workload = blueprint.workload;
+    let Kept {
+        choices,
+        disk,
+        guest,
+        image,
+        workload,
+        interactive,
+        passes_end,
+    } = open_kept(&machine, directories)?;
+    let choices = MachineChoices {
+        verbose_kernel: client.verbose_kernel,
+        ..choices
+    };
     let has_terminal = workload.has_terminal();
     let is_background = reporter.is_some();
-    let interactive = blueprint.interactive && (client.interactive || is_background);
+    let interactive = interactive && (client.interactive || is_background);
     if !is_background {
         has_keyboard(interactive, has_terminal)?;
     }
-    let (image, _) = open_image(
-        &RunImage::Name(&machine.record().image.id),
-        &ImportLimitArgs::default(),
-        directories,
-    )?;
     timings.end_of("image");
     let log = is_background.then(|| machine.record().settings.log.unwrap_or_default());
     let relay_choices = RelayChoices {
         interactive,
         has_terminal,
-        passes_end: blueprint.passes_end,
+        passes_end,
     };
     let relay = log.map(|log| Relay::new(log, relay_choices)).transpose()?;
     let streams = match &relay {
@@ -224,6 +228,41 @@ fn start_here(
     };
     let (outcome, _) = beginning.attend(&registry, directories, reporter, &mut timings)?;
     report_outcome(&outcome)
+}
+
+/// What a machine that is kept starts with again.
+pub(super) struct Kept {
+    pub(super) choices: MachineChoices,
+    pub(super) disk: File,
+    pub(super) guest: GuestImage,
+    pub(super) image: StoredImage,
+    pub(super) workload: Workload,
+    /// Whether its input is to be open, and to end with that of the client that has it.
+    pub(super) interactive: bool,
+    pub(super) passes_end: bool,
+}
+
+/// Opens all that a machine starts with again.
+pub(super) fn open_kept(machine: &OwnedMachine, directories: &Directories) -> Result<Kept, Report> {
+    let name = machine.record().name.to_string();
+    let blueprint = Blueprint::read(machine.directory(), &name)?;
+    let choices = blueprint.choices()?;
+    let disk = storage::open(machine.directory(), choices.storage.unwrap_or_default())?;
+    let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
+    let (image, _) = open_image(
+        &RunImage::Name(&machine.record().image.id),
+        &ImportLimitArgs::default(),
+        directories,
+    )?;
+    Ok(Kept {
+        choices,
+        disk,
+        guest,
+        image,
+        workload: blueprint.workload,
+        interactive: blueprint.interactive,
+        passes_end: blueprint.passes_end,
+    })
 }
 
 /// Why a machine was not created or started.

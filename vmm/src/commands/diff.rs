@@ -19,7 +19,7 @@ const MAX_LIST_BYTES: u64 = 256 << 20;
 /// Lists the changes, by path.
 pub(super) fn run(arguments: &DiffArgs, directories: &Directories) -> Result<ExitCode, Report> {
     let machine = Registry::open(directories.machines())?.find(&arguments.machine)?;
-    let mut transfer = Transfer::begin(&machine, &FilesTask::Changes)?;
+    let mut transfer = Transfer::begin(&machine, &FilesTask::Changes, directories)?;
     let mut list = Vec::new();
     let read = transfer
         .output()?

@@ -18,6 +18,7 @@ mod export;
 mod format;
 mod front;
 mod guest;
+mod held;
 mod images;
 mod inspect;
 mod kill;

@@ -9,10 +9,12 @@ use std::os::unix::net::UnixStream;
 
 use protocol::FilesTask;
 
+use super::held::Held;
 use super::output::printable;
 use super::session::SessionError;
+use crate::dirs::Directories;
 use crate::outcome::Outcome;
-use crate::report::Help;
+use crate::report::{Help, Report};
 use crate::state::{Condition, ControlError, Machine, MachineName, Session, SessionNews};
 
 /// How much is read of what the guest says about a task.
@@ -28,12 +30,25 @@ pub(super) struct Transfer {
     output: Option<UnixStream>,
     /// What it says about that.
     said: UnixStream,
+    /// The machine, if it runs for this alone. The last to be let go of.
+    _held: Option<Held>,
 }
 
 impl Transfer {
-    /// Asks for a task.
-    pub(super) fn begin(machine: &Machine, task: &FilesTask) -> Result<Self, TransferError> {
-        runs(machine)?;
+    /// Asks for a task. A machine that has ended is started for it, without its workload.
+    pub(super) fn begin(
+        machine: &Machine,
+        task: &FilesTask,
+        directories: &Directories,
+    ) -> Result<Self, Report> {
+        let held = match runs(machine)? {
+            true => None,
+            false => Some(Held::start(machine, directories)?),
+        };
+        Ok(Self::ask(machine, task, held)?)
+    }
+
+    fn ask(machine: &Machine, task: &FilesTask, held: Option<Held>) -> Result<Self, TransferError> {
         let (session, descriptors) = Session::files(&machine.directory, task)?;
         let streams = task.streams();
         let wanted = [streams.stdin, streams.stdout, streams.stderr];
@@ -49,6 +64,7 @@ impl Transfer {
                 input,
                 output,
                 said,
+                _held: held,
             }),
             _ => Err(SessionError::Streams.into()),
         }
@@ -66,13 +82,12 @@ impl Transfer {
 
     /// Waits for the end of a task, all of whose output was read, or all of whose input was written.
     pub(super) fn end(mut self) -> Result<(), TransferError> {
-        if let Some(input) = self.input.take() {
+        let input = self.input.take();
+        if let Some(input) = &input {
             // One that has hung up needs no end.
             let _ = input.shutdown(Shutdown::Write);
-            self.conclude(Some(input))
-        } else {
-            self.conclude(None)
         }
+        self.conclude(input)
     }
 
     /// Lets go of a task that cannot go on here, and says why the guest ended it, if it was that.
@@ -85,12 +100,11 @@ impl Transfer {
         }
     }
 
-    fn conclude(mut self, input: Option<UnixStream>) -> Result<(), TransferError> {
+    fn conclude(&mut self, input: Option<UnixStream>) -> Result<(), TransferError> {
         self.output = None;
         let mut said = Vec::new();
         // A stream that breaks has ended.
         let _ = (&self.said).take(MAX_SAID_BYTES).read_to_end(&mut said);
-        drop(self.said);
         let outcome = outcome(&mut self.session)?;
         drop(input);
         let said = String::from_utf8_lossy(&said);
@@ -127,19 +141,16 @@ fn outcome(session: &mut Session) -> Result<Outcome, ControlError> {
     }
 }
 
-/// Refuses a machine whose files cannot be had.
-fn runs(machine: &Machine) -> Result<(), TransferError> {
+/// Says whether a machine runs; refuses one whose files cannot be had.
+fn runs(machine: &Machine) -> Result<bool, TransferError> {
     let name = machine.record.name.clone();
     match machine.condition() {
-        Condition::Running { .. } => Ok(()),
-        Condition::Created if machine.alive => Err(TransferError::NotYet(name)),
+        Condition::Running { .. } => Ok(true),
         Condition::Paused { .. } => Err(TransferError::Paused(name)),
-        Condition::Created | Condition::Exited(_) | Condition::Dead => {
-            Err(match machine.is_kept() {
-                true => TransferError::Stopped(name),
-                false => TransferError::Gone(name),
-            })
-        }
+        Condition::Created if machine.alive => Err(TransferError::NotYet(name)),
+        _ if machine.alive => Err(TransferError::Busy(name)),
+        _ if machine.is_kept() => Ok(false),
+        _ => Err(TransferError::Gone(name)),
     }
 }
 
@@ -152,9 +163,9 @@ pub(super) enum TransferError {
     /// The machine stands still.
     #[error("{0} is paused, and its files can only be had by its own kernel")]
     Paused(MachineName),
-    /// The machine has ended, and its files are on its disk.
-    #[error("{0} does not run, and its files can only be had while it does")]
-    Stopped(MachineName),
+    /// The machine has ended, and its monitor has not, or somebody else is at its files.
+    #[error("{0} is ending, or its files are in use")]
+    Busy(MachineName),
     /// The machine has ended, and its files with it.
     #[error("{0} does not run, and nothing is left of its files")]
     Gone(MachineName),
@@ -197,7 +208,7 @@ impl Help for TransferError {
                 "see how far it is with `vmm ps -a`, and wait for {name}"
             )),
             Self::Paused(name) => Some(format!("let it go on with `vmm resume {name}`")),
-            Self::Stopped(name) => Some(format!("start it with `vmm start {name}`")),
+            Self::Busy(_) => Some("try again in a moment".to_owned()),
             Self::Gone(_) => Some(
                 "machines that are created, or run with --storage, keep what they have written"
                     .to_owned(),

@@ -19,7 +19,7 @@ use super::plan::{ContainerPlan, ProcessPlan, Terminal};
 use super::seccomp::Filter;
 use super::sysctl::Sysctl;
 use super::user::Identity;
-use super::{devices, init, loopback, mounts, paths, program, rootfs};
+use super::{devices, files, init, loopback, mounts, paths, program, rootfs};
 use crate::step::Step as _;
 use crate::sys::{self, Parent, Side};
 
@@ -215,6 +215,9 @@ pub(super) fn become_program(
     stdio: ChildStdio,
     agent: &AgentChannel,
 ) -> StartFailure {
+    if process.idles {
+        return files::idle(stdio, agent);
+    }
     match prepare(part, container, process, stdio, agent) {
         Ok(environment) => {
             let execute = || program::execute(&process.arguments, &environment);

@@ -73,6 +73,7 @@ pub(crate) struct ProcessPlan {
     pub(crate) affinity: Affinity,
     pub(crate) seccomp: Option<Filter>,
     pub(crate) init: bool,
+    pub(crate) idles: bool,
 }
 
 /// A terminal that the process gets.
@@ -131,6 +132,7 @@ impl ProcessPlan {
             affinity: Affinity::default(),
             seccomp: None,
             init: false,
+            idles: false,
         }
     }
 
@@ -177,6 +179,7 @@ impl ProcessPlan {
                 .unwrap_or_default(),
             seccomp: None,
             init: false,
+            idles: false,
         })
     }
 
@@ -297,6 +300,7 @@ impl Plan {
             root_is_read_only: root.unwrap_or_default().readonly,
             seccomp: create.seccomp.map(Filter::new).transpose()?,
             init: create.init,
+            idles: create.idles,
             ..ProcessPlan::new(process, create.streams, create.user, create.groups)?
         };
         Ok(Self {
@@ -385,6 +389,7 @@ mod tests {
             streams: DeclaredStreams::default(),
             groups: Vec::new(),
             init: false,
+            idles: false,
             stop_signal: 15,
             seccomp: None,
         })

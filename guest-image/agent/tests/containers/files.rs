@@ -18,7 +18,8 @@ struct Container {
     agent: Agent,
     control: Control,
     first: Process,
-    _stdin: UnixStream,
+    stdin: UnixStream,
+    stdout: UnixStream,
     last: u32,
 }
 
@@ -38,7 +39,13 @@ impl Container {
     }
 
     fn start(workload: &Workload) -> Result<Self, Failure> {
-        let agent = Agent::start()?;
+        let mut container = Self::begin(Agent::start()?, workload)?;
+        let mut ready = [0; 6];
+        container.stdout.read_exact(&mut ready)?;
+        Ok(container)
+    }
+
+    fn begin(agent: Agent, workload: &Workload) -> Result<Self, Failure> {
         let mut control = agent.control()?;
         let first = workload.process();
         let stream = |kind| {
@@ -48,7 +55,7 @@ impl Container {
             })
         };
         let stdin = stream(StreamKind::Stdin)?;
-        let mut stdout = stream(StreamKind::Stdout)?;
+        let stdout = stream(StreamKind::Stdout)?;
         let streams = DeclaredStreams {
             stdin: true,
             stdout: true,
@@ -62,13 +69,12 @@ impl Container {
             Report::Started { .. } => {}
             other => return Err(format!("not started: {other:?}").into()),
         }
-        let mut ready = [0; 6];
-        stdout.read_exact(&mut ready)?;
         Ok(Self {
             agent,
             control,
             first,
-            _stdin: stdin,
+            stdin,
+            stdout,
             last: 0,
         })
     }
@@ -475,6 +481,27 @@ fn the_root_is_whole_without_what_is_mounted_on_it() -> Test {
     let has = |name: &str| names.iter().any(|it| it == name);
     assert!(has("etc/new") && has("etc/passwd") && has("bin/busybox") && has("proc"));
     assert!(!has("etc/group") && !has("dev/shm") && !has("proc/version"));
+    Ok(())
+}
+
+#[test]
+fn a_container_without_a_program_serves_its_files_until_its_input_ends() -> Test {
+    needs_containers!();
+    let agent = Agent::start()?;
+    let workload = Workload {
+        idles: true,
+        ..Workload::new(&["not-there"])
+    };
+    let mut container = Container::begin(agent, &workload)?;
+
+    assert_eq!(container.changes()?, [""; 0]);
+    assert!(container.content("/etc/passwd")?.starts_with("root"));
+    drop(container.stdin);
+
+    assert!(matches!(
+        container.control.report()?,
+        Report::Exited { exit, .. } if exit.status == ExitStatus::Code(0)
+    ));
     Ok(())
 }
 

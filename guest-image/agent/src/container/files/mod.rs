@@ -58,18 +58,25 @@ pub(super) fn attend(
     }
 }
 
+/// Waits for the end of standard input, and ends the process. Returns only the reason why it did not begin with it.
+pub(super) fn idle(stdio: ChildStdio, agent: &AgentChannel) -> StartFailure {
+    let begun = connect(stdio).and_then(|()| {
+        sys::close_all_but(3, &[]).step(|| "closing the agent's descriptors".to_owned())
+    });
+    // Closed already: that is how the agent knows that this has begun.
+    let _ = agent;
+    match begun {
+        Ok(()) => {}
+        Err(failure) => return failure,
+    }
+    let mut buffer = [0; 512];
+    while !matches!(rustix::io::read(rustix::stdio::stdin(), &mut buffer), Ok(0)) {}
+    sys::exit_with(0)
+}
+
 /// Takes over the streams, and lets go of everything else.
 fn begin(task: &FilesTask, joint: &Joint, stdio: ChildStdio) -> Result<(), StartFailure> {
-    let step = || "connecting the standard streams".to_owned();
-    if let Some(stdin) = stdio.stdin {
-        rustix::stdio::dup2_stdin(stdin).step(step)?;
-    }
-    if let Some(stdout) = stdio.stdout {
-        rustix::stdio::dup2_stdout(stdout).step(step)?;
-    }
-    if let Some(stderr) = stdio.stderr {
-        rustix::stdio::dup2_stderr(stderr).step(step)?;
-    }
+    connect(stdio)?;
     let kept: Vec<BorrowedFd<'_>> = match (joins(task), joint.layers()) {
         (true, _) => Vec::new(),
         (false, Some(Layers { upper, lower, root })) => {
@@ -81,6 +88,20 @@ fn begin(task: &FilesTask, joint: &Joint, stdio: ChildStdio) -> Result<(), Start
         }
     };
     sys::close_all_but(3, &kept).step(|| "closing the agent's descriptors".to_owned())
+}
+
+fn connect(stdio: ChildStdio) -> Result<(), StartFailure> {
+    let step = || "connecting the standard streams".to_owned();
+    if let Some(stdin) = stdio.stdin {
+        rustix::stdio::dup2_stdin(stdin).step(step)?;
+    }
+    if let Some(stdout) = stdio.stdout {
+        rustix::stdio::dup2_stdout(stdout).step(step)?;
+    }
+    if let Some(stderr) = stdio.stderr {
+        rustix::stdio::dup2_stderr(stderr).step(step)?;
+    }
+    Ok(())
 }
 
 fn perform(
