@@ -183,7 +183,7 @@ fn files_are_copied_from_a_machine_as_docker_would() {
 
     machine.refused("web:/none", &machine.path("x"), "/none");
     machine.refused("web:/d/one/", &machine.path("x"), "is not a directory");
-    machine.refused("web:/d/one", &machine.path("no/where"), "no/where");
+    machine.refused("web:/d/one", &machine.path("no/where"), "No such file");
     machine.refused("web:/d/one", &machine.path("no/"), "does not exist");
     machine.refused("web:/d", &machine.path("file"), "cannot copy a directory");
     machine.refused("web:/d/one", "web:/x", "from one machine to another");

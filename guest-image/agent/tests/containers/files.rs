@@ -11,6 +11,7 @@ use protocol::{
 };
 
 use crate::harness::{Agent, Control, Failure, Workload};
+use crate::staged::container_of;
 use crate::{Test, needs_containers};
 
 /// A container whose first process has run a script, and waits for the end of its input.
@@ -502,6 +503,18 @@ fn a_container_without_a_program_serves_its_files_until_its_input_ends() -> Test
         container.control.report()?,
         Report::Exited { exit, .. } if exit.status == ExitStatus::Code(0)
     ));
+    Ok(())
+}
+
+#[test]
+fn a_container_that_was_made_ahead_tells_what_it_changed_too() -> Test {
+    needs_containers!();
+    let workload = Workload::script("echo x > /made; echo ready; exec cat");
+    let agent = Agent::start_staged(|image| Some(container_of(&workload, image)))?;
+    let mut container = Container::begin(agent, &workload)?;
+    container.stdout.read_exact(&mut [0; 6])?;
+
+    assert_eq!(container.changes()?, ["A/made"]);
     Ok(())
 }
 
