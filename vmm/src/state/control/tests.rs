@@ -470,7 +470,7 @@ fn a_client_of_another_version_is_told_and_hung_up_on() {
         stream.write_all(b"{\"hello\":{\"version\":99}}\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        assert_eq!(answer, "{\"hello\":{\"version\":4}}\n");
+        assert_eq!(answer, "{\"hello\":{\"version\":5}}\n");
     });
 }
 
