@@ -42,13 +42,21 @@ fn devices_depends_on_no_crate_of_ours() {
 }
 
 #[test]
-fn agent_depends_on_protocol_alone() {
-    assert_eq!(our_dependencies_of("agent"), ["protocol"]);
+fn archive_depends_on_no_crate_of_ours() {
+    assert_eq!(our_dependencies_of("archive"), NOBODY);
 }
 
 #[test]
-fn vmm_depends_on_devices_and_protocol() {
-    assert_eq!(our_dependencies_of("vmm"), ["devices", "protocol"]);
+fn agent_depends_on_archive_and_protocol() {
+    assert_eq!(our_dependencies_of("agent"), ["archive", "protocol"]);
+}
+
+#[test]
+fn vmm_depends_on_archive_devices_and_protocol() {
+    assert_eq!(
+        our_dependencies_of("vmm"),
+        ["archive", "devices", "protocol"]
+    );
 }
 
 #[test]
@@ -198,7 +206,9 @@ fn dependencies_of(package: &str) -> Vec<String> {
 fn our_dependencies_of(package: &str) -> Vec<String> {
     among(
         &dependencies_of(package),
-        &["agent", "devices", "lab", "protocol", "tests", "vmm"],
+        &[
+            "agent", "archive", "devices", "lab", "protocol", "tests", "vmm",
+        ],
     )
 }
 

@@ -36,7 +36,8 @@ pub use self::life::{
     EventsArgs, HealthArgs, InspectArgs, LifeArgs, LogsArgs, PsArgs, RenameArgs, StopArgs, Tail,
 };
 pub use self::machines::{
-    AttachArgs, ExecArgs, ForkArgs, MachinesArgs, SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
+    AttachArgs, CommitArgs, CpArgs, DiffArgs, ExecArgs, ExportArgs, ForkArgs, MachinesArgs,
+    SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
 };
 pub use self::statistics::{StatsArgs, TopArgs, UpdateArgs};
 pub use self::storage::{CreateArgs, RestartArgs, StartArgs, StorageArgs};
@@ -114,6 +115,14 @@ pub enum Command {
     Update(Later<UpdateArgs>),
     /// Show what is known of machines
     Inspect(Later<InspectArgs>),
+    /// Copy files between a machine and here
+    Cp(Later<CpArgs>),
+    /// List what a machine has changed of its image's files
+    Diff(Later<DiffArgs>),
+    /// Write the files of a machine to an archive
+    Export(Later<ExportArgs>),
+    /// Make an image of a machine's image and what the machine has changed
+    Commit(Later<CommitArgs>),
     /// Ask the workload of machines to end, and kill those that do not
     Stop(Later<StopArgs>),
     /// Send a signal to the workload of machines

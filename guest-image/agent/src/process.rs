@@ -9,16 +9,19 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use protocol::{Exit, ExitStatus, FailureKind, Report, StartFailure, StreamKind, WindowSize};
+use protocol::{
+    Exit, ExitStatus, FailureKind, FilesTask, Report, StartFailure, StreamKind, WindowSize,
+};
 use rustix::event::PollFlags;
 use rustix::process::{Pid, Signal, WaitStatus};
 use rustix::pty::OpenptFlags;
 
-use crate::container::channel::{LaunchChannel, LaunchNews};
+use crate::container::channel::{LaunchChannel, LaunchNews, Layers};
 use crate::container::hooks::{Files, Moment, Runner};
 use crate::container::launch::{self, Launched};
 use crate::container::{
-    self, Cgroup, ContainerPlan, Joint, Namespaces, Part, Plan, ProcessPlan, Released, Staged,
+    self, Cgroup, ContainerPlan, Frozen, Joint, Namespaces, Part, Plan, ProcessPlan, Released,
+    Staged,
 };
 use crate::fork_point::ForkPoint;
 use crate::pump::{Input, Interests, Output};
@@ -64,6 +67,12 @@ pub(crate) struct Process {
     runner: Option<Runner>,
     /// Where it waits to be duplicated, once somebody has asked.
     fork_point: Option<ForkPoint>,
+    /// What its container's root is made of, of a first process.
+    layers: Option<Rc<Layers>>,
+    /// What it does with its container's files, if it is there for that.
+    task: Option<FilesTask>,
+    /// Its container, if that is to stand still for as long as it runs.
+    frozen: Option<Frozen>,
 }
 
 #[derive(Debug)]
@@ -131,6 +140,20 @@ impl Process {
         Self::of(id, Part::Joined, plan, asked)
     }
 
+    /// Makes a process that does something with a container's files, and waits for its start.
+    pub(crate) fn with_files(
+        id: protocol::Process,
+        container: Rc<ContainerPlan>,
+        task: FilesTask,
+        asked: Instant,
+    ) -> Self {
+        let process = ProcessPlan::of_agent(task.streams());
+        Self {
+            task: Some(task),
+            ..Self::joining(id, container, process, asked)
+        }
+    }
+
     fn of(id: protocol::Process, part: Part, plan: Plan, asked: Instant) -> Self {
         Self {
             id,
@@ -152,6 +175,9 @@ impl Process {
             files: None,
             runner: None,
             fork_point: None,
+            layers: None,
+            task: None,
+            frozen: None,
         }
     }
 
@@ -223,7 +249,7 @@ impl Process {
     /// If it does not run.
     pub(crate) fn joint(&self) -> Result<Joint, StartFailure> {
         let first = self.program().ok_or_else(container::ended)?;
-        Joint::of(first, self.cgroup.as_ref())
+        Joint::of(first, self.cgroup.as_ref(), self.layers.clone())
     }
 
     /// Stops its container, or lets it go on. Returns whether it does; only where the first process is its program, and no other is
@@ -314,7 +340,17 @@ impl Process {
     /// Launches a process that is ready in a container that it joins. Reports only a failure.
     pub(crate) fn join(&mut self, container: Result<Joint, StartFailure>) -> Option<Report> {
         self.begin(|process| {
-            launch::join(&process.plan.container, &process.plan.process, &container?)
+            let (joint, plan) = (container?, &process.plan);
+            let Some(task) = &process.task else {
+                return launch::join(&plan.container, &plan.process, &joint);
+            };
+            if let FilesTask::Layer { pauses: true } = task {
+                let step = "stopping what runs in the container";
+                process.frozen = Some(joint.freeze().ok_or_else(|| {
+                    failure(FailureKind::Failed, step, "it does not come to a stop")
+                })?);
+            }
+            launch::files(&plan.container, &plan.process, task, &joint)
         })
     }
 
@@ -340,11 +376,9 @@ impl Process {
 
     /// Follows a process on its way to its program.
     fn watch(&mut self, launched: Launched) {
-        let needs_maker = self.part == Part::Joined || self.plan.container.namespaces.needs_maker();
         self.state = State::Launching {
             pid: launched.pid,
-            // One that waited is made.
-            is_maker: needs_maker && launched.processor.is_none(),
+            is_maker: launched.is_maker,
             channel: launched.channel,
             ended: None,
             _processor: launched.processor,
@@ -385,9 +419,11 @@ impl Process {
                 launched,
                 cgroup,
                 namespaces,
+                layers,
             }) => {
                 self.cgroup = Some(cgroup);
                 self.namespaces = Some(namespaces);
+                self.layers = layers.map(Rc::new);
                 Ok(Some(launched))
             }
             Err(staged) => {
@@ -438,6 +474,7 @@ impl Process {
                         return self.give_up(failure);
                     }
                 }
+                LaunchNews::Layers(layers) => self.layers = Some(Rc::new(layers)),
                 LaunchNews::Terminal(terminal) => self.use_terminal(terminal),
                 LaunchNews::HungUp if *is_maker || self.runner.is_some() => {
                     let step = match self.part {
@@ -665,6 +702,8 @@ impl Process {
         self.stdin = None;
         self.stdout = None;
         self.stderr = None;
+        self.frozen = None;
+        self.layers = None;
         self.connections = Connections::default();
         // Only what was created is deleted.
         if self.files.is_some() {
@@ -698,6 +737,8 @@ impl Process {
             _ => return,
         }
         self.terminal_side = None;
+        self.frozen = None;
+        self.layers = None;
         if self.part == Part::First && !self.plan.container.namespaces.makes_pid() {
             // What it started would hold its output open, and outlive its container.
             self.cgroup.iter().for_each(Cgroup::kill);

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use protocol::{
-    Answer, ContainerId, Create, Exec, FrameBuffer, Handover, Hello, MAGIC, MAX_HELLO_BYTES,
+    Answer, ContainerId, Create, Exec, Files, FrameBuffer, Handover, Hello, MAGIC, MAX_HELLO_BYTES,
     MAX_REPORT_BYTES, MAX_REQUEST_BYTES, MAX_SAMPLE_MS, Question, Report, Request, Role,
     StartFailure, StreamKind, Usage, VERSION,
 };
@@ -395,6 +395,7 @@ impl<'a> Server<'a> {
         match request {
             Request::Create(create) => self.create(*create),
             Request::Exec(exec) => self.exec(*exec),
+            Request::Files(files) => self.files(*files),
             Request::Start(id) => match self.processes.get_mut(&id) {
                 Some(process) => process.request_start(),
                 None => self.report(&Report::NotStarted {
@@ -525,6 +526,29 @@ impl<'a> Server<'a> {
                 } = first.plan();
                 ProcessPlan::joining(exec, process.seccomp.as_ref())
                     .map(|process| Process::joining(id, Rc::clone(container), process, asked))
+            }
+        };
+        self.take_process(id, process);
+    }
+
+    /// Makes a process that does something with a container's files.
+    fn files(&mut self, files: Files) {
+        let asked = Instant::now();
+        let Files { process: id, task } = files;
+        let process = match (
+            self.processes.contains_key(&id),
+            self.first_in(id.container),
+        ) {
+            (true, _) => {
+                return self.report(&Report::NotStarted {
+                    process: id,
+                    failure: exists_already(),
+                });
+            }
+            (false, None) => Err(container::ended()),
+            (false, Some(first)) => {
+                let container = Rc::clone(&first.plan().container);
+                Ok(Process::with_files(id, container, task, asked))
             }
         };
         self.take_process(id, process);

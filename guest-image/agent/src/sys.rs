@@ -553,6 +553,27 @@ pub(crate) fn close_from(first: RawFd) -> io::Result<()> {
     nothing(unsafe { libc::syscall(libc::SYS_close_range, first, c_int::MAX, 0) })
 }
 
+/// Closes every descriptor from `first` on but these, in a process that uses none of the others any more.
+///
+/// # Errors
+///
+/// The kernel's, see close_range(2).
+pub(crate) fn close_all_but(first: RawFd, kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
+    kept.sort_unstable();
+    let mut first = first;
+    for fd in kept {
+        if first < fd {
+            // SAFETY: the caller never comes back to code that owns one of them.
+            nothing(unsafe {
+                libc::syscall(libc::SYS_close_range, first, fd.saturating_sub(1), 0)
+            })?;
+        }
+        first = first.max(fd.saturating_add(1));
+    }
+    close_from(first)
+}
+
 /// Blocks all signals that can be.
 pub(crate) fn block_signals() {
     let mut all = empty_signal_set();

@@ -23,6 +23,8 @@
 //!  |<== stdout and stderr bytes, then a shut-down of each ==|
 //!  |--- Exec{container, process, spec, …}, Start ---------->|   another process in the container, with streams of its own
 //!  |<-- Started | NotStarted, then Exited ------------------|
+//!  |--- Files{container, process, task}, Start ------------>|   a tree of files on streams like those of a process
+//!  |<-- Started | NotStarted, then Exited ------------------|
 //!  |--- Ask{number, container, question} ------------------>|   at any time while the container runs
 //!  |<-- Answer{number, answer} -----------------------------|   one, or a list in parts
 //!  |<-- Exited{status, oom_killed} -------------------------|   after the last byte and the shut-downs
@@ -46,10 +48,12 @@
 
 #![forbid(unsafe_code)]
 
+mod files;
 mod frame;
 mod message;
 mod question;
 
+pub use files::{CopySource, Files, FilesTask};
 pub use frame::{
     FrameBuffer, FrameError, MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES, encode,
 };
@@ -64,7 +68,7 @@ pub use question::{
 };
 
 /// Version of the conversation. The two sides talk only if it is the same.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 /// The vsock port on which the agent listens.
 pub const AGENT_PORT: u32 = 1024;

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::Files;
 use crate::question::{Answer, Question};
 
 /// First field of every [`Hello`]: `"vmm\0"` as a little-endian number.
@@ -91,6 +92,8 @@ pub enum Request {
     Create(Box<Create>),
     /// Makes another process of a container whose first process runs, ready to start.
     Exec(Box<Exec>),
+    /// Makes a process of the agent's own ready to start that does something with the files of a container whose first process runs.
+    Files(Box<Files>),
     /// Starts the process, once all its declared streams are connected.
     Start(Process),
     /// Sends a signal to the process. One that is not running (any more) is left alone.
@@ -170,6 +173,9 @@ pub struct Create {
     pub groups: Vec<String>,
     /// Whether the program gets a parent that passes signals on to it and reaps what it leaves behind.
     pub init: bool,
+    /// Whether there is no program: the first process waits for the end of its standard input, for others to be done with the
+    /// container's files, and exits with 0.
+    pub idles: bool,
     /// The signal that asks the program to end, by its number on Linux, x86-64.
     pub stop_signal: u8,
     /// The streams that the host connects. One that is not declared is `/dev/null`.

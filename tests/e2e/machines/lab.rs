@@ -16,8 +16,9 @@ const THINGS: &str = "/things";
 const COPIES: [&str; 2] = ["templates::", "snapshots::"];
 
 /// The tests of what is done with machines that run. In `make test` they run here only: another KVM is nothing to them.
-const LIFE: [&str; 7] = [
+const LIFE: [&str; 9] = [
     "attach::",
+    "copying::",
     "exec::",
     "events::",
     "lifecycle::",
@@ -70,7 +71,8 @@ fn pass_in_lab(choice: &[&str], engines: &[&str]) {
         lab.tree.program(&this, "/usr/bin/machines")?;
         lab.put_vmm(&binary::vmm(), &binary::vmm())?;
         let tools = [
-            "tar", "setsid", "setpriv", "unshare", "mount", "find", "sh", "mkfifo", "cat",
+            "tar", "setsid", "setpriv", "unshare", "mount", "find", "sh", "mkfifo", "cat", "ln",
+            "mkdir", "rm", "truncate",
         ];
         for tool in tools.iter().chain(engines) {
             lab.tree.program_called(tool)?;

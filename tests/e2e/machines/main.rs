@@ -6,6 +6,7 @@ mod background;
 mod bench;
 mod complete_kvm;
 mod containers;
+mod copying;
 mod crun;
 mod environment;
 mod events;

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use protocol::{Answer, ContainerId, Exec, Process, Question, WindowSize};
+use protocol::{Answer, ContainerId, Exec, Files, Process, Question, Request, WindowSize};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
@@ -28,9 +28,9 @@ pub enum Event {
         at_fork_point: bool,
     },
     /// Another process is to run in the container. Its streams are connected already.
-    Exec {
+    Join {
         /// The process.
-        exec: Box<Exec>,
+        joining: Joining,
         /// Who is to be told what becomes of it.
         watcher: Box<dyn Watcher>,
     },
@@ -49,6 +49,32 @@ pub enum Event {
         /// Who wants to know.
         asker: Box<dyn Asker>,
     },
+}
+
+/// Another process, as the agent is asked for it.
+#[derive(Debug)]
+pub enum Joining {
+    /// One that runs a program in the container.
+    Exec(Box<Exec>),
+    /// One that does something with the container's files.
+    Files(Box<Files>),
+}
+
+impl Joining {
+    /// Which process.
+    pub(super) fn process(&self) -> Process {
+        match self {
+            Self::Exec(exec) => exec.process,
+            Self::Files(files) => files.process,
+        }
+    }
+
+    pub(super) fn request(self) -> Request {
+        match self {
+            Self::Exec(exec) => Request::Exec(exec),
+            Self::Files(files) => Request::Files(files),
+        }
+    }
 }
 
 /// Who has asked. Dropped without an answer, it knows that there is none.

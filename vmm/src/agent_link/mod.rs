@@ -19,7 +19,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use protocol::{
-    AGENT_PORT, Create, Exec, Exit, FailureKind, FrameBuffer, FrameError, Hello, MAX_HELLO_BYTES,
+    AGENT_PORT, Create, Exit, FailureKind, FrameBuffer, FrameError, Hello, MAX_HELLO_BYTES,
     MAX_REPORT_BYTES, MAX_REQUEST_BYTES, Process, Report, Request, Role, StartFailure, VERSION,
 };
 use rustix::event::{PollFd, PollFlags};
@@ -27,7 +27,9 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use thiserror::Error;
 
-pub use self::event::{Asker, Event, EventReceiver, EventSender, Received, Watcher, event_channel};
+pub use self::event::{
+    Asker, Event, EventReceiver, EventSender, Joining, Received, Watcher, event_channel,
+};
 use self::questions::Questions;
 pub use self::streams::{ClientStreams, Connections, Pumps, STREAM_END_PATIENCE, Side};
 
@@ -505,8 +507,8 @@ impl<'a> Session<'a> {
                 },
                 _ => return Ok(()),
             },
-            Event::Exec { exec, watcher } => {
-                self.begin(exec, watcher);
+            Event::Join { joining, watcher } => {
+                self.begin(joining, watcher);
                 return Ok(());
             }
             Event::Ask {
@@ -522,11 +524,11 @@ impl<'a> Session<'a> {
     }
 
     /// Lets another process join.
-    fn begin(&mut self, exec: Box<Exec>, mut watcher: Box<dyn Watcher>) {
-        let process = exec.process;
+    fn begin(&mut self, joining: Joining, mut watcher: Box<dyn Watcher>) {
+        let process = joining.process();
         let queued = self
             .link
-            .queue(&Request::Exec(exec))
+            .queue(&joining.request())
             .and_then(|()| self.link.queue(&Request::Start(process)));
         match queued {
             Ok(()) => {

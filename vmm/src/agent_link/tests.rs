@@ -8,8 +8,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use protocol::{
-    Answer, ContainerId, DeclaredStreams, ExitStatus, Filesystem, ProcessId, Question, RootSource,
-    StreamKind, Upper, WindowSize,
+    Answer, ContainerId, DeclaredStreams, Exec, ExitStatus, Filesystem, ProcessId, Question,
+    RootSource, StreamKind, Upper, WindowSize,
 };
 
 use super::*;
@@ -151,6 +151,7 @@ fn create(streams: DeclaredStreams) -> Create {
         streams,
         groups: Vec::new(),
         init: false,
+        idles: false,
         stop_signal: 15,
         seccomp: None,
     }
@@ -494,8 +495,8 @@ fn exec(spec: &[u8]) -> (Event, mpsc::Receiver<Option<WorkloadExit>>) {
         streams: DeclaredStreams::default(),
         is_filtered: true,
     };
-    let event = Event::Exec {
-        exec: Box::new(exec),
+    let event = Event::Join {
+        joining: Joining::Exec(Box::new(exec)),
         watcher: Box::new(Told(sender)),
     };
     (event, told)

@@ -1,11 +1,13 @@
 //! What is typed about machines that run: to let them stand, to write them down, to duplicate them.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Subcommand};
 
-use super::{DETACH_KEYS, parse_user, parse_variable, parse_workdir};
+use super::{DETACH_KEYS, ListArgs, parse_user, parse_variable, parse_workdir};
 use crate::attach::DetachKeys;
+use crate::image::Change;
 use crate::workload::environment::Variable;
 
 /// Arguments of `vmm pause`, `vmm resume` and `vmm wait`.
@@ -60,6 +62,102 @@ pub struct ExecArgs {
     /// The command and its arguments
     #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
     pub command: Vec<String>,
+}
+
+/// Arguments of `vmm cp`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    override_usage = "vmm cp [OPTIONS] <MACHINE>:<PATH> <LOCAL|->\n       vmm cp [OPTIONS] <LOCAL|-> <MACHINE>:<PATH>",
+    after_help = "\
+A directory is copied with all that is in it: into a directory that is there, or under the name of one that is
+not. DIR/. is what is in DIR. With -, a tar archive goes to standard output or comes from standard input. What
+is copied belongs to root in the machine, and to you here. Devices are left out.
+
+Examples:
+  vmm cp web:/etc/app.conf .
+  vmm cp site/. web:/srv
+  vmm cp web:/var/log - | tar -x
+  tar -c . | vmm cp - web:/srv"
+)]
+pub struct CpArgs {
+    /// Keep the owners that the files have
+    #[arg(short, long)]
+    pub archive: bool,
+    /// Copy what a symbolic link leads to, if the source is one
+    #[arg(short = 'L', long)]
+    pub follow_link: bool,
+    /// Do not say what was copied
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// What is copied
+    #[arg(value_name = "FROM", allow_hyphen_values = true)]
+    pub from: OsString,
+    /// Where to
+    #[arg(value_name = "TO", allow_hyphen_values = true)]
+    pub to: OsString,
+}
+
+/// Arguments of `vmm diff`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+A is new, C is changed, D is deleted.
+
+Examples:
+  vmm diff web")]
+pub struct DiffArgs {
+    /// How to print the list.
+    #[command(flatten)]
+    pub list: ListArgs,
+    /// Name, id or beginning of an id
+    #[arg(value_name = "MACHINE")]
+    pub machine: String,
+}
+
+/// Arguments of `vmm export`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+What is mounted on the root file system is left out.
+
+Examples:
+  vmm export -o web.tar web
+  vmm export web | tar -t")]
+pub struct ExportArgs {
+    /// Write to FILE instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Name, id or beginning of an id
+    #[arg(value_name = "MACHINE")]
+    pub machine: String,
+}
+
+/// Arguments of `vmm commit`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+The new image is the machine's, with what the machine has changed as another layer. A CHANGE is an instruction
+of a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or WORKDIR.
+
+Examples:
+  vmm commit web web:tested
+  vmm commit -m 'with tools' -c 'CMD [\"serve\"]' -c 'ENV LEVEL=2' web tools")]
+pub struct CommitArgs {
+    /// Who made it, as in \"Jo Doe <jo@example.org>\"
+    #[arg(short, long, value_name = "AUTHOR")]
+    pub author: Option<String>,
+    /// Change the image's configuration
+    #[arg(short, long, value_name = "CHANGE", value_parser = |text: &str| text.parse::<Change>())]
+    pub change: Vec<Change>,
+    /// A remark for the image's history
+    #[arg(short, long, value_name = "TEXT")]
+    pub message: Option<String>,
+    /// Let nothing run in the machine meanwhile
+    #[arg(short, long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub pause: bool,
+    /// Name, id or beginning of an id
+    #[arg(value_name = "MACHINE")]
+    pub machine: String,
+    /// What to call the image
+    #[arg(value_name = "REPOSITORY[:TAG]")]
+    pub name: Option<String>,
 }
 
 /// Arguments of `vmm attach`.

@@ -284,7 +284,7 @@ impl Waiting {
 }
 
 /// What asks a machine's workload to end.
-fn stop_signal(machine: &OwnedMachine) -> Signal {
+pub(super) fn stop_signal(machine: &OwnedMachine) -> Signal {
     machine
         .record()
         .settings

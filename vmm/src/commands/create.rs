@@ -12,8 +12,8 @@ use super::front;
 use super::life::{IdFiles, of_life, settings};
 use super::output::print_line;
 use super::run::{
-    Beginning, Begun, Decided, blank, decide, has_keyboard, in_background, keep, machine_choices,
-    open_image,
+    Beginning, Begun, Decided, blank_if_new, decide, has_keyboard, in_background, keep,
+    machine_choices, open_image,
 };
 use super::stop;
 use crate::agent_link::ClientStreams;
@@ -22,7 +22,8 @@ use crate::cli::{
     TemplateArgs,
 };
 use crate::dirs::Directories;
-use crate::guest::GuestDirectory;
+use crate::guest::{GuestDirectory, GuestImage};
+use crate::image::StoredImage;
 use crate::machine::host::{Quirks, open_kvm};
 use crate::monitor::{MonitorError, Signals, client_streams};
 use crate::outcome::ExitCode;
@@ -30,10 +31,11 @@ use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
 use crate::state::{
     ControlServer, ImageLabel, Machine, MachineId, NewMachine, OwnedMachine, Registry, Settings,
-    StartReporter, Status,
+    StartReporter,
 };
 use crate::storage::{self, Blueprint};
 use crate::timings::Timings;
+use crate::workload::Workload;
 
 /// Creates a machine and prints its id.
 pub(super) fn create(
@@ -217,46 +219,39 @@ impl Prepared {
         directories: &Directories,
         timings: &mut Timings,
     ) -> Result<Self, Report> {
-        let name = machine.record().name.to_string();
-        let blueprint = Blueprint::read(machine.directory(), &name)?;
-        let choices = MachineChoices {
-            verbose_kernel: client.verbose_kernel,
-            ..blueprint.choices()?
-        };
-        let disk = storage::open(machine.directory(), choices.storage.unwrap_or_default())?;
         let kvm = open_kvm()?;
         let quirks = Quirks::of_host(&directories.host_cache())?;
-        let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
         timings.end_of("host");
-
-        let workload = blueprint.workload;
-        let has_terminal = workload.has_terminal();
-        let interactive = blueprint.interactive && (client.interactive || is_background);
+        let kept = open_kept(machine, directories)?;
+        let choices = MachineChoices {
+            verbose_kernel: client.verbose_kernel,
+            ..kept.choices
+        };
+        let has_terminal = kept.workload.has_terminal();
+        let interactive = kept.interactive && (client.interactive || is_background);
         if !is_background {
             has_keyboard(interactive, has_terminal)?;
         }
-        let (image, _) = open_image(
-            &RunImage::Name(&machine.record().image.id),
-            &ImportLimitArgs::default(),
-            directories,
-        )?;
         timings.end_of("image");
         let log = is_background.then(|| machine.record().settings.log.unwrap_or_default());
         let relay_choices = RelayChoices {
             interactive,
             has_terminal,
-            passes_end: blueprint.passes_end,
+            passes_end: kept.passes_end,
         };
         let relay = log.map(|log| Relay::new(log, relay_choices)).transpose()?;
         let attach = client.attach;
         let declared = streams(relay.as_ref(), attach, interactive, has_terminal).declared();
-        let mut plan = RunPlan::decide(image, guest, workload, &choices, quirks, declared)?;
-        plan.machine.storage = Some(disk);
-        // A workload that never ran has written nothing.
-        let blank = match machine.record().status {
-            Status::Created => blank(&plan, directories)?,
-            Status::Running { .. } | Status::Restarting(_) | Status::Exited(_) => None,
-        };
+        let mut plan = RunPlan::decide(
+            kept.image,
+            kept.guest,
+            kept.workload,
+            &choices,
+            quirks,
+            declared,
+        )?;
+        plan.machine.storage = Some(kept.disk);
+        let blank = blank_if_new(&plan, directories)?;
         Ok(Self {
             kvm,
             plan,
@@ -319,6 +314,41 @@ fn streams(
         None => client_streams(attach, interactive, has_terminal),
         Some(relay) => relay.streams(),
     }
+}
+
+/// What a machine that is kept starts with again.
+pub(super) struct Kept {
+    pub(super) choices: MachineChoices,
+    pub(super) disk: File,
+    pub(super) guest: GuestImage,
+    pub(super) image: StoredImage,
+    pub(super) workload: Workload,
+    /// Whether its input is to be open, and to end with that of the client that has it.
+    pub(super) interactive: bool,
+    pub(super) passes_end: bool,
+}
+
+/// Opens all that a machine starts with again.
+pub(super) fn open_kept(machine: &OwnedMachine, directories: &Directories) -> Result<Kept, Report> {
+    let name = machine.record().name.to_string();
+    let blueprint = Blueprint::read(machine.directory(), &name)?;
+    let choices = blueprint.choices()?;
+    let disk = storage::open(machine.directory(), choices.storage.unwrap_or_default())?;
+    let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
+    let (image, _) = open_image(
+        &RunImage::Name(&machine.record().image.id),
+        &ImportLimitArgs::default(),
+        directories,
+    )?;
+    Ok(Kept {
+        choices,
+        disk,
+        guest,
+        image,
+        workload: blueprint.workload,
+        interactive: blueprint.interactive,
+        passes_end: blueprint.passes_end,
+    })
 }
 
 /// Why a machine was not created or started.

@@ -7,15 +7,20 @@ mod again;
 mod attach;
 mod attend;
 mod bench;
+mod commit;
 mod completion;
+mod cp;
 mod create;
 mod df;
+mod diff;
 mod doctor;
 mod events;
 mod exec;
+mod export;
 mod format;
 mod front;
 mod guest;
+mod held;
 mod images;
 mod inspect;
 mod kill;
@@ -41,6 +46,7 @@ mod stop;
 mod template;
 mod time;
 mod top;
+mod transfer;
 mod update;
 
 use std::io::{self, Write};
@@ -66,6 +72,10 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
         Command::Prepare(arguments) => prepare::run(arguments, &here()?),
         Command::Template(command) => template::run(command, &here()?),
         Command::Exec(arguments) => exec::run(arguments, &here()?),
+        Command::Cp(arguments) => cp::run(arguments, &here()?),
+        Command::Diff(arguments) => diff::run(arguments, &here()?),
+        Command::Export(arguments) => export::run(arguments, &here()?),
+        Command::Commit(arguments) => commit::run(arguments, &here()?),
         Command::Attach(arguments) => attach::run(arguments, &here()?),
         Command::Ps(arguments) => ps::run(arguments, &here()?),
         Command::Logs(arguments) => logs::run(arguments, &here()?),

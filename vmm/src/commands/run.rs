@@ -311,6 +311,19 @@ pub(super) fn blank(plan: &RunPlan, directories: &Directories) -> Result<Option<
     Ok(Some(blank.ok_or(RunError::NoBlank)?))
 }
 
+/// The same for a machine that was made before; none if something is on its disk.
+pub(super) fn blank_if_new(
+    plan: &RunPlan,
+    directories: &Directories,
+) -> Result<Option<File>, Report> {
+    let disk = plan.machine.storage.as_ref();
+    let is_new = disk.map(storage::is_blank).transpose();
+    match is_new.map_err(RunError::Disk)? {
+        Some(true) => blank(plan, directories),
+        _ => Ok(None),
+    }
+}
+
 /// A machine on record that is to begin.
 pub(super) struct Beginning<'a> {
     pub(super) kvm: &'a Kvm,
@@ -600,6 +613,9 @@ pub enum RunError {
     /// It ends with its client.
     #[error("--restart needs -d: a machine in the foreground ends with its client")]
     RestartForeground,
+    /// The disk of a machine cannot be looked at.
+    #[error("cannot look at the machine's disk")]
+    Disk(#[source] io::Error),
     /// The guest image is an old one.
     #[error(
         "the guest image has no empty file system, as the disk of a machine that is kept begins with"
@@ -620,6 +636,7 @@ impl Help for RunError {
             Self::NoBlank => Some(
                 "install a newer guest image, or add --rm to keep nothing of the machine".to_owned(),
             ),
+            Self::Disk(_) => None,
             Self::RestartRemoved | Self::RestartOwnKernel => Some("leave one of them out".to_owned()),
             Self::RestartForeground => {
                 Some("add -d, and see what it writes with `vmm logs -f`".to_owned())

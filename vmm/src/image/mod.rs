@@ -16,6 +16,7 @@
 
 pub mod erofs;
 
+mod change;
 mod compression;
 mod digest;
 mod layer;
@@ -32,6 +33,7 @@ mod tar;
 #[cfg(test)]
 mod tests;
 
+pub use change::{Change, ParseChangeError};
 pub use digest::{Digest, ParseDigestError};
 pub use layer::LayerError;
 pub use limits::{LimitError, Limits};
@@ -42,8 +44,11 @@ pub use progress::{Progress, Silent, Step};
 pub use reference::{ParseReferenceError, Reference};
 pub use source::{ImageSource, SourceError};
 pub use store::{
-    FindError, HistoryEntry, ImageHealth, ImageSummary, ImportError, ImportOptions, Needed,
-    PruneScope, Pruned, RemoveError, Removed, RootPart, RootTree, SaveError, Store, StoreError,
-    StoredImage, UnpackError, Usage,
+    CommitError, Commitment, Draft, FindError, HistoryEntry, ImageHealth, ImageSummary,
+    ImportError, ImportOptions, Needed, PruneScope, Pruned, RemoveError, Removed, RootPart,
+    RootTree, SaveError, Store, StoreError, StoredImage, UnpackError, Usage,
 };
 pub use tar::TarError;
+pub(crate) use tar::{
+    Input as TarInput, Kind as TarKind, Member as TarMember, Reader as TarReader,
+};

@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::actions::Actions;
 use super::{Counted, Guest, Run, SIGKILL, outcome_of, process_of};
-use crate::agent_link::{Connections, Event, Watcher, WorkloadExit};
+use crate::agent_link::{Connections, Event, Joining, Watcher, WorkloadExit};
 use crate::moment::Moment;
 use crate::outcome::Outcome;
 use crate::policy::{Health, HealthCheck, MAX_OUTPUT_BYTES, Probe};
@@ -169,8 +169,8 @@ impl Asked {
             .and_then(|()| UnixStream::pair())
             .map_err(|error| format!("the host gives no descriptor: {error}"))?;
         let exit = Arc::default();
-        let event = Event::Exec {
-            exec: Box::new(exec),
+        let event = Event::Join {
+            joining: Joining::Exec(Box::new(exec)),
             watcher: Box::new(Watched {
                 exit: Arc::clone(&exit),
                 _ringer: ringer,

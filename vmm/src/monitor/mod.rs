@@ -26,13 +26,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use protocol::{Answer, ExitStatus, FailureKind, Process, ProcessId, Question, WindowSize};
+use protocol::{
+    Answer, DeclaredStreams, ExitStatus, FailureKind, Files, FilesTask, Process, ProcessId,
+    Question, WindowSize,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 
 use crate::agent_link::{
     AgentLink, Asker, ClientStreams, Connections, Dialer, Event, EventReceiver, EventSender, Job,
-    LinkError, Watcher, WorkloadExit, event_channel,
+    Joining, LinkError, Watcher, WorkloadExit, event_channel,
 };
 use crate::outcome::{NotStarted, Outcome};
 use crate::plan::FIRST;
@@ -837,43 +840,35 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
     }
 
     fn exec(&mut self, request: ExecRequest, offer: SessionOffer) -> Result<u32, String> {
-        let run = self.run;
-        if !run.is_running() {
-            return Err("the workload does not run".to_owned());
-        }
-        if self.actions.is_paused() {
-            return Err("the machine is paused".to_owned());
-        }
-        let id = run.next_process()?;
+        let id = self.next_session()?;
         let process = process_of(id);
         let ExecRequest { choices, streams } = request;
-        let notes = ExecNotes::new(&run.notes, id, &choices.arguments);
+        let notes = ExecNotes::new(&self.run.notes, id, &choices.arguments);
         let is_leavable = choices.has_terminal && streams.stdin;
         let exec = self
             .actions
             .basis()
             .exec(choices, process, streams)
             .map_err(|error| format!("the container's configuration cannot be read: {error}"))?;
-        let connections =
-            Connections::dial(&Guest(run.vm), process, streams).map_err(|error| chain(&error))?;
+        let connections = self.dial(process, streams)?;
         let kept = is_leavable.then(|| connections.try_clone()).transpose();
         let kept = kept.map_err(|error| chain(&error))?;
-        let teller = offer
-            .open(&connections.descriptors())
-            .map_err(|error| error.to_string())?;
+        self.join(
+            Joining::Exec(Box::new(exec)),
+            Some(notes),
+            &connections,
+            offer,
+        )?;
         self.leavable.extend(kept.map(|kept| (id, kept)));
-        let event = Event::Exec {
-            exec: Box::new(exec),
-            watcher: Box::new(Watched {
-                teller,
-                notes,
-                _counted: Counted::new(&run.sessions),
-            }),
-        };
-        // A watcher that is dropped tells the client.
-        if let Err(error) = run.sender.send(event) {
-            tracing::debug!(%error, "a command was not asked for");
-        }
+        Ok(id)
+    }
+
+    fn files(&mut self, task: FilesTask, offer: SessionOffer) -> Result<u32, String> {
+        let id = self.next_session()?;
+        let process = process_of(id);
+        let connections = self.dial(process, task.streams())?;
+        let files = Files { process, task };
+        self.join(Joining::Files(Box::new(files)), None, &connections, offer)?;
         Ok(id)
     }
 
@@ -952,6 +947,48 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
 }
 
 impl Requests<'_, '_, '_, '_> {
+    /// The id of another process, if there can be one.
+    fn next_session(&mut self) -> Result<u32, String> {
+        let run = self.run;
+        if !run.is_running() {
+            return Err("the workload does not run".to_owned());
+        }
+        if self.actions.is_paused() {
+            return Err("the machine is paused".to_owned());
+        }
+        run.next_process()
+    }
+
+    fn dial(&self, process: Process, streams: DeclaredStreams) -> Result<Connections, String> {
+        Connections::dial(&Guest(self.run.vm), process, streams).map_err(|error| chain(&error))
+    }
+
+    /// Lets a process join, and gives its client the connections.
+    fn join(
+        &self,
+        joining: Joining,
+        notes: Option<ExecNotes>,
+        connections: &Connections,
+        offer: SessionOffer,
+    ) -> Result<(), String> {
+        let teller = offer
+            .open(&connections.descriptors())
+            .map_err(|error| error.to_string())?;
+        let event = Event::Join {
+            joining,
+            watcher: Box::new(Watched {
+                teller,
+                notes,
+                _counted: Counted::new(&self.run.sessions),
+            }),
+        };
+        // A watcher that is dropped tells the client.
+        if let Err(error) = self.run.sender.send(event) {
+            tracing::debug!(%error, "a process was not asked for");
+        }
+        Ok(())
+    }
+
     fn tell(&self, event: Event) {
         if let Err(error) = self.run.sender.send(event) {
             tracing::debug!(%error, "the guest is not told of a client");
@@ -1021,7 +1058,8 @@ impl ExecNotes {
 #[derive(Debug)]
 struct Watched {
     teller: SessionTeller,
-    notes: ExecNotes,
+    /// Of a command; tasks about files are noted by whoever has them done.
+    notes: Option<ExecNotes>,
     _counted: Counted,
 }
 
@@ -1045,14 +1083,16 @@ impl Drop for Counted {
 impl Watcher for Watched {
     fn started(&mut self) {
         self.teller.started();
-        let action = format!("exec_start: {}", self.notes.command);
-        self.notes.note(&action, None);
+        if let Some(notes) = &self.notes {
+            notes.note(&format!("exec_start: {}", notes.command), None);
+        }
     }
 
     fn ended(&mut self, exit: WorkloadExit) {
         let outcome = outcome_of(exit);
-        self.notes
-            .note("exec_die", Some(outcome.exit_code().number()));
+        if let Some(notes) = &self.notes {
+            notes.note("exec_die", Some(outcome.exit_code().number()));
+        }
         self.teller.ended(outcome);
     }
 }

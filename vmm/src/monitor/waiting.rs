@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use protocol::{Question, WindowSize};
+use protocol::{FilesTask, Question, WindowSize};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{ENDING, Signals, is_end};
@@ -92,6 +92,10 @@ impl Control for Idle<'_> {
     }
 
     fn exec(&mut self, _request: ExecRequest, _offer: SessionOffer) -> Result<u32, String> {
+        Err(RESTARTING.to_owned())
+    }
+
+    fn files(&mut self, _task: FilesTask, _offer: SessionOffer) -> Result<u32, String> {
         Err(RESTARTING.to_owned())
     }
 

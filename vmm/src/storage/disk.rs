@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use thiserror::Error;
 
 use super::StorageSize;
@@ -92,7 +93,8 @@ pub fn make(directory: &Path, size: StorageSize) -> Result<File, DiskError> {
     make_filled(directory, size.bytes(), |_| Ok(()))
 }
 
-/// Fills a disk with what `from` holds, in place of whatever it held.
+/// Fills a disk with what `from` holds, which begins with a block of data, in place of whatever it held. One that was not filled to the
+/// end is blank.
 ///
 /// # Errors
 ///
@@ -102,7 +104,24 @@ pub fn fill(disk: &File, from: &File) -> io::Result<()> {
     disk.set_len(0)?;
     disk.set_len(length_bytes)?;
     copy_data(from, disk)?;
-    disk.sync_all()
+    disk.sync_all()?;
+    // Last: a disk that has its beginning has all.
+    let mut beginning = [0; BLOCK_BYTES];
+    from.read_exact_at(&mut beginning, 0)?;
+    disk.write_all_at(&beginning, 0)
+}
+
+/// Tells whether nothing is on a disk yet: where a file system begins there is a hole.
+///
+/// # Errors
+///
+/// The file system's.
+pub fn is_blank(disk: &File) -> io::Result<bool> {
+    match rustix::fs::seek(disk, rustix::fs::SeekFrom::Data(0)) {
+        Ok(0) => Ok(false),
+        Ok(_) | Err(Errno::NXIO) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Makes the disk of the machine in `directory`, which `fill` fills, and opens it.
@@ -141,7 +160,7 @@ pub fn make_filled(
     })
 }
 
-/// Copies what is in a file to an empty one of the same length, but for blocks of zeros: they are holes there, also where whoever
+/// Copies what is in a file to an empty one of the same length, but for its first block and for blocks of zeros: they are holes there, also where whoever
 /// installed the file, or the file system that it is on, has none.
 fn copy_data(from: &File, to: &File) -> io::Result<()> {
     for extent in data_extents(from)? {
@@ -154,7 +173,7 @@ fn copy_data(from: &File, to: &File) -> io::Result<()> {
                 .get_mut(..left_bytes.min(BLOCK_BYTES))
                 .unwrap_or_default();
             from.read_exact_at(block, at_bytes)?;
-            if block.iter().any(|byte| *byte != 0) {
+            if at_bytes > 0 && block.iter().any(|byte| *byte != 0) {
                 to.write_all_at(block, at_bytes)?;
             }
             at_bytes = at_bytes.saturating_add(u64::try_from(block.len()).unwrap_or(u64::MAX));

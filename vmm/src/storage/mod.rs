@@ -21,7 +21,7 @@ use thiserror::Error;
 use crate::limits::{ByteSize, LimitError};
 
 pub use self::blueprint::{Blueprint, BlueprintError};
-pub use self::disk::{DiskError, fill, make, make_filled, open};
+pub use self::disk::{DiskError, fill, is_blank, make, make_filled, open};
 pub use self::sparse::{DataExtent, copy_extent, data_extents};
 
 /// How much a workload may write to its root: the length of the disk.

@@ -56,7 +56,7 @@ const NAMES: [&str; 41] = [
 ];
 
 /// The five sets of a process, a bit for each number.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Capabilities {
     bounding: u64,
     effective: u64,

@@ -3,6 +3,7 @@
 //! ```text
 //! maker, process                                    agent
 //!  |--- Made{pid} (from a maker, which then ends) ---->|   this is the process, I am not
+//!  |--- Layers, with the directories of its root ------->|   for those who ask for what it changes
 //!  |--- Waits ---------------------------------------->|   gives what only the machine's root may give, runs hooks
 //!  |<-- a byte: go on ----------------------------------|
 //!  |--- Built (only from one that is made ahead) ------>|
@@ -28,6 +29,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::step::{Step as _, failure};
 
+/// As many descriptors as travel with a message.
+const MAX_PASSED: usize = 3;
+
 /// More than the longest message from a process: a bounded failure, encoded.
 const MAX_MESSAGE_BYTES: usize = 5 << 10;
 
@@ -36,6 +40,7 @@ const MAX_MESSAGE_BYTES: usize = 5 << 10;
 enum Message {
     Made(i32),
     Waits,
+    Layers,
     Built,
     Terminal,
     Failed(StartFailure),
@@ -45,6 +50,17 @@ enum Message {
 /// What the agent says to one that waits.
 const GO_ON: &[u8] = &[1];
 
+/// What a container's root is made of, by directories that nobody else can reach.
+#[derive(Debug)]
+pub(crate) struct Layers {
+    /// What the container has changed, as overlayfs keeps it.
+    pub(crate) upper: OwnedFd,
+    /// What it began with.
+    pub(crate) lower: OwnedFd,
+    /// Both as one, without what is mounted there.
+    pub(crate) root: OwnedFd,
+}
+
 /// What the agent hears.
 #[derive(Debug)]
 pub(crate) enum LaunchNews {
@@ -52,6 +68,8 @@ pub(crate) enum LaunchNews {
     Made(Pid),
     /// The process waits for the agent.
     Waits,
+    /// What the container's root is made of.
+    Layers(Layers),
     /// The container is built, and the process waits for what to become.
     Built,
     /// The controlling side of the process's terminal.
@@ -119,7 +137,7 @@ impl LaunchChannel {
 
     fn take(&self, flags: RecvFlags) -> rustix::io::Result<LaunchNews> {
         let mut message = [0; MAX_MESSAGE_BYTES];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PASSED))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = rustix::net::recvmsg(
             &self.0,
@@ -130,13 +148,18 @@ impl LaunchChannel {
         if received.bytes == 0 {
             return Ok(LaunchNews::HungUp);
         }
-        let terminal = control.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
+        let mut passed = control.drain().flat_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => fds.collect(),
+            _ => Vec::new(),
         });
+        let (first, second, third) = (passed.next(), passed.next(), passed.next());
         let body = message.get(..received.bytes).unwrap_or_default();
-        Ok(match (postcard::from_bytes(body), terminal) {
+        Ok(match (postcard::from_bytes(body), first) {
             (Ok(Message::Terminal), Some(terminal)) => LaunchNews::Terminal(terminal),
+            (Ok(Message::Layers), Some(upper)) => match (second, third) {
+                (Some(lower), Some(root)) => LaunchNews::Layers(Layers { upper, lower, root }),
+                _ => nonsense(),
+            },
             (Ok(Message::Made(pid)), _) => {
                 Pid::from_raw(pid).map_or_else(nonsense, LaunchNews::Made)
             }
@@ -144,7 +167,7 @@ impl LaunchChannel {
             (Ok(Message::Built), _) => LaunchNews::Built,
             (Ok(Message::Failed(failure)), _) => LaunchNews::Failed(failure),
             (Ok(Message::Done), _) => LaunchNews::Done,
-            (Ok(Message::Terminal), None) | (Err(_), _) => nonsense(),
+            (Ok(Message::Terminal | Message::Layers), None) | (Err(_), _) => nonsense(),
         })
     }
 
@@ -195,11 +218,23 @@ impl AgentChannel {
 
     /// Sends the terminal's controlling side.
     pub(super) fn send_terminal(&self, terminal: BorrowedFd<'_>) -> rustix::io::Result<()> {
-        let message = postcard::to_stdvec(&Message::Terminal).map_err(|_| Errno::MSGSIZE)?;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        self.send_with(&Message::Terminal, &[terminal])
+    }
+
+    /// Sends what the container's root is made of.
+    pub(super) fn send_layers(&self, layers: &Layers) -> rustix::io::Result<()> {
+        let Layers { upper, lower, root } = layers;
+        self.send_with(
+            &Message::Layers,
+            &[upper.as_fd(), lower.as_fd(), root.as_fd()],
+        )
+    }
+
+    fn send_with(&self, message: &Message, passed: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
+        let message = postcard::to_stdvec(message).map_err(|_| Errno::MSGSIZE)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PASSED))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = [terminal];
-        if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        if !control.push(SendAncillaryMessage::ScmRights(passed)) {
             return Err(Errno::NOBUFS);
         }
         let body = [IoSlice::new(&message)];

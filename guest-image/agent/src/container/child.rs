@@ -19,7 +19,7 @@ use super::plan::{ContainerPlan, ProcessPlan, Terminal};
 use super::seccomp::Filter;
 use super::sysctl::Sysctl;
 use super::user::Identity;
-use super::{devices, init, loopback, mounts, paths, program, rootfs};
+use super::{devices, files, init, loopback, mounts, paths, program, rootfs};
 use crate::step::Step as _;
 use crate::sys::{self, Parent, Side};
 
@@ -50,7 +50,7 @@ pub(super) fn build(
         if container.namespaces.makes_network() || container.namespaces.shares_network() {
             loopback::set_up()?;
         }
-        FirstHalf::build(container, outside)?
+        FirstHalf::build(container, outside, agent)?
     };
     if container.hooks.come_before_entry() {
         // They expect all mounts and devices to be there, and that the root is not entered yet.
@@ -107,8 +107,16 @@ struct FirstHalf<'plan> {
 
 impl<'plan> FirstHalf<'plan> {
     /// Mounts the root, and opens what comes from elsewhere.
-    fn build(container: &'plan ContainerPlan, outside: &Outside<'_>) -> Result<Self, StartFailure> {
-        rootfs::mount(&container.root, outside.namespaces.user())?;
+    fn build(
+        container: &'plan ContainerPlan,
+        outside: &Outside<'_>,
+        agent: &AgentChannel,
+    ) -> Result<Self, StartFailure> {
+        let layers = rootfs::mount(&container.root, outside.namespaces.user())?;
+        agent
+            .send_layers(&layers)
+            .step(|| "handing over the layers".to_owned())?;
+        drop(layers);
         container.cgroup.restrict_devices(outside.cgroup)?;
         let mounts = container
             .mounts
@@ -142,7 +150,7 @@ fn make_process<'plan>(
     sys::reset_signals();
     rustix::process::umask(Mode::empty());
     let namespaces = &container.namespaces;
-    let first_half = FirstHalf::build(container, outside)?;
+    let first_half = FirstHalf::build(container, outside, agent)?;
     namespaces.make_time()?;
     outside.namespaces.join()?;
     if namespaces.shares_network() {
@@ -207,6 +215,9 @@ pub(super) fn become_program(
     stdio: ChildStdio,
     agent: &AgentChannel,
 ) -> StartFailure {
+    if process.idles {
+        return files::idle(stdio, agent);
+    }
     match prepare(part, container, process, stdio, agent) {
         Ok(environment) => {
             let execute = || program::execute(&process.arguments, &environment);

@@ -74,6 +74,20 @@ impl IdMappings {
         (map(&self.uids, uid), map(&self.gids, gid))
     }
 
+    /// The container's ids of a user and group of the machine; the ids themselves where they are not mapped.
+    pub(crate) fn inside(&self, uid: u32, gid: u32) -> (u32, u32) {
+        let map = |ranges: &[spec::IdMapping], id: u32| {
+            ranges
+                .iter()
+                .find_map(|range| {
+                    let at = id.checked_sub(range.host_id)?;
+                    (at < range.size).then(|| range.container_id.checked_add(at))?
+                })
+                .unwrap_or(id)
+        };
+        (map(&self.uids, uid), map(&self.gids, gid))
+    }
+
     /// Makes a user namespace of these mappings. It lives as long as the descriptor, or somebody in it.
     ///
     /// # Errors

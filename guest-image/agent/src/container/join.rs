@@ -4,6 +4,7 @@
 //! the agent's for a moment, with the agent's descriptors, so it lets nobody look into it until it is the program.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::rc::Rc;
 
 use protocol::{FailureKind, StartFailure};
 use rustix::fs::{Mode, OFlags};
@@ -11,8 +12,8 @@ use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags};
 use rustix::thread::ThreadNameSpaceType;
 
-use super::cgroup::{self, Cgroup};
-use super::channel::AgentChannel;
+use super::cgroup::{self, Cgroup, Frozen};
+use super::channel::{AgentChannel, Layers};
 use super::child;
 use super::plan::ContainerPlan;
 use crate::step::{Step as _, failure};
@@ -24,6 +25,7 @@ pub(crate) struct Joint {
     first: OwnedFd,
     first_pid: Pid,
     cgroup: Option<OwnedFd>,
+    layers: Option<Rc<Layers>>,
 }
 
 impl Joint {
@@ -32,7 +34,11 @@ impl Joint {
     /// # Errors
     ///
     /// If the process has ended, or there are no descriptors left.
-    pub(crate) fn of(first: Pid, cgroup: Option<&Cgroup>) -> Result<Self, StartFailure> {
+    pub(crate) fn of(
+        first: Pid,
+        cgroup: Option<&Cgroup>,
+        layers: Option<Rc<Layers>>,
+    ) -> Result<Self, StartFailure> {
         let step = || "joining the container".to_owned();
         let directory = cgroup.and_then(Cgroup::directory);
         Ok(Self {
@@ -42,7 +48,19 @@ impl Joint {
                 .map(|directory| rustix::io::fcntl_dupfd_cloexec(directory, 0))
                 .transpose()
                 .step(step)?,
+            layers,
         })
+    }
+
+    /// What its root is made of.
+    pub(super) fn layers(&self) -> Option<&Layers> {
+        self.layers.as_deref()
+    }
+
+    /// Stops what runs in it until the result is dropped; nothing where it does not come to a stop.
+    pub(crate) fn freeze(&self) -> Option<Frozen> {
+        let directory = self.cgroup.as_ref()?;
+        Frozen::new(rustix::io::fcntl_dupfd_cloexec(directory, 0).ok()?)
     }
 
     /// Makes the maker in the container's cgroup. Where that has no processes of its own, because the container has divided it, as

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use protocol::StartFailure;
+use protocol::{FilesTask, StartFailure};
 use rustix::fs::{Gid, Uid};
 use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
@@ -10,6 +10,7 @@ use rustix::process::Pid;
 use super::cgroup::Cgroup;
 use super::channel::{self, AgentChannel, LaunchChannel};
 use super::child::{self, ChildStdio, Part};
+use super::files;
 use super::join::Joint;
 use super::outside::Outside;
 use super::plan::{ContainerPlan, Plan, ProcessPlan};
@@ -23,6 +24,8 @@ pub(crate) struct Launched {
     pub(crate) pid: Pid,
     pub(crate) channel: LaunchChannel,
     pub(crate) stdio: AgentStdio,
+    /// Whether it is a maker.
+    pub(crate) is_maker: bool,
     /// Of one that waited: where it stays until it is its program.
     pub(crate) processor: Option<OneProcessor>,
 }
@@ -60,6 +63,7 @@ pub(crate) fn launch(plan: &Plan, cgroup: &Cgroup) -> Result<Launched, StartFail
         pid,
         channel,
         stdio: agent_stdio,
+        is_maker: plan.container.namespaces.needs_maker(),
         processor: None,
     })
 }
@@ -108,6 +112,7 @@ pub(crate) fn join(
             pid,
             channel: ours,
             stdio: agent_stdio,
+            is_maker: true,
             processor: None,
         }),
         Side::Child => {
@@ -174,4 +179,50 @@ fn open_pipes(process: &ProcessPlan) -> rustix::io::Result<(AgentStdio, ChildStd
         (agent.stderr, child.stderr) = (Some(read), Some(write));
     }
     Ok((agent, child))
+}
+
+/// Makes a process that does something with a container's files.
+///
+/// # Errors
+///
+/// If a pipe or the process cannot be made.
+pub(crate) fn files(
+    container: &ContainerPlan,
+    process: &ProcessPlan,
+    task: &FilesTask,
+    joint: &Joint,
+) -> Result<Launched, StartFailure> {
+    let (agent_stdio, child_stdio) = pipes(container, process)?;
+    let (ours, theirs) = channel::pair().step(|| "making the launch channel".to_owned())?;
+    let joins = files::joins(task);
+    let side = match joins {
+        true => joint.clone_into_cgroup()?,
+        // The container may be frozen.
+        false => sys::clone(0, None, Parent::Caller).step(|| "making the process".to_owned())?,
+    };
+    match side {
+        Side::Parent(pid) => Ok(Launched {
+            pid,
+            channel: ours,
+            stdio: agent_stdio,
+            is_maker: joins,
+            processor: None,
+        }),
+        Side::Child => {
+            drop(ours);
+            let ready = match joins {
+                true => joint.enter(container, &theirs),
+                false => {
+                    sys::reset_signals();
+                    Ok(())
+                }
+            };
+            let failure = match ready {
+                Ok(()) => files::attend(container, task, joint, child_stdio, &theirs),
+                Err(failure) => failure,
+            };
+            theirs.failed(failure);
+            sys::exit_child()
+        }
+    }
 }

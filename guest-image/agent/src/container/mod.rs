@@ -10,6 +10,7 @@ pub(crate) mod channel;
 mod child;
 mod copy_up;
 mod devices;
+mod files;
 pub(crate) mod hooks;
 mod id_mappings;
 mod init;
@@ -36,7 +37,7 @@ mod user;
 
 use rustix::fs::{Mode, OFlags};
 
-pub(crate) use cgroup::{Cgroup, MOUNT_POINT as CGROUP_MOUNT_POINT};
+pub(crate) use cgroup::{Cgroup, Frozen, MOUNT_POINT as CGROUP_MOUNT_POINT};
 pub(crate) use child::{Part, winsize};
 pub(crate) use join::{Joint, ended};
 pub(crate) use plan::{ContainerPlan, Plan, ProcessPlan};

@@ -73,6 +73,7 @@ pub(crate) struct ProcessPlan {
     pub(crate) affinity: Affinity,
     pub(crate) seccomp: Option<Filter>,
     pub(crate) init: bool,
+    pub(crate) idles: bool,
 }
 
 /// A terminal that the process gets.
@@ -103,6 +104,36 @@ impl ProcessPlan {
             seccomp: filter.filter(|_| exec.is_filtered).cloned(),
             ..Self::new(process, exec.streams, exec.user, exec.groups)?
         })
+    }
+
+    /// The plan of a process that is none of the container's: it has these streams, and does what the agent does.
+    pub(crate) fn of_agent(streams: DeclaredStreams) -> Self {
+        Self {
+            hostname: None,
+            domainname: None,
+            root_is_read_only: false,
+            terminal: None,
+            streams,
+            user: UserChoice::Numbers {
+                uid: 0,
+                gid: 0,
+                additional_gids: Vec::new(),
+            },
+            umask: None,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            working_directory: "/".to_owned(),
+            capabilities: Capabilities::default(),
+            limits: Vec::new(),
+            no_new_privileges: false,
+            oom_score_adj: None,
+            scheduler: None,
+            io_priority: None,
+            affinity: Affinity::default(),
+            seccomp: None,
+            init: false,
+            idles: false,
+        }
     }
 
     /// Decides what a `process` says.
@@ -148,6 +179,7 @@ impl ProcessPlan {
                 .unwrap_or_default(),
             seccomp: None,
             init: false,
+            idles: false,
         })
     }
 
@@ -268,6 +300,7 @@ impl Plan {
             root_is_read_only: root.unwrap_or_default().readonly,
             seccomp: create.seccomp.map(Filter::new).transpose()?,
             init: create.init,
+            idles: create.idles,
             ..ProcessPlan::new(process, create.streams, create.user, create.groups)?
         };
         Ok(Self {
@@ -356,6 +389,7 @@ mod tests {
             streams: DeclaredStreams::default(),
             groups: Vec::new(),
             init: false,
+            idles: false,
             stop_signal: 15,
             seccomp: None,
         })

@@ -9,6 +9,7 @@ use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
+use super::channel::Layers;
 use super::upper;
 use crate::step::{Step as _, invalid};
 use crate::sys::{self, MountAttributes};
@@ -23,7 +24,7 @@ const ROOT: &str = "/mnt/root";
 const ROOT_MODE: u32 = 0o755;
 
 /// Mounts the root in the child's mount namespace and goes there, without making it the root yet. With a user namespace, the image's
-/// ids are those of its users.
+/// ids are those of its users. Says what it is made of.
 ///
 /// # Errors
 ///
@@ -31,7 +32,7 @@ const ROOT_MODE: u32 = 0o755;
 pub(crate) fn mount(
     source: &RootSource,
     users: Option<BorrowedFd<'_>>,
-) -> Result<(), StartFailure> {
+) -> Result<Layers, StartFailure> {
     upper::mount(&source.upper, UPPER)?;
     for directory in ["/mnt/work", ROOT] {
         make_directory(directory)?;
@@ -55,7 +56,19 @@ pub(crate) fn mount(
         data.as_c_str(),
     )
     .step(|| "mounting the root".to_owned())?;
-    rustix::process::chdir(ROOT).step(|| "going to the root".to_owned())
+    rustix::process::chdir(ROOT).step(|| "going to the root".to_owned())?;
+    open_layers(lower).step(|| "opening the layers".to_owned())
+}
+
+fn open_layers(lower: &str) -> rustix::io::Result<Layers> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = |path: &str| rustix::fs::open(path, flags, Mode::empty());
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(Layers {
+        upper: open("/mnt/upper")?,
+        lower: open(lower)?,
+        root: rustix::mount::open_tree(CWD, ROOT, flags)?,
+    })
 }
 
 /// Makes a directory beside the layers, and says whether it was not there before.

@@ -18,7 +18,7 @@ use rustix::net::{
 use rustix::process::{Pid, Signal, WaitOptions};
 
 use super::cgroup::Cgroup;
-use super::channel::{AgentChannel, LaunchChannel, LaunchNews};
+use super::channel::{AgentChannel, LaunchChannel, LaunchNews, Layers};
 use super::child::{self, ChildStdio, Part};
 use super::launch::{self, Launched};
 use super::outside::Outside;
@@ -38,6 +38,7 @@ pub(crate) struct Staged {
     pid: Pid,
     channel: LaunchChannel,
     namespaces: Namespaces,
+    layers: Option<Layers>,
     processor: OneProcessor,
 }
 
@@ -68,6 +69,7 @@ pub(crate) struct Released {
     pub(crate) launched: Launched,
     pub(crate) cgroup: Cgroup,
     pub(crate) namespaces: Namespaces,
+    pub(crate) layers: Option<Layers>,
 }
 
 impl Staged {
@@ -95,7 +97,8 @@ impl Staged {
             }
         };
         let mut pid = maker;
-        let built = await_built(&channel, &mut pid);
+        let mut layers = None;
+        let built = await_built(&channel, &mut pid, &mut layers);
         if pid != maker {
             end(maker);
         }
@@ -106,6 +109,7 @@ impl Staged {
                 pid,
                 channel,
                 namespaces,
+                layers,
                 processor,
             }),
             Err(failure) => {
@@ -149,9 +153,12 @@ impl Staged {
                     channel: self.channel,
                     stdio,
                     processor: Some(self.processor),
+                    // It is made.
+                    is_maker: false,
                 },
                 cgroup: self.cgroup,
                 namespaces: self.namespaces,
+                layers: self.layers,
             }),
             Err(_) => Err(self),
         })
@@ -195,9 +202,14 @@ fn end(pid: Pid) {
 }
 
 /// Waits until the child says that its container is built. A maker gives way to the process that it names.
-fn await_built(channel: &LaunchChannel, pid: &mut Pid) -> Result<(), StartFailure> {
+fn await_built(
+    channel: &LaunchChannel,
+    pid: &mut Pid,
+    layers: &mut Option<Layers>,
+) -> Result<(), StartFailure> {
     loop {
         match channel.wait() {
+            LaunchNews::Layers(of_root) => *layers = Some(of_root),
             LaunchNews::Made(process) => *pid = process,
             LaunchNews::Waits => channel.go_on(),
             LaunchNews::Built => return Ok(()),

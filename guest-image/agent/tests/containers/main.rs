@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod exec;
+mod files;
 mod harness;
 mod hooks;
 mod mounts;

@@ -9,7 +9,7 @@ use crate::needs_containers;
 type Test = Result<(), Failure>;
 
 /// What a host asks for before it knows what is to run: a container, and a process that says nothing of the one to come.
-fn container_of(workload: &Workload, image: &std::path::Path) -> Create {
+pub(crate) fn container_of(workload: &Workload, image: &std::path::Path) -> Create {
     let mut create = workload.create(image, DeclaredStreams::default());
     let mut config = workload.config.clone();
     config["process"] = json!({ "args": ["sh"], "cwd": "/" });

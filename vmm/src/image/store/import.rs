@@ -85,6 +85,7 @@ impl Store {
             progress,
             work: work.path(),
             opened: &opened,
+            has_layers_below: false,
         };
         let image = import.run()?;
         if let (Some(record), Some(known)) = (
@@ -132,7 +133,7 @@ impl Store {
     }
 
     /// Waits until no other import of this image is at work.
-    fn wait_for_turn(&self, id: Digest) -> Result<Turn, StoreError> {
+    pub(super) fn wait_for_turn(&self, id: Digest) -> Result<Turn, StoreError> {
         let path = self.root.join("imports").join(id.hex());
         loop {
             let file = open_lock_file(&path)?;
@@ -148,7 +149,7 @@ impl Store {
 }
 
 /// The right to import one image; the lock's file goes with it.
-struct Turn {
+pub(super) struct Turn {
     path: PathBuf,
     _lock: File,
 }
@@ -173,7 +174,7 @@ fn create_nameless(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-fn create(path: &Path) -> io::Result<File> {
+pub(super) fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -183,13 +184,15 @@ fn create(path: &Path) -> io::Result<File> {
 }
 
 /// One import at work.
-struct Import<'a> {
-    store: &'a Store,
-    name: &'a str,
-    options: &'a ImportOptions,
-    progress: &'a dyn Progress,
-    work: &'a Path,
-    opened: &'a OpenedImage,
+pub(super) struct Import<'a> {
+    pub(super) store: &'a Store,
+    pub(super) name: &'a str,
+    pub(super) options: &'a ImportOptions,
+    pub(super) progress: &'a dyn Progress,
+    pub(super) work: &'a Path,
+    pub(super) opened: &'a OpenedImage,
+    /// Whether a layer that the store has is taken from there, and need not be in the source.
+    pub(super) has_layers_below: bool,
 }
 
 /// A layer that is ready to be used, in the store or in the work directory.
@@ -201,11 +204,17 @@ struct Ready {
 }
 
 impl Import<'_> {
-    fn run(&self) -> Result<StoredImage, ImportError> {
+    pub(super) fn run(&self) -> Result<StoredImage, ImportError> {
         let mut ready: HashMap<Digest, Ready> = HashMap::new();
         let mut budget = Budget::new(self.options.limits.clone());
         let of = self.opened.layers.len();
         for (index, layer) in self.opened.layers.iter().enumerate() {
+            if self.has_layers_below
+                && let Some(known) = self.lease_layer(layer.diff_id)?
+            {
+                ready.entry(layer.diff_id).or_insert(known);
+                continue;
+            }
             let blob = self
                 .opened
                 .layer_blob(layer)

@@ -16,6 +16,7 @@
 //! a crash left, and the next user removes it. A lease is a shared lock on an image's directory.
 
 mod access;
+mod commit;
 mod disk;
 mod durable;
 mod error;
@@ -39,6 +40,7 @@ use super::limits::Limits;
 use super::platform::Platform;
 use super::reference::Reference;
 use crate::policy::HealthConfig;
+pub use commit::{CommitError, Commitment, Draft};
 pub use error::{FindError, ImportError, StoreError};
 pub use manage::{
     HistoryEntry, ImageSummary, Needed, PruneScope, Pruned, RemoveError, Removed, Usage,

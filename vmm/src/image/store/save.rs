@@ -18,9 +18,9 @@ use super::access::{CONFIG, LayerRecord};
 use super::disk::{Hold, lock, read};
 use super::{FindError, Store, StoreError, StoredImage};
 
-const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
-const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
+pub(super) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(super) const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
+pub(super) const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// An image could not be saved.
 #[derive(Debug, thiserror::Error)]
@@ -190,7 +190,7 @@ impl Store {
     }
 }
 
-fn blob_path(digest: Digest) -> String {
+pub(super) fn blob_path(digest: Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 

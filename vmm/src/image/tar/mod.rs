@@ -15,5 +15,5 @@ mod sparse;
 
 pub(in crate::image) use header::{BLOCK, Header};
 pub use reader::TarError;
-pub(in crate::image) use reader::{Input, Kind, Member, RawSink, Reader};
-pub(in crate::image) use sparse::SparseRun;
+pub(crate) use reader::{Input, Kind, Member, RawSink, Reader};
+pub(crate) use sparse::SparseRun;

@@ -11,7 +11,7 @@ use super::sparse::{SparseRun, checked};
 const SPECIAL_MAX_BYTES: u64 = 1 << 20;
 
 /// Where an archive comes from.
-pub(in crate::image) trait Input: Read {
+pub(crate) trait Input: Read {
     /// Passes over `bytes` bytes; fails with `UnexpectedEof` where they do not exist.
     ///
     /// # Errors
@@ -30,7 +30,7 @@ pub(in crate::image) trait Input: Read {
 }
 
 /// Gets every byte of an archive that is not the content of a regular file, in order.
-pub(in crate::image) trait RawSink {
+pub(crate) trait RawSink {
     /// Takes the next such bytes.
     ///
     /// # Errors
@@ -111,7 +111,7 @@ pub enum TarError {
 
 /// What a member is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::image) enum Kind {
+pub(crate) enum Kind {
     Regular,
     HardLink,
     Symlink,
@@ -124,26 +124,26 @@ pub(in crate::image) enum Kind {
 
 /// One member of an archive.
 #[derive(Debug, Clone)]
-pub(in crate::image) struct Member {
-    pub(in crate::image) path: Vec<u8>,
-    pub(in crate::image) kind: Kind,
-    pub(in crate::image) mode: u64,
-    pub(in crate::image) uid: u64,
-    pub(in crate::image) gid: u64,
-    pub(in crate::image) mtime: Timestamp,
-    pub(in crate::image) link: Vec<u8>,
-    pub(in crate::image) device: (u64, u64),
-    pub(in crate::image) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+pub(crate) struct Member {
+    pub(crate) path: Vec<u8>,
+    pub(crate) kind: Kind,
+    pub(crate) mode: u64,
+    pub(crate) uid: u64,
+    pub(crate) gid: u64,
+    pub(crate) mtime: Timestamp,
+    pub(crate) link: Vec<u8>,
+    pub(crate) device: (u64, u64),
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// Length of the file.
-    pub(in crate::image) size: u64,
+    pub(crate) size: u64,
     /// Bytes that the archive stores of it.
-    pub(in crate::image) stored: u64,
+    pub(crate) stored: u64,
     /// Where the stored bytes belong; `None` for a file without holes.
-    pub(in crate::image) sparse: Option<Vec<SparseRun>>,
+    pub(crate) sparse: Option<Vec<SparseRun>>,
 }
 
 /// Walks an archive; contents are read between two calls of [`Reader::next_member`].
-pub(in crate::image) struct Reader<I, S> {
+pub(crate) struct Reader<I, S> {
     input: I,
     sink: S,
     position: u64,
@@ -154,7 +154,7 @@ pub(in crate::image) struct Reader<I, S> {
 }
 
 impl<I: Input, S: RawSink> Reader<I, S> {
-    pub(in crate::image) fn new(input: I, sink: S) -> Self {
+    pub(crate) fn new(input: I, sink: S) -> Self {
         Self {
             input,
             sink,
@@ -166,12 +166,12 @@ impl<I: Input, S: RawSink> Reader<I, S> {
     }
 
     /// Bytes of the archive that were passed so far.
-    pub(in crate::image) fn position(&self) -> u64 {
+    pub(crate) fn position(&self) -> u64 {
         self.position
     }
 
     /// Reads content of the current member; 0 at its end.
-    pub(in crate::image) fn read_content(&mut self, buffer: &mut [u8]) -> Result<usize, TarError> {
+    pub(crate) fn read_content(&mut self, buffer: &mut [u8]) -> Result<usize, TarError> {
         let wanted = buffer
             .len()
             .min(usize::try_from(self.content).unwrap_or(usize::MAX));
@@ -196,7 +196,7 @@ impl<I: Input, S: RawSink> Reader<I, S> {
     }
 
     /// Passes to the next member; `None` at the end of the archive.
-    pub(in crate::image) fn next_member(&mut self) -> Result<Option<Member>, TarError> {
+    pub(crate) fn next_member(&mut self) -> Result<Option<Member>, TarError> {
         let mut has_records = false;
         let mut records = Records::default();
         let (mut long_path, mut long_link) = (None, None);
@@ -275,7 +275,7 @@ impl<I: Input, S: RawSink> Reader<I, S> {
     }
 
     /// Reads what stands behind the end of the archive up to the end of the input.
-    pub(in crate::image) fn drain(&mut self) -> Result<(), TarError> {
+    pub(crate) fn drain(&mut self) -> Result<(), TarError> {
         let mut buffer = [0; 16 * 1024];
         loop {
             match self.input.read(&mut buffer) {
@@ -288,12 +288,12 @@ impl<I: Input, S: RawSink> Reader<I, S> {
     }
 
     /// The sink, to tell it what is read by [`Reader::read_content`].
-    pub(in crate::image) fn sink_mut(&mut self) -> &mut S {
+    pub(crate) fn sink_mut(&mut self) -> &mut S {
         &mut self.sink
     }
 
     /// Gives back input and sink.
-    pub(in crate::image) fn into_parts(self) -> (I, S) {
+    pub(crate) fn into_parts(self) -> (I, S) {
         (self.input, self.sink)
     }
 

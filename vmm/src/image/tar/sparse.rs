@@ -2,11 +2,11 @@
 
 /// A run of stored bytes of a sparse file; what lies between runs is zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::image) struct SparseRun {
+pub(crate) struct SparseRun {
     /// Where it starts in the file.
-    pub(in crate::image) offset: u64,
+    pub(crate) offset: u64,
     /// Its length.
-    pub(in crate::image) length: u64,
+    pub(crate) length: u64,
 }
 
 /// Checks a map: in order, apart, inside the file, and together as long as what is stored.

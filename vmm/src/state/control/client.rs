@@ -7,7 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use protocol::{Answer, Question, WindowSize};
+use protocol::{Answer, FilesTask, Question, WindowSize};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
@@ -252,14 +253,27 @@ impl Session {
         directory: &Path,
         request: &ExecRequest,
     ) -> Result<(Self, Vec<OwnedFd>), ControlError> {
-        let request = Request::Exec(Box::new(request.clone()));
+        Self::begin(directory, &Request::Exec(Box::new(request.clone())))
+    }
+
+    fn begin(directory: &Path, request: &Request) -> Result<(Self, Vec<OwnedFd>), ControlError> {
         let mut passed = Vec::new();
-        let mut session = Self::ask(directory, &request, &mut passed)?;
+        let mut session = Self::ask(directory, request, &mut passed)?;
         match session.next(&mut passed)? {
             Reply::Session => Ok((session, passed)),
             Reply::Failed { message } => Err(ControlError::Refused(message)),
             _ => Err(ControlError::Unexpected(directory.to_owned())),
         }
+    }
+
+    /// Asks the monitor of the machine in `directory` for something to be done with the container's files. Gives the connections of
+    /// its streams, too.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`].
+    pub fn files(directory: &Path, task: &FilesTask) -> Result<(Self, Vec<OwnedFd>), ControlError> {
+        Self::begin(directory, &Request::Files(Box::new(task.clone())))
     }
 
     /// Asks the monitor of the machine in `directory` to be joined with the workload. Says with what, and gives the sockets.
@@ -349,6 +363,24 @@ impl Session {
             });
         }
         Ok(news)
+    }
+
+    /// Waits for the next of the news. Of those that have come before it, none is lost.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::receive`].
+    pub fn wait(&mut self) -> Result<Vec<SessionNews>, ControlError> {
+        loop {
+            let news = self.receive()?;
+            if !news.is_empty() {
+                return Ok(news);
+            }
+            match poll(&mut [PollFd::new(&self.stream, PollFlags::IN)], None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(self.failed(error.into())),
+            }
+        }
     }
 
     /// Tells the size of the terminal.

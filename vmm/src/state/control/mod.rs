@@ -24,6 +24,8 @@
 //!                                <-   "started"
 //!   {"resize":{…}}               ->
 //!                                <-   {"outcome":{…}}        when the process has ended, or will never run
+//!   {"files":{…}}                ->
+//!                                <-   as with exec
 //!   {"attach":{…}}               ->
 //!                                <-   {"attached":{…}}  or  {"failed":{…}}   with sockets for the workload's streams
 //!   {"resize":{…}}               ->
@@ -48,7 +50,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use protocol::{Answer, DeclaredStreams, Question, WindowSize};
+use protocol::{Answer, DeclaredStreams, FilesTask, Question, WindowSize};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -102,6 +104,8 @@ enum Request {
     Ask(Question),
     /// Asks for another process.
     Exec(Box<ExecRequest>),
+    /// Asks for something to be done with the container's files, by a process with streams.
+    Files(Box<FilesTask>),
     /// Tells the size of the process's terminal.
     Resize(WindowSize),
     /// Asks to be joined with the workload's own streams.

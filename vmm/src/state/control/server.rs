@@ -11,7 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Instant;
 
-use protocol::{Answer, Question, WindowSize};
+use protocol::{Answer, FilesTask, Question, WindowSize};
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
@@ -235,6 +235,13 @@ pub trait Control {
     ///
     /// One sentence for the client.
     fn exec(&mut self, request: ExecRequest, offer: SessionOffer) -> Result<u32, String>;
+
+    /// Lets something be done with the container's files, and opens the session. Returns the id of the process that does it.
+    ///
+    /// # Errors
+    ///
+    /// One sentence for the client.
+    fn files(&mut self, task: FilesTask, offer: SessionOffer) -> Result<u32, String>;
 
     /// Passes on the size of a process's terminal.
     fn resize(&mut self, process: u32, size: WindowSize);
@@ -534,6 +541,16 @@ impl Connection {
                     Err(message) => self.fail(message),
                 }
             }
+            (ConnectionState::Greeted, Request::Files(task)) => {
+                let stream = self.stream.try_clone().map_err(|_| HangUp)?;
+                match control.files(*task, SessionOffer(stream)) {
+                    Ok(process) => {
+                        self.state = ConnectionState::Session(process);
+                        Ok(())
+                    }
+                    Err(message) => self.fail(message),
+                }
+            }
             (ConnectionState::Session(process), Request::Resize(size)) => {
                 control.resize(process, size);
                 Ok(())
@@ -582,6 +599,7 @@ impl Connection {
                 | Request::Act(_)
                 | Request::Ask(_)
                 | Request::Exec(_)
+                | Request::Files(_)
                 | Request::Resize(_)
                 | Request::Attach(_)
                 | Request::Pass { .. }

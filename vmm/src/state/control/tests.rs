@@ -82,6 +82,10 @@ impl Control for Monitor {
         Ok(7)
     }
 
+    fn files(&mut self, _: FilesTask, _: SessionOffer) -> Result<u32, String> {
+        Err("it is paused".to_owned())
+    }
+
     fn resize(&mut self, process: u32, size: WindowSize) {
         self.resized.push((process, size));
         if let Some(mut teller) = self.teller.take() {

@@ -276,39 +276,9 @@ impl Cgroup {
 
     /// Stops every process in the cgroup, or lets them go on, and waits until they do. Returns whether they do.
     pub(crate) fn freeze(&self, is_frozen: bool) -> bool {
-        let value = if is_frozen { "1" } else { "0" };
-        if self.write("cgroup.freeze", value).is_err() {
-            return false;
-        }
-        // What is to go on does so without being waited for.
-        !is_frozen || self.await_frozen().unwrap_or(false)
-    }
-
-    /// The file tells of a change by an exceptional condition (poll(2), `POLLPRI`).
-    fn await_frozen(&self) -> rustix::io::Result<bool> {
-        let file = self.open("cgroup.events")?;
-        let deadline = Instant::now() + FREEZE_PATIENCE;
-        loop {
-            let mut text = [0; 256];
-            let count = rustix::io::pread(&file, &mut text, 0)?;
-            let text = text.get(..count).unwrap_or_default();
-            if text
-                .split(|byte| *byte == b'\n')
-                .any(|line| line == b"frozen 1")
-            {
-                return Ok(true);
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(false);
-            }
-            let left = Timespec::try_from(left).unwrap_or_default();
-            let mut change = [PollFd::new(&file, PollFlags::PRI)];
-            match rustix::event::poll(&mut change, Some(&left)) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        self.directory
+            .as_ref()
+            .is_some_and(|directory| freeze(directory, is_frozen))
     }
 
     /// Removes the cgroup, whose processes have ended, with those that a container made in it and those that were made on the way
@@ -323,6 +293,61 @@ impl Cgroup {
             for path in above.iter().rev() {
                 let _ = rustix::fs::rmdir(path);
             }
+        }
+    }
+}
+
+/// A cgroup whose processes stand still for as long as this is there.
+#[derive(Debug)]
+pub(crate) struct Frozen(OwnedFd);
+
+impl Frozen {
+    /// Stops every process in the cgroup of a directory. If they do not come to a stop, they go on.
+    pub(super) fn new(directory: OwnedFd) -> Option<Self> {
+        let frozen = Self(directory);
+        freeze(&frozen.0, true).then_some(frozen)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        freeze(&self.0, false);
+    }
+}
+
+fn freeze(directory: &OwnedFd, is_frozen: bool) -> bool {
+    let value = if is_frozen { "1" } else { "0" };
+    if write_file(directory, "cgroup.freeze", value).is_err() {
+        return false;
+    }
+    // What is to go on does so without being waited for.
+    !is_frozen || await_frozen(directory).unwrap_or(false)
+}
+
+/// The file tells of a change by an exceptional condition (poll(2), `POLLPRI`).
+fn await_frozen(directory: &OwnedFd) -> rustix::io::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, "cgroup.events", flags, Mode::empty())?;
+    let deadline = Instant::now() + FREEZE_PATIENCE;
+    loop {
+        let mut text = [0; 256];
+        let count = rustix::io::pread(&file, &mut text, 0)?;
+        let text = text.get(..count).unwrap_or_default();
+        if text
+            .split(|byte| *byte == b'\n')
+            .any(|line| line == b"frozen 1")
+        {
+            return Ok(true);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        let left = Timespec::try_from(left).unwrap_or_default();
+        let mut change = [PollFd::new(&file, PollFlags::PRI)];
+        match rustix::event::poll(&mut change, Some(&left)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
         }
     }
 }

@@ -392,6 +392,7 @@ pub(crate) struct Workload {
     pub(crate) seccomp: Option<protocol::Seccomp>,
     pub(crate) groups: Vec<String>,
     pub(crate) init: bool,
+    pub(crate) idles: bool,
 }
 
 impl Workload {
@@ -437,6 +438,7 @@ impl Workload {
             seccomp: None,
             groups: Vec::new(),
             init: false,
+            idles: false,
         }
     }
 
@@ -490,6 +492,7 @@ impl Workload {
             user: self.user.clone(),
             groups: self.groups.clone(),
             init: self.init,
+            idles: self.idles,
             stop_signal: 15,
             streams,
             seccomp: self.seccomp.clone(),
