@@ -48,6 +48,7 @@ test: test-packages lint cargo-nextest $(vmm) $(guest)/.built $(demo) ## Check f
 test-full: test-packages cargo-deny lint cargo-nextest $(vmm) $(guest)/.built $(demo) ## The same with the tests that take too long for every change
 	@if cargo deny --log-level off fetch db 2>/dev/null; then cargo deny --offline --log-level error check --hide-inclusion-graph advisories; \
 	else echo "The advisories' database could not be fetched; nothing was checked against it."; fi
+	@resources/packages/install.sh resources/packages/full
 	@cargo nextest run --cargo-quiet --locked --workspace --no-fail-fast --profile full
 	@echo "Comparing converted images with what umoci unpacks"
 	@cargo nextest run --cargo-quiet --locked --package vmm --lib --run-ignored ignored-only --no-fail-fast

@@ -52,13 +52,13 @@ const COMMANDS: &[&str] = &[
     "engine inspect -f '{{.Name}} {{.State.Status}} {{.State.ExitCode}}' made",
     "engine exec made true",
     "engine rm made",
-    "engine rm made",
+    "engine rm -- made",
     // One in the background.
     "engine run -d --name web --label role=front $IMAGE sh -c \"$WEB\"",
     "until engine logs web | grep -q up; do sleep 0.1; done",
     "engine run -d --name web $IMAGE true",
     "engine ps -q | wc -l",
-    "engine ps --format '{{.Names}} {{.State}}'",
+    "engine ps --format '{{.Names}} {{.State}}' | sed 's/Up .* ago/Up/'",
     "engine ps --filter label=role --format '{{.Names}}'",
     "engine ps -q --filter label=role=back",
     "engine ps -aq --filter status=exited",
@@ -80,6 +80,16 @@ const COMMANDS: &[&str] = &[
     "engine logs --tail 1 web",
     "engine logs -t web | sed 's/^20[^ ]* /TIME /'",
     "engine logs nothing",
+    "engine exec web sh -c 'echo new > /tmp/new; rm -f /bin/vi'",
+    "engine diff web | grep -v ' /etc\\| /run\\| /flag'",
+    "engine cp web:/tmp/new - | tar -xO",
+    "engine cp web:/tmp/new copied && cat copied",
+    "echo sent > sent; engine cp sent web:/tmp && engine exec web cat /tmp/sent",
+    "engine cp web:/nothing .",
+    "engine export web | tar -t | grep -c '^tmp/new$'",
+    "engine commit -q web localhost/changed:1",
+    "engine run --rm localhost/changed:1 cat /tmp/new",
+    "engine history localhost/changed:1 | wc -l",
     "engine pause web",
     "engine ps --format '{{.State}}'",
     "engine exec web true",
@@ -111,7 +121,90 @@ struct Difference {
     because: &'static str,
 }
 
-const DIFFERENCES: &[Difference] = &[];
+const DIFFERENCES: &[Difference] = &[
+    Difference {
+        command: "engine rmi nothing:1",
+        podman: "1",
+        vmm: "125",
+        because: OWN_FAILURE,
+    },
+    Difference {
+        command: "engine inspect --type image -f '{{.Os}}' $IMAGE",
+        podman: "0 linux",
+        vmm: "125",
+        because: "vmm inspects machines only, and says that there is no --type",
+    },
+    Difference {
+        command: "engine run --rm --ulimit nofile=100:200 $IMAGE sh -c 'ulimit -n; ulimit -Hn'",
+        podman: "126",
+        vmm: "0 100 200",
+        because: "crun itself needs more descriptors where there are many controllers",
+    },
+    Difference {
+        command: "engine logs made",
+        podman: "0 x x x",
+        vmm: "0 x x",
+        because: "the output of `start -a` goes to the client, and is not kept",
+    },
+    Difference {
+        command: "engine inspect -f '{{.Name}} {{.State.Status}} {{.State.ExitCode}}' made",
+        podman: "0 made exited 0",
+        vmm: "0 /made exited 0",
+        because: DOCKERS,
+    },
+    Difference {
+        command: "engine exec made true",
+        podman: "255",
+        vmm: "125",
+        because: OWN_FAILURE,
+    },
+    Difference {
+        command: "engine rm -- made",
+        podman: "1",
+        vmm: "125",
+        because: OWN_FAILURE,
+    },
+    Difference {
+        command: "engine ps --format '{{.Names}} {{.State}}' | sed 's/Up .* ago/Up/'",
+        podman: "0 web Up",
+        vmm: "0 web running",
+        because: DOCKERS,
+    },
+    Difference {
+        command: "engine exec -d web touch /flag",
+        podman: "0 ID",
+        vmm: "0",
+        because: DOCKERS,
+    },
+    Difference {
+        command: "engine ps --format '{{.State}}'",
+        podman: "0",
+        vmm: "0 paused",
+        because: DOCKERS,
+    },
+    Difference {
+        command: "engine exec web true",
+        podman: "255",
+        vmm: "125",
+        because: OWN_FAILURE,
+    },
+    Difference {
+        command: "engine inspect -f '{{.Name}}' shop",
+        podman: "0 shop",
+        vmm: "0 /shop",
+        because: DOCKERS,
+    },
+    Difference {
+        command: "engine rm shop",
+        podman: "2",
+        vmm: "125",
+        because: OWN_FAILURE,
+    },
+];
+
+const DOCKERS: &str = "docker's, from which podman differs";
+const OWN_FAILURE: &str =
+    "every failure of vmm itself is 125, so that a workload's codes stand apart";
 
 /// What came of a command.
 #[derive(Debug, PartialEq, Eq)]
@@ -224,7 +317,6 @@ fn commands_say_what_they_say_with_podman() {
         }
     }
     assert!(unexpected.is_empty(), "\n{}", unexpected.join("\n"));
-    assert!(COMMANDS.len() >= 60);
 }
 
 #[test]

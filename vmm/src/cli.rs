@@ -704,9 +704,12 @@ pub struct ImagesArgs {
     /// Do not shorten ids
     #[arg(long)]
     pub no_trunc: bool,
-    /// The format.
-    #[command(flatten)]
-    pub list: ListArgs,
+    /// How to print it: table, json, a template as in '{{.Repository}}:{{.Tag}} {{.ID}}', or a table of one
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    /// The same as --format json
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
     /// List only the images of this name
     #[arg(value_name = "NAME[:TAG]")]
     pub name: Option<String>,

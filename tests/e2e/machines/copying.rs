@@ -379,8 +379,9 @@ fn what_a_machine_has_changed_is_listed_exported_and_becomes_an_image() {
 
     machine.vmm(["stop", "-t", "0", "web"]).run().succeeded();
     let stopped = machine
-        .vmm(["export", "-o", &machine.path("gone.tar"), "web"])
+        .vmm(["export", "-o", &machine.path("stopped.tar"), "web"])
         .run();
-    stopped.code_is(125).stderr_has("does not run");
-    assert!(!fixture.path("gone.tar").exists());
+    stopped.succeeded().stderr_is("");
+    let length = |name: &str| fs::metadata(fixture.path(name)).map(|file| file.len());
+    assert!(length("stopped.tar").unwrap() > 1 << 20);
 }

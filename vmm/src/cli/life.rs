@@ -229,7 +229,7 @@ pub struct LogsArgs {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Of each machine: create, start, pause, unpause, kill, oom, die, stop, restart, rename, update, attach,
-detach, exec_create, exec_start, exec_die, health_status, top, destroy. Without --since and --until only what happens
+detach, exec_create, exec_start, exec_die, health_status, top, export, commit, destroy. Without --since and --until only what happens
 from now on is shown, until ^C. Some ten thousand events are kept.
 
 Filters: container=NAME|ID event=ACTION image=IMAGE label=KEY[=VALUE] type=container scope=local; several

@@ -17,7 +17,8 @@ use crate::state::Registry;
 /// Makes the image and prints its id.
 pub(super) fn run(arguments: &CommitArgs, directories: &Directories) -> Result<ExitCode, Report> {
     let name = arguments.name.as_deref().map(str::parse).transpose()?;
-    let machine = Registry::open(directories.machines())?.find(&arguments.machine)?;
+    let registry = Registry::open(directories.machines())?;
+    let machine = registry.find(&arguments.machine)?;
     let store = Store::open(directories.store())?;
     let mut draft = store.draft(&machine.record.image.id)?;
     let task = FilesTask::Layer {
@@ -40,6 +41,11 @@ pub(super) fn run(arguments: &CommitArgs, directories: &Directories) -> Result<E
         comment: arguments.message.clone(),
         changes: arguments.change.clone(),
     })?;
+    registry.note(
+        &machine.record,
+        "commit",
+        &[("imageID", image.id.to_string())],
+    );
     print_line(image.id.to_string())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -16,12 +16,14 @@ use crate::state::{Machine, Registry};
 
 /// Writes the archive to a file, which appears whole or not at all, or to standard output.
 pub(super) fn run(arguments: &ExportArgs, directories: &Directories) -> Result<ExitCode, Report> {
-    let machine = Registry::open(directories.machines())?.find(&arguments.machine)?;
+    let registry = Registry::open(directories.machines())?;
+    let machine = registry.find(&arguments.machine)?;
     match &arguments.output {
         Some(path) => export_to_file(&machine, path, directories)?,
         None if io::stdout().is_terminal() => return Err(ExportError::Terminal.into()),
         None => to_stdout(&machine, &FilesTask::Root, directories)?,
     }
+    registry.note(&machine.record, "export", &[]);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,8 +1,12 @@
 //! `vmm images`, `vmm tag`, `vmm history`: what is in the store.
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
-use super::output::{Table, print_json, print_line, shorten, spell_duration, spell_size};
+use super::output::{
+    Table, print_json, print_line, print_text, shorten, spell_duration, spell_size,
+};
+use super::rows::{Listed, RowFormat};
 use super::time::age_seconds;
 use crate::cli::{HistoryArgs, ImagesArgs, TagArgs};
 use crate::dirs::Directories;
@@ -25,7 +29,7 @@ pub(super) fn list(arguments: &ImagesArgs, directories: &Directories) -> Result<
         }
         images.retain(|image| !image.names.is_empty());
     }
-    if arguments.list.is_json() {
+    if arguments.json || arguments.format.as_deref() == Some("json") {
         let rows: Vec<ImageRow> = images.iter().map(ImageRow::of).collect();
         print_json(&rows)?;
     } else if arguments.quiet {
@@ -33,27 +37,63 @@ pub(super) fn list(arguments: &ImagesArgs, directories: &Directories) -> Result<
             print_line(spell_id(&image.id, arguments.no_trunc))?;
         }
     } else {
-        let mut table = Table::new(["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"]);
-        for image in &images {
-            let row = |repository: &str, tag: &str| {
-                [
-                    repository.to_owned(),
-                    tag.to_owned(),
-                    spell_id(&image.id, arguments.no_trunc),
-                    spell_age(image.created.as_deref()),
-                    spell_size(image.size_bytes),
-                ]
-            };
-            for name in &image.names {
-                table.row(row(&name.repository(), name.tag()));
-            }
-            if image.names.is_empty() {
-                table.row(row(NONE, NONE));
-            }
-        }
-        table.print()?;
+        let format = RowFormat::parse(arguments.format.as_deref(), USUAL_TABLE, &HEADERS)?;
+        let rows: Vec<NameRow> = images
+            .iter()
+            .flat_map(|image| NameRow::of(image, arguments.no_trunc))
+            .collect();
+        print_text(&format.fill(&rows)?)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// docker's columns.
+const USUAL_TABLE: &str = "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}";
+
+/// What stands above a column, by the name of its field.
+const HEADERS: [(&str, &str); 6] = [
+    ("Repository", "REPOSITORY"),
+    ("Tag", "TAG"),
+    ("ID", "IMAGE ID"),
+    ("CreatedSince", "CREATED"),
+    ("CreatedAt", "CREATED AT"),
+    ("Size", "SIZE"),
+];
+
+/// An image under one of its names.
+struct NameRow<'a> {
+    image: &'a ImageSummary,
+    name: Option<&'a Reference>,
+    is_whole: bool,
+}
+
+impl<'a> NameRow<'a> {
+    /// One for each name, or for none.
+    fn of(image: &'a ImageSummary, is_whole: bool) -> Vec<Self> {
+        let row = |name| Self {
+            image,
+            name,
+            is_whole,
+        };
+        match image.names.is_empty() {
+            true => vec![row(None)],
+            false => image.names.iter().map(|name| row(Some(name))).collect(),
+        }
+    }
+}
+
+impl Listed for NameRow<'_> {
+    fn fields(&self) -> Value {
+        let none = || NONE.to_owned();
+        json!({
+            "Repository": self.name.map_or_else(none, Reference::repository),
+            "Tag": self.name.map_or_else(none, |name| name.tag().to_owned()),
+            "ID": spell_id(&self.image.id, self.is_whole),
+            "CreatedSince": spell_age(self.image.created.as_deref()),
+            "CreatedAt": self.image.created.as_deref().unwrap_or_default(),
+            "Size": spell_size(self.image.size_bytes),
+        })
+    }
 }
 
 /// Gives an image another name.

@@ -42,7 +42,8 @@ pub(super) fn run(arguments: &InspectArgs, directories: &Directories) -> Result<
         }
         Ok(())
     });
-    if !found.is_empty() {
+    // As docker prints the list of those that are not there.
+    if template.is_none() {
         print_json(&found)?;
     }
     result

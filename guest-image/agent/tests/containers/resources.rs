@@ -219,6 +219,6 @@ fn two_containers_cannot_share_a_cgroup() -> Test {
         Report::NotStarted { failure, .. } => Some(failure.step.as_str()),
         _ => None,
     });
-    assert_eq!(failure, Some("linux.cgroupsPath"));
+    assert_eq!(failure, Some("linux.cgroupsPath"), "{reports:?}");
     Ok(())
 }
