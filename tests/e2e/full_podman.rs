@@ -87,7 +87,7 @@ const COMMANDS: &[&str] = &[
     "echo sent > sent; engine cp sent web:/tmp && engine exec web cat /tmp/sent",
     "engine cp web:/nothing .",
     "engine export web | tar -t | grep -c '^tmp/new$'",
-    "engine commit -q web localhost/changed:1",
+    "engine commit web localhost/changed:1",
     "engine run --rm localhost/changed:1 cat /tmp/new",
     "engine history localhost/changed:1 | wc -l",
     "engine pause web",
@@ -238,6 +238,7 @@ impl Said {
 
 /// A word, or what stands for one that is another every time.
 fn normalised(word: &str) -> &str {
+    let word = word.strip_prefix("sha256:").unwrap_or(word);
     let is_id = word.bytes().all(|byte| byte.is_ascii_hexdigit());
     match word.len() {
         64 if is_id => "ID",

@@ -13,6 +13,7 @@ pub mod limits;
 pub mod logging;
 pub mod logs;
 pub mod machine;
+pub mod machines;
 pub mod moment;
 pub mod monitor;
 pub mod outcome;

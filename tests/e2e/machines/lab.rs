@@ -28,6 +28,9 @@ const LIFE: [&str; 9] = [
     "storage::",
 ];
 
+/// The tests that take minutes.
+const RACES: &str = "races::";
+
 /// The tests that run crun, too.
 const CRUN: &str = "crun::";
 
@@ -47,10 +50,15 @@ fn every_other_test_passes_on_a_complete_kvm_too() {
         .iter()
         .chain(&LIFE)
         // `vmm bench` compares engines of this machine.
-        .chain(&["lab::", "bench::", CRUN])
+        .chain(&["lab::", "bench::", CRUN, RACES])
         .flat_map(|names| ["--skip", names])
         .collect();
     pass_in_lab(&skips, &[]);
+}
+
+#[test]
+fn races_leave_nothing_on_a_complete_kvm() {
+    pass_in_lab(&[RACES], &[]);
 }
 
 #[test]

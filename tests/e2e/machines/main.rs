@@ -21,6 +21,7 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod policies;
+mod races;
 mod signals;
 mod snapshots;
 mod statistics;

@@ -7,7 +7,6 @@ use kvm_ioctls::Kvm;
 use super::again;
 use super::attach;
 use super::attend::{Relay, RelayChoices, report_outcome};
-use super::each;
 use super::front;
 use super::life::{IdFiles, of_life, settings};
 use super::output::print_line;
@@ -15,7 +14,7 @@ use super::run::{
     Beginning, Begun, Decided, blank_if_new, decide, has_keyboard, in_background, keep,
     machine_choices, open_image,
 };
-use super::stop;
+use super::{each, machines};
 use crate::agent_link::ClientStreams;
 use crate::cli::{
     CreateArgs, GlobalArgs, ImportLimitArgs, RestartArgs, RunArgs, RunImage, StartArgs,
@@ -25,6 +24,7 @@ use crate::dirs::Directories;
 use crate::guest::{GuestDirectory, GuestImage};
 use crate::image::StoredImage;
 use crate::machine::host::{Quirks, open_kvm};
+use crate::machines::Ending;
 use crate::monitor::{MonitorError, Signals, client_streams};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
@@ -150,15 +150,19 @@ pub(super) fn restart(
         interactive: false,
         verbose_kernel: global.verbose > 1,
     };
-    let registry = Registry::open(directories.machines())?;
+    let machines = machines(directories)?;
+    let ending = Ending {
+        signal: arguments.signal,
+        timeout_seconds: arguments.timeout,
+    };
     each(&arguments.machines, |reference| {
-        let machine = registry.find(reference)?;
+        let machine = machines.find(reference)?;
         // One that cannot be started again is left running.
         Blueprint::read(&machine.directory, machine.record.name.as_str())?;
         let (id, record) = (machine.record.id.clone(), machine.record.clone());
-        stop::end(&registry, machine, arguments.signal, arguments.timeout)?;
+        machines.end(machine, ending)?;
         in_background(|reporter| start_here(&id, &client, directories, reporter))?;
-        registry.note(&record, "restart", &[]);
+        machines.note(&record, "restart");
         print_line(reference)
     })
 }

@@ -53,9 +53,10 @@ use std::io::{self, Write};
 
 use crate::cli::{Cli, Command, ImageCommand, SystemCommand};
 use crate::dirs::{Directories, Environment};
+use crate::machines::Machines;
 use crate::outcome::ExitCode;
 use crate::report::Report;
-use crate::state::Action;
+use crate::state::{Action, Registry};
 
 /// Runs the command that was typed.
 ///
@@ -122,6 +123,11 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
         Command::Completion(arguments) => completion::completion(arguments),
         Command::Man(arguments) => completion::man(arguments),
     }
+}
+
+/// All machines.
+fn machines(directories: &Directories) -> Result<Machines, Report> {
+    Ok(Machines::new(Registry::open(directories.machines())?))
 }
 
 /// Does something with each of several things that were named.

@@ -1,12 +1,12 @@
 //! `vmm pause` and `vmm resume`: machines that stand still.
 
-use super::each;
 use super::output::print_line;
+use super::{each, machines};
 use crate::cli::MachinesArgs;
 use crate::dirs::Directories;
 use crate::outcome::ExitCode;
 use crate::report::Report;
-use crate::state::{Action, ControlClient, Registry};
+use crate::state::Action;
 
 /// Lets each machine stand, or go on.
 pub(super) fn run(
@@ -14,10 +14,9 @@ pub(super) fn run(
     action: &Action,
     directories: &Directories,
 ) -> Result<ExitCode, Report> {
-    let registry = Registry::open(directories.machines())?;
+    let machines = machines(directories)?;
     each(&arguments.machines, |reference| {
-        let machine = registry.find_alive(reference)?;
-        ControlClient::connect(&machine.directory)?.act(action.clone())?;
+        machines.act(&machines.find(reference)?, action.clone())?;
         print_line(reference)
     })
 }

@@ -9,15 +9,14 @@ use serde_json::{Value, json};
 
 use self::filter::Filters;
 use super::format::Template;
+use super::machines;
 use super::output::printable;
 use crate::cli::EventsArgs;
 use crate::dirs::Directories;
-use crate::events::{Event, EventReader};
+use crate::events::Event;
 use crate::moment::Moment;
 use crate::outcome::ExitCode;
 use crate::report::Report;
-use crate::state::Registry;
-use crate::watch::Watch;
 
 /// Shows what happened and what happens, until it is interrupted or `--until` has come.
 pub(in crate::commands) fn run(
@@ -26,17 +25,13 @@ pub(in crate::commands) fn run(
 ) -> Result<ExitCode, Report> {
     let format = Format::parse(arguments)?;
     let filters = Filters::parse(&arguments.filter)?;
-    let journal = Registry::open(directories.machines())?.journal();
-    let directory = journal.directory().map_err(EventsError)?;
-    // Before anything is read, so that nothing comes unnoticed in between.
-    let watch = Watch::new(directory)?;
     let tells_past = arguments.since.is_some() || arguments.until.is_some();
-    let mut reader = EventReader::open(directory, tells_past).map_err(EventsError)?;
+    let mut events = machines(directories)?.events(tells_past)?;
     let mut output = BufWriter::new(io::stdout());
     loop {
         // What was written before that is read once more after it.
         let is_over = arguments.until.is_some_and(|until| until <= Moment::now());
-        while let Some(event) = reader.next_event().map_err(EventsError)? {
+        while let Some(event) = events.next_event()? {
             if is_asked_for(arguments, &event) && filters.take(&event) {
                 show(&mut output, &format, &event)?;
             }
@@ -48,7 +43,7 @@ pub(in crate::commands) fn run(
         let left = arguments
             .until
             .map(|until| Duration::from_nanos(until.nanoseconds_after(Moment::now())));
-        watch.wait(left)?;
+        events.wait(left)?;
     }
 }
 
@@ -142,10 +137,3 @@ fn fields_of(event: &Event) -> Value {
     }
     fields
 }
-
-/// The journal cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot read the journal of events")]
-struct EventsError(#[source] io::Error);
-
-impl crate::report::Help for EventsError {}
