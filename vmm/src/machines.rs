@@ -128,7 +128,7 @@ impl Machines {
     ///
     /// If it does not run.
     pub fn kill(&self, machine: &Machine, signal: Signal) -> Result<(), MachinesError> {
-        if !machine.alive {
+        if !machine.alive || machine.is_held() {
             return Err(StateError::NotAlive(machine.record.name.clone()).into());
         }
         Ok(ControlClient::connect(&machine.directory)?.kill(signal)?)
@@ -168,7 +168,7 @@ impl Machines {
         machine: Machine,
         ending: Ending,
     ) -> Result<Option<Stopping>, MachinesError> {
-        if !machine.alive {
+        if !machine.alive || machine.is_held() {
             return Ok(None);
         }
         let connect = || ControlClient::connect(&machine.directory);

@@ -110,7 +110,9 @@ pub(super) fn start(
             return Err(CreateError::AttachSeveral.into());
         };
         let machine = registry.find(reference)?;
-        if machine.alive {
+        if machine.is_held() {
+            registry.await_end(&machine.record.id)?;
+        } else if machine.alive {
             return attach::join_started(&machine, arguments);
         }
         let has_terminal = machine.record.settings.terminal;
@@ -124,9 +126,12 @@ pub(super) fn start(
     }
     each(&arguments.machines, |reference| {
         let machine = registry.find(reference)?;
+        let id = &machine.record.id;
+        if machine.is_held() {
+            registry.await_end(id)?;
+        }
         // As with docker, what runs need not be started.
-        if !machine.alive {
-            let id = &machine.record.id;
+        if !machine.alive || machine.is_held() {
             in_background(|reporter| start_here(id, &client, directories, reporter))?;
         }
         print_line(reference)

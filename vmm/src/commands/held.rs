@@ -72,7 +72,7 @@ fn hold_here(
 ) -> Result<ExitCode, Report> {
     let registry = Registry::open(directories.machines())?;
     // From here on nobody else starts or removes it.
-    let (machine, control) = registry.take_over(id)?;
+    let (machine, control) = registry.hold(id)?;
     let kept = open_kept(&machine, directories)?;
     let kvm = open_kvm()?;
     let quirks = Quirks::of_host(&directories.host_cache())?;

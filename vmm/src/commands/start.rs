@@ -63,7 +63,14 @@ pub(super) fn start<'recipes>(
                 continue;
             }
         };
-        fill_disk(machine, disk.as_ref())?;
+        match fill_disk(machine, disk.as_ref()) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                templates.reject(recipe);
+                reasons.push(error.to_string());
+                continue;
+            }
+            filled => filled.map_err(StartError::Disk)?,
+        }
         let is_first_clone = frozen.written.is_empty();
         match clone(kvm, machine, frozen, signals)? {
             Ok(vm) => {
@@ -92,7 +99,7 @@ pub(super) fn start<'recipes>(
     if let Some(started) = started {
         return Ok(started);
     }
-    fill_disk(machine, blank)?;
+    fill_disk(machine, blank).map_err(StartError::Disk)?;
     Ok(Started {
         vm: VmProcess::spawn(kvm, machine, &Start::Boot)?,
         recipe: None,
@@ -101,11 +108,11 @@ pub(super) fn start<'recipes>(
 }
 
 /// Fills the machine's disk, if there is something to fill it with.
-fn fill_disk(machine: &MachineConfig, from: Option<&File>) -> Result<(), Report> {
-    if let (Some(disk), Some(from)) = (&machine.storage, from) {
-        storage::fill(disk, from).map_err(StartError::Disk)?;
+fn fill_disk(machine: &MachineConfig, from: Option<&File>) -> io::Result<()> {
+    match (&machine.storage, from) {
+        (Some(disk), Some(from)) => storage::fill(disk, from),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// A machine that cannot start.
@@ -139,5 +146,7 @@ fn clone(
         FirstReport::None => "its agent does not answer".to_owned(),
     };
     vm.kill();
+    // It must not write any more to a disk that is filled again.
+    vm.reap();
     Ok(Err(reason))
 }

@@ -30,7 +30,7 @@ pub fn wait(
         stop_signal,
         order: None,
     };
-    while idle.order.is_none() {
+    while idle.order.is_none() && Instant::now() < deadline {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).unwrap_or_default();
         let mut descriptors = [

@@ -46,6 +46,8 @@ pub const LOCK: &str = "lock";
 const CONSOLE_LOG: &str = "console.log";
 /// Is there while the machine is paused.
 const PAUSED: &str = "paused";
+/// Is there while the machine is held: it runs for its files alone, without its workload.
+const HELD: &str = "held";
 /// What it takes to start the machine again, where that is kept ([`Blueprint`](crate::storage::Blueprint)).
 pub const BLUEPRINT: &str = "blueprint.json";
 /// Begins the link of a name.
@@ -175,6 +177,12 @@ impl Machine {
         !then.is_empty() && !now.is_empty() && then != now
     }
 
+    /// Tells whether it runs for its files alone, for a moment, without its workload.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.alive && self.directory.join(HELD).exists()
+    }
+
     /// Tells whether it can be started again.
     #[must_use]
     pub fn is_kept(&self) -> bool {
@@ -275,6 +283,31 @@ impl Registry {
     pub fn take_over(&self, id: &MachineId) -> Result<(OwnedMachine, ControlServer), StateError> {
         // Nobody who only looks holds its lock meanwhile.
         let _lock = self.lock_exclusive()?;
+        let taken = self.take(id)?;
+        if let Some(machine) = self.read(id)? {
+            self.note_lost_end(&Machine {
+                alive: false,
+                ..machine
+            });
+        }
+        Ok(taken)
+    }
+
+    /// Takes over a machine that nobody runs for its files alone, which [`Machine::is_held`] tells.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::take_over`].
+    pub fn hold(&self, id: &MachineId) -> Result<(OwnedMachine, ControlServer), StateError> {
+        let _lock = self.lock_exclusive()?;
+        let taken = self.take(id)?;
+        let mark = taken.0.directory.join(HELD);
+        private_file(&mark).map_err(|source| StateError::file("create", &mark, source))?;
+        Ok(taken)
+    }
+
+    /// Becomes the monitor of a machine. The caller holds the exclusive lock.
+    fn take(&self, id: &MachineId) -> Result<(OwnedMachine, ControlServer), StateError> {
         let directory = self.path.join(id.as_str());
         let failed = |source| StateError::file("take over", &directory, source);
         let Some(machine) = self.read(id)? else {
@@ -287,14 +320,13 @@ impl Registry {
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
         // What a killed monitor left.
-        for file in [PAUSED, SOCKET] {
+        for file in [PAUSED, HELD, SOCKET] {
             match fs::remove_file(directory.join(file)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
                 _ => {}
             }
         }
         let control = ControlServer::bind(&directory).map_err(failed)?;
-        self.note_lost_end(&machine);
         let mut record = machine.record;
         record.settings.monitor_pid = std::process::id();
         record.history = History::of_start();
@@ -871,7 +903,12 @@ impl OwnedMachine {
     /// [`StateError::File`].
     pub fn create_console_log(&self) -> Result<File, StateError> {
         let path = self.directory.join(CONSOLE_LOG);
-        private_file(&path).map_err(|source| StateError::file("create", &path, source))
+        let emptied = private_file(&path).and_then(|file| {
+            // Of an earlier run.
+            file.set_len(0)?;
+            Ok(file)
+        });
+        emptied.map_err(|source| StateError::file("create", &path, source))
     }
 
     /// The way to write down that the machine is paused, for another thread.
@@ -1306,6 +1343,26 @@ mod tests {
                 "destroy work"
             ]
         );
+    }
+
+    #[test]
+    fn a_machine_that_is_held_is_told_from_one_that_runs() {
+        let fixture = Fixture::new();
+        let machine = fixture.create_kept("job");
+        let id = machine.id().clone();
+        assert!(!fixture.registry.find("job").unwrap().is_held());
+        machine.finish(&Outcome::Exited(7)).unwrap();
+
+        let held = fixture.registry.hold(&id).unwrap();
+        assert!(fixture.registry.find("job").unwrap().is_held());
+        assert!(matches!(
+            fixture.registry.take_over(&id).map(drop),
+            Err(StateError::Alive(_))
+        ));
+        drop(held);
+        assert!(!fixture.registry.find("job").unwrap().is_held());
+        let _started = fixture.registry.take_over(&id).unwrap();
+        assert!(!fixture.registry.find("job").unwrap().is_held());
     }
 
     #[test]

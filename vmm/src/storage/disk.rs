@@ -9,7 +9,6 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
 use thiserror::Error;
 
 use super::StorageSize;
@@ -93,35 +92,45 @@ pub fn make(directory: &Path, size: StorageSize) -> Result<File, DiskError> {
     make_filled(directory, size.bytes(), |_| Ok(()))
 }
 
-/// Fills a disk with what `from` holds, which begins with a block of data, in place of whatever it held. One that was not filled to the
-/// end is blank.
+/// Fills a disk with what `from` holds, in place of whatever it held. One that was not filled to the end is blank.
 ///
 /// # Errors
 ///
-/// The file systems'.
+/// [`io::ErrorKind::InvalidData`] if there is nothing in `from`, or the file systems' own.
 pub fn fill(disk: &File, from: &File) -> io::Result<()> {
+    let beginning = beginning(from)?;
+    if is_zero(&beginning) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "nothing is on the disk that it is to be a copy of",
+        ));
+    }
     let length_bytes = disk.metadata()?.len();
     disk.set_len(0)?;
     disk.set_len(length_bytes)?;
     copy_data(from, disk)?;
     disk.sync_all()?;
     // Last: a disk that has its beginning has all.
-    let mut beginning = [0; BLOCK_BYTES];
-    from.read_exact_at(&mut beginning, 0)?;
     disk.write_all_at(&beginning, 0)
 }
 
-/// Tells whether nothing is on a disk yet: where a file system begins there is a hole.
+/// Tells whether nothing is on a disk yet: where a file system begins there are zeros.
 ///
 /// # Errors
 ///
 /// The file system's.
 pub fn is_blank(disk: &File) -> io::Result<bool> {
-    match rustix::fs::seek(disk, rustix::fs::SeekFrom::Data(0)) {
-        Ok(0) => Ok(false),
-        Ok(_) | Err(Errno::NXIO) => Ok(true),
-        Err(error) => Err(error.into()),
-    }
+    Ok(is_zero(&beginning(disk)?))
+}
+
+fn beginning(disk: &File) -> io::Result<[u8; BLOCK_BYTES]> {
+    let mut block = [0; BLOCK_BYTES];
+    disk.read_exact_at(&mut block, 0)?;
+    Ok(block)
+}
+
+fn is_zero(block: &[u8]) -> bool {
+    block.iter().all(|byte| *byte == 0)
 }
 
 /// Makes the disk of the machine in `directory`, which `fill` fills, and opens it.
@@ -173,7 +182,7 @@ fn copy_data(from: &File, to: &File) -> io::Result<()> {
                 .get_mut(..left_bytes.min(BLOCK_BYTES))
                 .unwrap_or_default();
             from.read_exact_at(block, at_bytes)?;
-            if at_bytes > 0 && block.iter().any(|byte| *byte != 0) {
+            if at_bytes > 0 && !is_zero(block) {
                 to.write_all_at(block, at_bytes)?;
             }
             at_bytes = at_bytes.saturating_add(u64::try_from(block.len()).unwrap_or(u64::MAX));
@@ -271,6 +280,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let without_holes = tempfile::tempfile().unwrap();
         without_holes.write_all_at(&vec![0; 32 << 20], 0).unwrap();
+        without_holes.write_all_at(b"first", 0).unwrap();
         without_holes.write_all_at(b"last", (32 << 20) - 4).unwrap();
 
         let disk = make(directory.path(), StorageSize::default()).unwrap();
@@ -293,6 +303,24 @@ mod tests {
         let mut bytes = [1; 7];
         disk.read_exact_at(&mut bytes, 9 << 30).unwrap();
         assert_eq!(bytes, [0; 7]);
+    }
+
+    #[test]
+    fn a_disk_that_was_not_filled_to_the_end_is_blank() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = make(directory.path(), StorageSize::default()).unwrap();
+        assert!(is_blank(&disk).unwrap());
+
+        let nothing = tempfile::tempfile().unwrap();
+        nothing.set_len(32 << 20).unwrap();
+        nothing.write_all_at(b"second", 8 << 20).unwrap();
+        let refused = fill(&disk, &nothing).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+        copy_data(&blank(), &disk).unwrap();
+        assert!(is_blank(&disk).unwrap());
+
+        fill(&disk, &blank()).unwrap();
+        assert!(!is_blank(&disk).unwrap());
     }
 
     #[test]

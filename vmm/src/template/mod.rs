@@ -809,6 +809,7 @@ fn keep_disk(path: &Path, disk: &File) -> Result<FileIdentity, TemplateError> {
     let length_bytes = disk.metadata().map_err(TemplateError::Disk)?.len();
     kept.set_len(length_bytes)
         .and_then(|()| storage::fill(&kept, disk))
+        .and_then(|()| kept.sync_all())
         .and_then(|()| kept.metadata())
         .map(|metadata| FileIdentity::from(&metadata))
         .map_err(failed("write", &path))
