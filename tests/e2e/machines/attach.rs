@@ -5,8 +5,6 @@ use tests::process::{Finished, MACHINE_LIMIT, Running};
 use tests::terminal::OnTerminal;
 use tests::{Fixture, Invocation};
 
-use super::busybox;
-
 /// How much is written at once to see who is kept waiting.
 const ALL_BYTES: usize = 4 << 20;
 const NAME: &str = "web";
@@ -25,9 +23,9 @@ struct Home {
 
 impl Home {
     fn new() -> Self {
-        let fixture = Fixture::with_machines();
-        fixture.load(&busybox(&fixture)).run().succeeded();
-        Self { fixture }
+        Self {
+            fixture: super::with_busybox(),
+        }
     }
 
     /// Runs a machine in the background.

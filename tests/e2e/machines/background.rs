@@ -14,8 +14,7 @@ fn machines(fixture: &Fixture, arguments: &[&str]) -> Vec<Value> {
 
 #[test]
 fn a_machine_in_the_background_is_listed_and_killed() {
-    let fixture = Fixture::with_machines();
-    fixture.load(&busybox(&fixture)).run().succeeded();
+    let fixture = super::with_busybox();
     let started = fixture
         .run_name(
             "busybox:test",
@@ -57,8 +56,7 @@ fn a_machine_in_the_background_is_listed_and_killed() {
 
 #[test]
 fn a_machine_whose_client_goes_before_it_has_started_goes_too() {
-    let fixture = Fixture::with_machines();
-    fixture.load(&busybox(&fixture)).run().succeeded();
+    let fixture = super::with_busybox();
     let client = fixture
         .run_name("busybox:test", &["-d"], &["sleep", "1000"])
         .start();
@@ -72,8 +70,7 @@ fn a_machine_whose_client_goes_before_it_has_started_goes_too() {
 
 #[test]
 fn an_image_in_use_is_not_pruned() {
-    let fixture = Fixture::with_machines();
-    fixture.load(&busybox(&fixture)).run().succeeded();
+    let fixture = super::with_busybox();
     fixture
         .run_name(
             "busybox:test",
@@ -156,8 +153,7 @@ fn a_run_in_the_foreground_is_listed_and_can_be_killed_from_elsewhere() {
 
 #[test]
 fn a_machine_that_ended_stays_listed_with_its_exit_code_until_it_is_removed() {
-    let fixture = Fixture::with_machines();
-    fixture.load(&busybox(&fixture)).run().succeeded();
+    let fixture = super::with_busybox();
     fixture
         .run_name(
             "busybox:test",

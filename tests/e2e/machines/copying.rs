@@ -8,8 +8,6 @@ use std::process::Command;
 use tests::process::{Finished, MACHINE_LIMIT};
 use tests::{Fixture, Invocation};
 
-use super::busybox;
-
 const IMAGE: &str = "busybox:test";
 
 /// A machine that has done something to its files, and waits.
@@ -19,8 +17,7 @@ struct Machine {
 
 impl Machine {
     fn after(options: &[&str], script: &str) -> Self {
-        let fixture = Fixture::with_machines();
-        fixture.load(&busybox(&fixture)).run().succeeded();
+        let fixture = super::with_busybox();
         let script = format!("{script}\necho ready; exec sleep 1000");
         let options = [&["-d", "--name", "web"], options].concat();
         fixture
@@ -66,8 +63,7 @@ impl Machine {
 
 #[test]
 fn a_machine_that_is_kept_has_its_files_when_it_has_ended() {
-    let fixture = Fixture::with_machines();
-    fixture.load(&busybox(&fixture)).run().succeeded();
+    let fixture = super::with_busybox();
     let machine = Machine { fixture };
     let create = ["create", "--name", "web", "--storage", "64m", IMAGE];
     let script = "cat /given; echo written > /f; rm /bin/ls";

@@ -5,17 +5,15 @@ use serde_json::Value;
 use tests::process::MACHINE_LIMIT;
 use tests::{Fixture, Invocation};
 
-use super::busybox;
-
 struct Home {
     fixture: Fixture,
 }
 
 impl Home {
     fn new() -> Self {
-        let fixture = Fixture::with_machines();
-        fixture.load(&busybox(&fixture)).run().succeeded();
-        Self { fixture }
+        Self {
+            fixture: super::with_busybox(),
+        }
     }
 
     fn vmm(&self, arguments: &[&str]) -> Invocation {

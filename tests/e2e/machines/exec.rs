@@ -7,8 +7,6 @@ use tests::process::{Finished, MACHINE_LIMIT, Running};
 use tests::terminal::OnTerminal;
 use tests::{Fixture, Invocation};
 
-use super::busybox;
-
 /// How long a hundred commands may take to start at once, where KVM is software and the processor shared.
 const HUNDRED_LIMIT: Duration = Duration::from_secs(600);
 
@@ -28,9 +26,9 @@ const WHERE: &str = "for n in pid mnt net uts ipc cgroup user; do readlink /proc
 impl Machine {
     /// The image alone.
     fn loaded() -> Self {
-        let fixture = Fixture::with_machines();
-        fixture.load(&busybox(&fixture)).run().succeeded();
-        Self { fixture }
+        Self {
+            fixture: super::with_busybox(),
+        }
     }
 
     fn start(options: &[&str], command: &[&str]) -> Self {

@@ -8,8 +8,7 @@ use super::busybox;
 
 #[test]
 fn an_image_of_the_store_runs_by_name_and_by_id() {
-    let fixture = Fixture::with_machines();
-    fixture.load(&busybox(&fixture)).run().succeeded();
+    let fixture = super::with_busybox();
     fixture
         .run_name("busybox:test", &[], &[])
         .run()
@@ -50,8 +49,7 @@ fn python_computes_and_prints_and_its_second_run_reads_next_to_nothing() {
 
 #[test]
 fn two_machines_run_side_by_side_from_one_store() {
-    let fixture = Fixture::with_machines();
-    fixture.load(&busybox(&fixture)).run().succeeded();
+    let fixture = super::with_busybox();
     let start = || {
         fixture
             .run_name(

@@ -7,13 +7,11 @@ use serde_json::Value;
 use tests::process::MACHINE_LIMIT;
 use tests::{Finished, Fixture, Invocation, kernels};
 
-use super::{busybox, busybox_with_probe};
+use super::busybox_with_probe;
 
 /// A fixture with busybox in its store.
 fn home() -> Fixture {
-    let fixture = Fixture::with_machines();
-    fixture.load(&busybox(&fixture)).run().succeeded();
-    fixture
+    super::with_busybox()
 }
 
 fn vmm(fixture: &Fixture, arguments: &[&str]) -> Invocation {

@@ -8,13 +8,9 @@ use serde_json::Value;
 use tests::process::MACHINE_LIMIT;
 use tests::{Finished, Fixture, Invocation};
 
-use super::busybox;
-
 /// A fixture with busybox in its store.
 fn home() -> Fixture {
-    let fixture = Fixture::with_machines();
-    fixture.load(&busybox(&fixture)).run().succeeded();
-    fixture
+    super::with_busybox()
 }
 
 /// Starts a machine in the background whose shell runs `script`.

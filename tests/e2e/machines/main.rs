@@ -46,6 +46,13 @@ fn busybox(fixture: &Fixture) -> PathBuf {
     )
 }
 
+/// A fixture with busybox in its store.
+fn with_busybox() -> Fixture {
+    let fixture = Fixture::with_machines();
+    fixture.load(&busybox(&fixture)).run().succeeded();
+    fixture
+}
+
 /// Writes an archive of busybox with the static program `probe` of `tests/workloads`.
 fn busybox_with_probe(fixture: &Fixture) -> PathBuf {
     let probe = Layer::new().executable("bin/probe", tests::workload::program("probe"));

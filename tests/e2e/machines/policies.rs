@@ -9,8 +9,6 @@ use tests::image_maker::ImageMaker;
 use tests::process::MACHINE_LIMIT;
 use tests::{Finished, Fixture, Invocation};
 
-use super::busybox;
-
 const IMAGE: &str = "busybox:test";
 /// Small, so that it is soon made.
 const SIZE: &str = "size=64m";
@@ -22,9 +20,9 @@ struct Home {
 
 impl Home {
     fn new() -> Self {
-        let fixture = Fixture::with_machines();
-        fixture.load(&busybox(&fixture)).run().succeeded();
-        Self { fixture }
+        Self {
+            fixture: super::with_busybox(),
+        }
     }
 
     fn vmm(&self, arguments: &[&str]) -> Invocation {

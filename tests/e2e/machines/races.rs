@@ -6,8 +6,6 @@ use rustix::process::{Pid, Signal, kill_process};
 use tests::process::MACHINE_LIMIT;
 use tests::{Finished, Fixture, Invocation};
 
-use super::busybox;
-
 const IMAGE: &str = "busybox:test";
 /// The same turns every time, so that what goes wrong once can go wrong again.
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -35,8 +33,7 @@ struct Home {
 
 impl Home {
     fn new() -> Self {
-        let fixture = Fixture::with_machines();
-        fixture.load(&busybox(&fixture)).run().succeeded();
+        let fixture = super::with_busybox();
         let home = Self { fixture };
         for storage in [&["--storage", "10g"][..], &[]] {
             let arguments = [&["prepare"], storage, &[IMAGE]].concat();

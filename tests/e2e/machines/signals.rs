@@ -56,8 +56,7 @@ fn sighup_reaches_the_workload() {
 
 #[test]
 fn sigterm_while_the_machine_boots_ends_the_run() {
-    let fixture = Fixture::with_machines();
-    fixture.load(&busybox(&fixture)).run().succeeded();
+    let fixture = super::with_busybox();
     let running = fixture
         .run_name("busybox:test", &[], &["sleep", "1000"])
         .start();

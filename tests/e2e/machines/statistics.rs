@@ -7,8 +7,6 @@ use serde_json::Value;
 use tests::process::MACHINE_LIMIT;
 use tests::{Finished, Fixture, Invocation};
 
-use super::busybox;
-
 /// Uses no processor.
 const SLEEP: &str = "echo ready; exec sleep 1000";
 /// Uses a processor.
@@ -20,9 +18,9 @@ struct Home {
 
 impl Home {
     fn new() -> Self {
-        let fixture = Fixture::with_machines();
-        fixture.load(&busybox(&fixture)).run().succeeded();
-        Self { fixture }
+        Self {
+            fixture: super::with_busybox(),
+        }
     }
 
     fn vmm(&self, arguments: &[&str]) -> Invocation {

@@ -8,8 +8,6 @@ use rustix::process::{Signal, kill_process};
 use tests::process::{MACHINE_LIMIT, Running};
 use tests::{Fixture, Invocation};
 
-use super::busybox;
-
 const IMAGE: &str = "busybox:test";
 /// Small, so that it is soon made and soon full.
 const SIZE: &str = "size=64m";
@@ -21,9 +19,9 @@ struct Home {
 
 impl Home {
     fn new() -> Self {
-        let fixture = Fixture::with_machines();
-        fixture.load(&busybox(&fixture)).run().succeeded();
-        Self { fixture }
+        Self {
+            fixture: super::with_busybox(),
+        }
     }
 
     fn vmm(&self, arguments: &[&str]) -> Invocation {
