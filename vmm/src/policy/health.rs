@@ -86,8 +86,7 @@ impl HealthConfig {
     ///
     /// If it is no health check. An image may hold anything.
     pub fn decide(self, shell: &[String]) -> Result<Option<HealthCheck>, HealthError> {
-        let length: usize = self.test.iter().map(String::len).sum();
-        if length > MAX_TEST_BYTES {
+        if is_too_long(&self.test) {
             return Err(HealthError::TooLong);
         }
         let arguments = match self.test.split_first() {
@@ -101,11 +100,21 @@ impl HealthConfig {
             }
             Some((kind, _)) => return Err(HealthError::Kind(kind.clone())),
         };
+        // The image's shell is part of them.
+        if is_too_long(&arguments) {
+            return Err(HealthError::TooLong);
+        }
         Ok((!arguments.is_empty()).then_some(HealthCheck {
             config: self,
             arguments,
         }))
     }
+}
+
+/// Whether words are longer than a health check can be, each with an end.
+fn is_too_long(words: &[String]) -> bool {
+    let length: usize = words.iter().map(|word| word.len() + 1).sum();
+    length > MAX_TEST_BYTES
 }
 
 /// A health check that is made.
@@ -314,6 +323,20 @@ mod tests {
 
         assert_eq!(unknown, Err(HealthError::Kind("EXEC".into())));
         assert_eq!(long, Err(HealthError::TooLong));
+    }
+
+    #[test]
+    fn a_shell_and_words_without_letters_count_in_the_length() {
+        let half = "x".repeat(MAX_TEST_BYTES / 2);
+        let shell = [half.clone()];
+
+        let together = config(&["CMD-SHELL", &half]).decide(&shell);
+        let program = config(&["CMD", &half]).decide(&shell);
+        let many = config(&[&["CMD"][..], &[""; MAX_TEST_BYTES]].concat()).decide(&[]);
+
+        assert_eq!(together, Err(HealthError::TooLong));
+        assert!(program.is_ok());
+        assert_eq!(many, Err(HealthError::TooLong));
     }
 
     #[test]
