@@ -93,6 +93,7 @@ impl Attended<'_> {
             control,
             signals,
             client,
+            holder: None,
             stop_signal: stop_signal(&machine),
             has_terminal,
             has_disk,

@@ -63,7 +63,7 @@ impl Drop for Held {
     }
 }
 
-/// Runs the machine with this process as its monitor, until `input` ends.
+/// Runs the machine with this process as its monitor, until `input` ends, and no longer than a guest may take to write to its disk then.
 fn hold_here(
     id: &MachineId,
     input: &PipeReader,
@@ -124,6 +124,7 @@ fn hold_here(
         control,
         signals,
         client,
+        holder: Some(input.as_fd()),
         has_terminal: false,
         has_disk: true,
         facts,
