@@ -117,7 +117,11 @@ fn hold_here(
         blank.as_ref(),
         &signals,
     )?;
-    let client = reporter.as_ref().map(StartReporter::client).transpose()?;
+    let client = reporter
+        .as_ref()
+        .map(StartReporter::client)
+        .transpose()?
+        .flatten();
     let supervised = Supervised {
         vm: &started.vm,
         console_log: &console_log,
