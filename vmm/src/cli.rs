@@ -785,7 +785,8 @@ pub enum SystemCommand {
 #[command(after_help = "\
 Machines of --restart always, on-failure and unless-stopped are started, each in the background; those
 that a person had stopped only if always. Names are printed as machines run. What cannot be started
-is named with the reason, and the exit code is 1 then. Machines that run are left alone.
+is named with the reason, and the exit code is 1 then; so is what has not started in two minutes, which
+goes on all the same. Machines that run are left alone.
 
 The unit files vmm-restore.service, for the system and for users, do this when a host starts.")]
 pub struct SystemRestoreArgs {}

@@ -20,8 +20,8 @@ use crate::container::channel::{LaunchChannel, LaunchNews, Layers};
 use crate::container::hooks::{Files, Moment, Runner};
 use crate::container::launch::{self, Launched};
 use crate::container::{
-    self, Cgroup, ContainerPlan, Frozen, Joint, Namespaces, Part, Plan, ProcessPlan, Released,
-    Staged,
+    self, Cgroup, ContainerPlan, Freezer, Frozen, Joint, Namespaces, Part, Plan, ProcessPlan,
+    Released, Staged,
 };
 use crate::fork_point::ForkPoint;
 use crate::pump::{Input, Interests, Output};
@@ -72,7 +72,9 @@ pub(crate) struct Process {
     /// What it does with its container's files, if it is there for that.
     task: Option<FilesTask>,
     /// Its container, if that is to stand still for as long as it runs.
-    frozen: Option<Frozen>,
+    frozen: Option<Rc<Frozen>>,
+    /// What stops its container, of a first process: for all that join it.
+    freezer: Freezer,
 }
 
 #[derive(Debug)]
@@ -178,6 +180,7 @@ impl Process {
             layers: None,
             task: None,
             frozen: None,
+            freezer: Freezer::default(),
         }
     }
 
@@ -249,7 +252,12 @@ impl Process {
     /// If it does not run.
     pub(crate) fn joint(&self) -> Result<Joint, StartFailure> {
         let first = self.program().ok_or_else(container::ended)?;
-        Joint::of(first, self.cgroup.as_ref(), self.layers.clone())
+        Joint::of(
+            first,
+            self.cgroup.as_ref(),
+            self.freezer.clone(),
+            self.layers.clone(),
+        )
     }
 
     /// Stops its container, or lets it go on. Returns whether it does; only where the first process is its program, and no other is

@@ -74,7 +74,11 @@ impl Attended<'_> {
             keeps_detached,
             beginning,
         } = self;
-        let client = reporter.as_ref().map(StartReporter::client).transpose()?;
+        let client = reporter
+            .as_ref()
+            .map(StartReporter::client)
+            .transpose()?
+            .flatten();
         let own_client = reporter.as_mut().and_then(StartReporter::take_own_client);
         let has_client = own_client.is_some() || relay.is_none();
         let started = relay
@@ -93,6 +97,7 @@ impl Attended<'_> {
             control,
             signals,
             client,
+            holder: None,
             stop_signal: stop_signal(&machine),
             has_terminal,
             has_disk,

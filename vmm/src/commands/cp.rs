@@ -137,10 +137,11 @@ fn copy_out(
     directories: &Directories,
 ) -> Result<u64, Report> {
     let destination = LocalDestination::find(to)?;
+    let typed = Typed::new(path.as_bytes());
     let mut transfer = Transfer::begin(machine, &read_task(path, arguments), directories)?;
     let stream = Counted::new(transfer.output()?);
     let mut reader = TarReader::new(BufReader::with_capacity(BUFFER_BYTES, stream), ());
-    let unpacked = unpack(&mut reader, &destination, arguments.archive);
+    let unpacked = unpack(&mut reader, &typed, &destination, arguments.archive);
     let (input, ()) = reader.into_parts();
     let count = input.get_ref().bytes;
     match unpacked {
@@ -154,22 +155,26 @@ fn copy_out(
 
 impl<R: Read> TarInput for BufReader<R> {}
 
-/// Unpacks what comes from a machine.
+/// Unpacks what comes from a machine. It has the name that was asked for, whatever the guest calls it.
 fn unpack<R: Read>(
     reader: &mut TarReader<BufReader<R>, ()>,
+    typed: &Typed,
     destination: &LocalDestination,
     keeps_owners: bool,
 ) -> Result<(), CpError> {
     let next = |reader: &mut TarReader<_, ()>| reader.next_member().map_err(of_stream);
     let first = next(reader)?.ok_or(TransferError::OtherThings)?;
-    let base = match components(&first.path)
-        .map_err(UnpackError::from)?
-        .as_slice()
-    {
-        [] => Vec::new(),
-        [name] => name.to_vec(),
-        _ => return Err(TransferError::OtherThings.into()),
+    let base = match typed.name() {
+        Some(name) if !typed.wants_contents => name.to_vec(),
+        _ => Vec::new(),
     };
+    if components(&first.path)
+        .map_err(UnpackError::from)?
+        .join(&b'/')
+        != base
+    {
+        return Err(TransferError::OtherThings.into());
+    }
     let source = match (first.kind, base.is_empty()) {
         (TarKind::Directory, true) => Source::Contents,
         (TarKind::Directory, false) => Source::Directory(base.clone()),
@@ -721,13 +726,59 @@ mod tests {
         assert_eq!(bytes, b"\0\0abc\0\0de\0");
     }
 
+    /// What becomes of a guest's file of this name when `asked` is copied into a directory.
+    fn copied(asked: &str, sent: &str) -> Result<Vec<OsString>, CpError> {
+        let directory = tempfile::tempdir().unwrap();
+        let destination = LocalDestination::find(directory.path()).unwrap();
+        let member = Member {
+            path: sent.into(),
+            kind: Kind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime_s: 0,
+            size_bytes: 2,
+            xattrs: Vec::new(),
+        };
+        let mut writer = Writer::new(Vec::new());
+        writer.member(&member, &mut &b"hi"[..]).unwrap();
+        let archive = writer.finish().unwrap();
+        let mut reader = TarReader::new(BufReader::new(archive.as_slice()), ());
+        unpack(
+            &mut reader,
+            &Typed::new(asked.as_bytes()),
+            &destination,
+            false,
+        )?;
+        let entries = fs::read_dir(directory.path()).unwrap();
+        Ok(entries.map(|entry| entry.unwrap().file_name()).collect())
+    }
+
+    #[test]
+    fn a_guest_does_not_choose_the_name_of_what_is_copied() {
+        let is_refused = |asked, sent| {
+            matches!(
+                copied(asked, sent),
+                Err(CpError::Transfer(TransferError::OtherThings))
+            )
+        };
+
+        assert_eq!(copied("/etc/motd", "motd").unwrap(), ["motd"]);
+        assert_eq!(copied("etc/x/../motd", "./motd").unwrap(), ["motd"]);
+        assert!(is_refused("/etc/motd", ".bashrc"));
+        assert!(is_refused("/etc/motd", "motd/.bashrc"));
+        assert!(is_refused("/etc/motd", "."));
+        assert!(is_refused("/etc/.", ".bashrc"));
+        assert!(is_refused("/", "etc"));
+    }
+
     proptest! {
         #[test]
         fn no_bytes_of_a_guest_do_harm(bytes in prop::collection::vec(any::<u8>(), 0..2048)) {
             let directory = tempfile::tempdir().unwrap();
             let destination = LocalDestination::find(directory.path()).unwrap();
             let mut reader = TarReader::new(BufReader::new(bytes.as_slice()), ());
-            let _ = unpack(&mut reader, &destination, false);
+            let _ = unpack(&mut reader, &Typed::new(b"/a"), &destination, false);
             prop_assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
         }
     }

@@ -63,7 +63,7 @@ impl Drop for Held {
     }
 }
 
-/// Runs the machine with this process as its monitor, until `input` ends.
+/// Runs the machine with this process as its monitor, until `input` ends, and no longer than a guest may take to write to its disk then.
 fn hold_here(
     id: &MachineId,
     input: &PipeReader,
@@ -117,13 +117,18 @@ fn hold_here(
         blank.as_ref(),
         &signals,
     )?;
-    let client = reporter.as_ref().map(StartReporter::client).transpose()?;
+    let client = reporter
+        .as_ref()
+        .map(StartReporter::client)
+        .transpose()?
+        .flatten();
     let supervised = Supervised {
         vm: &started.vm,
         console_log: &console_log,
         control,
         signals,
         client,
+        holder: Some(input.as_fd()),
         has_terminal: false,
         has_disk: true,
         facts,

@@ -193,6 +193,9 @@ pub(super) enum TransferError {
     /// A list without an end.
     #[error("the machine sent a list of more than {0} bytes")]
     TooLong(u64),
+    /// A list of more than anybody has.
+    #[error("the machine sent a list of more than {0} paths")]
+    TooMany(usize),
 }
 
 impl From<ControlError> for TransferError {

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError, TryLockError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use protocol::Question;
@@ -46,7 +46,39 @@ pub struct Facts {
 #[derive(Debug)]
 pub(super) struct Actions {
     facts: Facts,
+    turns: Turns,
+}
+
+/// Who may begin something with the machine as a whole: one action at a time, and none while its workload is asked how it is, which is
+/// waited for. That begins only while there is no action, and while the machine does not stand still.
+#[derive(Debug, Default)]
+struct Turns {
     state: Mutex<State>,
+    /// Held while the workload is asked, and while the machine is stopped or written down.
+    probing: Mutex<()>,
+}
+
+impl Turns {
+    /// Begins an action, if there is no other.
+    fn begin_action(&self) -> Option<MutexGuard<'_, State>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(poisoned)) => Some(PoisonError::into_inner(poisoned)),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Waits until the workload is not being asked. It is not until the result is dropped.
+    fn await_probe(&self) -> MutexGuard<'_, ()> {
+        self.probing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to ask the workload, which goes on until the result is dropped.
+    fn begin_probe(&self) -> Option<MutexGuard<'_, ()>> {
+        let probing = self.await_probe();
+        let may_begin = self.begin_action().is_some_and(|state| !state.is_paused);
+        may_begin.then_some(probing)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -62,13 +94,20 @@ impl Actions {
     pub(super) fn new(facts: Facts) -> Self {
         Self {
             facts,
-            state: Mutex::default(),
+            turns: Turns::default(),
         }
     }
 
     /// Whether the machine stands still. While something is being done with it that is not said.
     pub(super) fn is_paused(&self) -> bool {
-        self.state.try_lock().is_ok_and(|state| state.is_paused)
+        let state = self.turns.state.try_lock();
+        state.is_ok_and(|state| state.is_paused)
+    }
+
+    /// Lets the workload be asked how it is until the result is dropped; nothing while the machine stands still, or something is being
+    /// done with it.
+    pub(super) fn begin_probe(&self) -> Option<MutexGuard<'_, ()>> {
+        self.turns.begin_probe()
     }
 
     /// What other processes of the workload's container begin with.
@@ -91,13 +130,9 @@ impl Actions {
 
     /// Does what was asked for, and returns when it is done; why not, as a sentence.
     pub(super) fn act(&self, run: &Run<'_>, action: Action) -> Result<(), String> {
-        let mut state = match self.state.try_lock() {
-            Ok(state) => state,
-            Err(TryLockError::Poisoned(poisoned)) => PoisonError::into_inner(poisoned),
-            Err(TryLockError::WouldBlock) => {
-                return Err("something else is being done with the machine".to_owned());
-            }
-        };
+        let state = self.turns.begin_action();
+        let mut state =
+            state.ok_or_else(|| "something else is being done with the machine".to_owned())?;
         if !run.is_running() {
             return Err("the workload does not run".to_owned());
         }
@@ -105,6 +140,7 @@ impl Actions {
         match (action, state.is_paused) {
             (Action::Pause, true) => Err("the machine is paused already".to_owned()),
             (Action::Pause, false) => {
+                let _calm = self.await_probe(run)?;
                 run.vm.pause().map_err(failed)?;
                 state.is_paused = true;
                 self.facts.pause_mark.set(true);
@@ -132,6 +168,7 @@ impl Actions {
                 },
                 false,
             ) => {
+                let _calm = self.await_probe(run)?;
                 if run.sessions.load(Ordering::SeqCst) > 0 {
                     return Err(
                         "commands of `vmm exec` run in the machine, and a copy of them would have no client"
@@ -155,6 +192,15 @@ impl Actions {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Waits until the workload is not being asked how it is. Somebody may have ended it meanwhile.
+    fn await_probe(&self, run: &Run<'_>) -> Result<MutexGuard<'_, ()>, String> {
+        let calm = self.turns.await_probe();
+        match run.ended_by() {
+            Some(_) => Err("the machine is ending".to_owned()),
+            None => Ok(calm),
         }
     }
 
@@ -221,5 +267,49 @@ impl Actions {
             state.last = Some(Parent { id, path });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_machine_that_stands_still_or_has_something_done_with_it_is_not_asked() {
+        let turns = Turns::default();
+
+        let action = turns.begin_action().unwrap();
+        assert!(turns.begin_probe().is_none());
+        drop(action);
+        assert!(turns.begin_probe().is_some());
+        turns.begin_action().unwrap().is_paused = true;
+        assert!(turns.begin_probe().is_none());
+    }
+
+    #[test]
+    fn a_machine_is_stopped_once_it_has_been_asked_and_asked_once_it_goes_on() {
+        let turns = Turns::default();
+        let probe = turns.begin_probe().unwrap();
+        let (sender, events) = mpsc::channel();
+
+        std::thread::scope(|scope| {
+            let (turns, stopped) = (&turns, sender.clone());
+            scope.spawn(move || {
+                let _action = turns.begin_action().unwrap();
+                let _calm = turns.await_probe();
+                stopped.send("stopped").unwrap();
+            });
+            while turns.state.try_lock().is_ok() {
+                std::thread::yield_now();
+            }
+            assert!(turns.begin_action().is_none());
+            sender.send("asked").unwrap();
+            drop(probe);
+        });
+
+        assert_eq!(events.try_iter().collect::<Vec<_>>(), ["asked", "stopped"]);
+        assert!(turns.begin_probe().is_some());
     }
 }

@@ -46,13 +46,15 @@ impl HealthWatch {
         let started = Instant::now();
         let mut health = Health::default();
         while !hangs_up(stopped, health.pause(&self.check, started.elapsed())) {
-            if actions.is_paused() {
+            // Until it is over, the machine is neither stopped nor written down.
+            let Some(probing) = actions.begin_probe() else {
                 continue;
-            }
+            };
             let since_start = started.elapsed();
             let Some(probe) = probe(&self.check, run, actions, stopped) else {
                 continue;
             };
+            drop(probing);
             let before = health.status;
             health.note(probe, &self.check, since_start);
             self.mark.set(&health);
@@ -85,7 +87,7 @@ fn left(deadline: Option<Instant>) -> Option<Timespec> {
     Timespec::try_from(left).ok()
 }
 
-/// Asks once. Nothing comes of it if the machine ends or is paused meanwhile.
+/// Asks once. Nothing comes of it if the machine ends meanwhile.
 fn probe(
     check: &HealthCheck,
     run: &Run<'_>,
@@ -97,7 +99,6 @@ fn probe(
         Err(reason) => (NO_EXIT_CODE, reason),
         Ok(mut asked) => match asked.await_end(check.timeout(), stopped)? {
             Some(exit) => exit_of(exit, &asked.output),
-            None if actions.is_paused() => return None,
             None => {
                 asked.kill(run, stopped)?;
                 let timeout = check.timeout();
@@ -269,8 +270,9 @@ impl Asked {
 #[derive(Debug)]
 struct Watched {
     exit: Arc<Mutex<Option<WorkloadExit>>>,
-    _ringer: UnixStream,
+    /// Before the bell, so that who hears that knows of no such process any more.
     _counted: Counted,
+    _ringer: UnixStream,
 }
 
 impl Watcher for Watched {

@@ -190,6 +190,9 @@ pub struct Supervised<'a> {
     pub signals: Signals,
     /// Of a machine in the background: reports an error once the client that waits for its start is gone.
     pub client: Option<OwnedFd>,
+    /// Of a machine that runs for somebody: hangs up (poll(2), `POLLHUP`) once they are done. The machine is to end by itself then, and
+    /// has as long as one whose workload has ended.
+    pub holder: Option<BorrowedFd<'a>>,
     /// What asks the workload to end.
     pub stop_signal: Signal,
     /// Whether the workload has this process's terminal.
@@ -245,6 +248,7 @@ impl Supervised<'_> {
             control,
             signals,
             client,
+            holder,
             stop_signal,
             has_terminal,
             has_disk,
@@ -279,6 +283,7 @@ impl Supervised<'_> {
                 run: &run,
                 signals,
                 client,
+                holder,
                 control,
                 control_is_open: true,
                 has_terminal,
@@ -366,7 +371,7 @@ struct Run<'a> {
     /// How many processes there are beside the workload's own.
     sessions: Arc<AtomicUsize>,
     has_disk: bool,
-    /// When a machine whose workload was killed ends, whether what it wrote is on its disk or not.
+    /// When a machine whose workload was killed, or that nobody holds any more, ends, whether what it wrote is on its disk or not.
     ends_by: Mutex<Option<Instant>>,
     attachable: Option<Attachable>,
     keep_mark: Option<KeepMark>,
@@ -441,8 +446,15 @@ impl Run<'_> {
         if !can_write || self.sender.send(killed).is_err() {
             return self.end(signal);
         }
+        self.end_within(signal, KILL_PATIENCE);
+    }
+
+    /// Lets the machine end by itself, and ends it if it has not in time.
+    fn end_within(&self, signal: u8, patience: Duration) {
         self.ended_by.store(signal, Ordering::SeqCst);
-        self.ends_by().get_or_insert(Instant::now() + KILL_PATIENCE);
+        let moment = Instant::now() + patience;
+        let mut ends_by = self.ends_by();
+        *ends_by = Some(ends_by.map_or(moment, |earlier| earlier.min(moment)));
     }
 
     fn ends_by(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -615,7 +627,7 @@ fn is_end(signal: Signal, stop_signal: Signal) -> bool {
     [stop_signal, Signal::KILL].contains(&signal)
 }
 
-/// What ends a machine whose client went before it had started.
+/// What ends a machine whose client went before it had started, or that nobody holds any more.
 const SIGHUP: u8 = 1;
 
 /// What ends a workload that is not asked.
@@ -630,6 +642,7 @@ struct Attendant<'a> {
     run: &'a Run<'a>,
     signals: Signals,
     client: Option<OwnedFd>,
+    holder: Option<BorrowedFd<'a>>,
     control: ControlServer,
     control_is_open: bool,
     has_terminal: bool,
@@ -656,11 +669,13 @@ impl<'env> Attendant<'env> {
             };
             // Errors are reported without being asked for, hence the empty set.
             let client = self.client.as_ref().unwrap_or(&self.signals.0);
+            let holder = self.holder.unwrap_or(self.signals.as_fd());
             let mut descriptors = [
                 PollFd::new(stopped, PollFlags::IN),
                 PollFd::new(&self.signals.0, PollFlags::IN),
                 PollFd::from_borrowed_fd(self.control.as_fd(), control_interest),
                 PollFd::new(client, PollFlags::empty()),
+                PollFd::from_borrowed_fd(holder, PollFlags::empty()),
             ];
             let ends_by = *self.run.ends_by();
             let left = ends_by.map(|moment| {
@@ -680,8 +695,13 @@ impl<'env> Attendant<'env> {
                     return (self.control, self.signals);
                 }
             }
-            let [is_stopped, has_signal, has_request, has_no_client] =
-                descriptors.map(|descriptor| !descriptor.revents().is_empty());
+            let [
+                is_stopped,
+                has_signal,
+                has_request,
+                has_no_client,
+                has_no_holder,
+            ] = descriptors.map(|descriptor| !descriptor.revents().is_empty());
             if is_stopped {
                 return (self.control, self.signals);
             }
@@ -691,6 +711,9 @@ impl<'env> Attendant<'env> {
             if has_no_client && self.client.take().is_some() && !self.run.is_running() {
                 // Nobody would ever learn of this machine.
                 self.run.end(SIGHUP);
+            }
+            if has_no_holder && self.holder.take().is_some() {
+                self.run.end_within(SIGHUP, SYNC_PATIENCE);
             }
             if has_request && self.control_is_open {
                 let mut requests = Requests {

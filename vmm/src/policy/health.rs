@@ -12,6 +12,8 @@ const KEPT_PROBES: usize = 5;
 pub const MAX_OUTPUT_BYTES: usize = 4096;
 /// A test that is longer is none that anybody wrote.
 const MAX_TEST_BYTES: usize = 64 << 10;
+/// The shortest time between two probes that an image can ask for, in nanoseconds.
+const LEAST_OF_IMAGE_NS: i64 = 1_000_000_000;
 /// The shell of an image that names none.
 const USUAL_SHELL: [&str; 2] = ["/bin/sh", "-c"];
 
@@ -57,19 +59,23 @@ pub enum HealthError {
 }
 
 impl HealthConfig {
-    /// Takes over from an image what is not said here.
+    /// Takes over from an image what is not said here. No image has a workload asked more often than once a second.
     #[must_use]
     pub fn or(self, image: Self) -> Self {
         let or = |own: i64, other: i64| if own == 0 { other } else { own };
+        let floored = |interval: i64| match interval {
+            1.. => interval.max(LEAST_OF_IMAGE_NS),
+            _ => interval,
+        };
         Self {
             test: match self.test.is_empty() {
                 true => image.test,
                 false => self.test,
             },
-            interval: or(self.interval, image.interval),
+            interval: or(self.interval, floored(image.interval)),
             timeout: or(self.timeout, image.timeout),
             start_period: or(self.start_period, image.start_period),
-            start_interval: or(self.start_interval, image.start_interval),
+            start_interval: or(self.start_interval, floored(image.start_interval)),
             retries: or(self.retries, image.retries),
         }
     }
@@ -80,8 +86,7 @@ impl HealthConfig {
     ///
     /// If it is no health check. An image may hold anything.
     pub fn decide(self, shell: &[String]) -> Result<Option<HealthCheck>, HealthError> {
-        let length: usize = self.test.iter().map(String::len).sum();
-        if length > MAX_TEST_BYTES {
+        if is_too_long(&self.test) {
             return Err(HealthError::TooLong);
         }
         let arguments = match self.test.split_first() {
@@ -95,11 +100,21 @@ impl HealthConfig {
             }
             Some((kind, _)) => return Err(HealthError::Kind(kind.clone())),
         };
+        // The image's shell is part of them.
+        if is_too_long(&arguments) {
+            return Err(HealthError::TooLong);
+        }
         Ok((!arguments.is_empty()).then_some(HealthCheck {
             config: self,
             arguments,
         }))
     }
+}
+
+/// Whether words are longer than a health check can be, each with an end.
+fn is_too_long(words: &[String]) -> bool {
+    let length: usize = words.iter().map(|word| word.len() + 1).sum();
+    length > MAX_TEST_BYTES
 }
 
 /// A health check that is made.
@@ -311,9 +326,23 @@ mod tests {
     }
 
     #[test]
+    fn a_shell_and_words_without_letters_count_in_the_length() {
+        let half = "x".repeat(MAX_TEST_BYTES / 2);
+        let shell = [half.clone()];
+
+        let together = config(&["CMD-SHELL", &half]).decide(&shell);
+        let program = config(&["CMD", &half]).decide(&shell);
+        let many = config(&[&["CMD"][..], &[""; MAX_TEST_BYTES]].concat()).decide(&[]);
+
+        assert_eq!(together, Err(HealthError::TooLong));
+        assert!(program.is_ok());
+        assert_eq!(many, Err(HealthError::TooLong));
+    }
+
+    #[test]
     fn what_is_not_typed_is_the_images() {
         let image = HealthConfig {
-            interval: 5,
+            interval: 5_000_000_000,
             retries: 7,
             ..config(&["CMD", "image"])
         };
@@ -325,7 +354,29 @@ mod tests {
         let joined = typed.or(image.clone());
 
         assert_eq!(joined.test, image.test);
-        assert_eq!((joined.interval, joined.retries), (5, 2));
+        assert_eq!((joined.interval, joined.retries), (5_000_000_000, 2));
+    }
+
+    #[test]
+    fn an_image_has_a_workload_asked_once_a_second_at_most_and_a_person_as_often_as_typed() {
+        let hasty = HealthConfig {
+            interval: 1_000_000,
+            start_interval: 1,
+            ..config(&["CMD", "true"])
+        };
+        let unsaid = HealthConfig {
+            interval: -1,
+            ..HealthConfig::default()
+        };
+
+        let of_image = HealthConfig::default().or(hasty.clone());
+        let typed = hasty.clone().or(HealthConfig::default());
+        let unsaid = HealthConfig::default().or(unsaid);
+
+        assert_eq!(of_image.interval, LEAST_OF_IMAGE_NS);
+        assert_eq!(of_image.start_interval, LEAST_OF_IMAGE_NS);
+        assert_eq!(typed, hasty);
+        assert_eq!((unsaid.interval, unsaid.start_interval), (-1, 0));
     }
 
     #[test]

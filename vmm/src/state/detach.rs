@@ -58,6 +58,7 @@ pub fn detach(monitor: impl FnOnce(StartReporter) -> i32) -> Result<StartWaiter,
         let reporter = StartReporter {
             writer,
             own_client: None,
+            stays: false,
         };
         // The second fork: who leads no session can get no terminal by opening one.
         match process::fork(|| monitor(reporter)) {
@@ -112,9 +113,20 @@ pub struct StartReporter {
     writer: PipeWriter,
     /// The other end of the stream of a client that stays, until it is taken.
     own_client: Option<UnixStream>,
+    /// Whether the machine starts also if the client is gone by then.
+    stays: bool,
 }
 
 impl StartReporter {
+    /// Lets the machine start also if the client does not wait for that.
+    #[must_use]
+    pub fn staying(self) -> Self {
+        Self {
+            stays: true,
+            ..self
+        }
+    }
+
     /// Adds the stream of a client that does not leave once the workload runs.
     #[must_use]
     pub fn with_own_client(self, stream: UnixStream) -> Self {
@@ -129,26 +141,30 @@ impl StartReporter {
         self.own_client.take()
     }
 
-    /// A descriptor that reports an error (poll(2), `POLLERR`) as soon as the client is gone.
+    /// A descriptor that reports an error (poll(2), `POLLERR`) as soon as the client is gone; none if the machine stays then.
     ///
     /// # Errors
     ///
     /// [`DetachError::Pipe`] if there is none to be had.
-    pub fn client(&self) -> Result<OwnedFd, DetachError> {
-        self.writer
-            .try_clone()
-            .map(OwnedFd::from)
-            .map_err(DetachError::Pipe)
+    pub fn client(&self) -> Result<Option<OwnedFd>, DetachError> {
+        if self.stays {
+            return Ok(None);
+        }
+        let writer = self.writer.try_clone().map_err(DetachError::Pipe)?;
+        Ok(Some(writer.into()))
     }
 
     /// Tells the client that the workload runs, and lets go of the client's terminal and directory.
     ///
     /// # Errors
     ///
-    /// [`DetachError::Client`] if the client is gone: nobody knows of this machine, so it should end.
+    /// [`DetachError::Client`] if the client is gone and the machine does not stay then: nobody knows of it, so it should end.
     pub fn started(self, id: &MachineId) -> Result<(), DetachError> {
-        self.send(&Message::Started(id.clone()))
-            .map_err(DetachError::Client)?;
+        let stays = self.stays;
+        match self.send(&Message::Started(id.clone())) {
+            Err(error) if !stays => return Err(DetachError::Client(error)),
+            _ => {}
+        }
         process::standard_streams_to_null().map_err(DetachError::Null)?;
         // A directory that cannot be left stays busy, no more.
         let _ = std::env::set_current_dir("/");
@@ -240,13 +256,14 @@ mod tests {
         assert!(told.to_string().contains("without saying why"));
     }
 
-    #[test]
-    fn a_monitor_learns_that_its_client_is_gone() {
+    /// Whether a monitor whose client went before the start is told to end.
+    fn ends_with_client(stays: bool) -> bool {
         let id = MachineId::random().unwrap();
         let (mut reader, mut writer) = io::pipe().unwrap();
         let (mut gate, open_gate) = io::pipe().unwrap();
 
         let client = detach(|reporter| {
+            let reporter = if stays { reporter.staying() } else { reporter };
             let _ = gate.read(&mut [0]);
             let is_told = reporter.started(&id).is_err();
             i32::from(writer.write_all(&[u8::from(is_told)]).is_err())
@@ -257,7 +274,13 @@ mod tests {
 
         let mut told = [0];
         reader.read_exact(&mut told).unwrap();
-        assert_eq!(told, [1]);
+        told == [1]
+    }
+
+    #[test]
+    fn a_monitor_learns_that_its_client_is_gone_unless_its_machine_stays() {
+        assert!(ends_with_client(false));
+        assert!(!ends_with_client(true));
     }
 
     /// The session of this process, field 6 of proc(5) `stat`; 0 where its leader is outside of

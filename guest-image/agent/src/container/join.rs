@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags};
 use rustix::thread::ThreadNameSpaceType;
 
-use super::cgroup::{self, Cgroup, Frozen};
+use super::cgroup::{self, Cgroup, Freezer, Frozen};
 use super::channel::{AgentChannel, Layers};
 use super::child;
 use super::plan::ContainerPlan;
@@ -25,6 +25,7 @@ pub(crate) struct Joint {
     first: OwnedFd,
     first_pid: Pid,
     cgroup: Option<OwnedFd>,
+    freezer: Freezer,
     layers: Option<Rc<Layers>>,
 }
 
@@ -37,6 +38,7 @@ impl Joint {
     pub(crate) fn of(
         first: Pid,
         cgroup: Option<&Cgroup>,
+        freezer: Freezer,
         layers: Option<Rc<Layers>>,
     ) -> Result<Self, StartFailure> {
         let step = || "joining the container".to_owned();
@@ -48,6 +50,7 @@ impl Joint {
                 .map(|directory| rustix::io::fcntl_dupfd_cloexec(directory, 0))
                 .transpose()
                 .step(step)?,
+            freezer,
             layers,
         })
     }
@@ -57,10 +60,10 @@ impl Joint {
         self.layers.as_deref()
     }
 
-    /// Stops what runs in it until the result is dropped; nothing where it does not come to a stop.
-    pub(crate) fn freeze(&self) -> Option<Frozen> {
-        let directory = self.cgroup.as_ref()?;
-        Frozen::new(rustix::io::fcntl_dupfd_cloexec(directory, 0).ok()?)
+    /// Stops what runs in it until the result, and that of all others who have stopped it, is dropped; nothing where it does not come
+    /// to a stop.
+    pub(crate) fn freeze(&self) -> Option<Rc<Frozen>> {
+        self.freezer.freeze(self.cgroup.as_ref()?)
     }
 
     /// Makes the maker in the container's cgroup. Where that has no processes of its own, because the container has divided it, as

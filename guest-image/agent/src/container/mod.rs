@@ -37,7 +37,7 @@ mod user;
 
 use rustix::fs::{Mode, OFlags};
 
-pub(crate) use cgroup::{Cgroup, Frozen, MOUNT_POINT as CGROUP_MOUNT_POINT};
+pub(crate) use cgroup::{Cgroup, Freezer, Frozen, MOUNT_POINT as CGROUP_MOUNT_POINT};
 pub(crate) use child::{Part, winsize};
 pub(crate) use join::{Joint, ended};
 pub(crate) use plan::{ContainerPlan, Plan, ProcessPlan};

@@ -5,9 +5,11 @@ mod device_rules;
 mod resources;
 mod usage;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 use protocol::{ContainerId, StartFailure};
@@ -303,9 +305,27 @@ pub(crate) struct Frozen(OwnedFd);
 
 impl Frozen {
     /// Stops every process in the cgroup of a directory. If they do not come to a stop, they go on.
-    pub(super) fn new(directory: OwnedFd) -> Option<Self> {
+    fn new(directory: OwnedFd) -> Option<Self> {
         let frozen = Self(directory);
         freeze(&frozen.0, true).then_some(frozen)
+    }
+}
+
+/// Stops the processes of one cgroup for any number of others at a time: they go on once the last of those is done.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Freezer(Rc<RefCell<Weak<Frozen>>>);
+
+impl Freezer {
+    /// Stops them, if they do not stand still yet; nothing where they do not come to a stop. `directory` is the cgroup's.
+    pub(super) fn freeze(&self, directory: &OwnedFd) -> Option<Rc<Frozen>> {
+        let mut shared = self.0.borrow_mut();
+        if let Some(frozen) = shared.upgrade() {
+            return Some(frozen);
+        }
+        let directory = rustix::io::fcntl_dupfd_cloexec(directory, 0).ok()?;
+        let frozen = Rc::new(Frozen::new(directory)?);
+        *shared = Rc::downgrade(&frozen);
+        Some(frozen)
     }
 }
 
@@ -406,6 +426,37 @@ fn write_file(directory: impl AsFd, file: &str, value: &str) -> rustix::io::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A directory with the files by which a cgroup is stopped.
+    fn cgroup(events: &str) -> (tempfile::TempDir, OwnedFd) {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("cgroup.freeze"), "0").unwrap();
+        std::fs::write(directory.path().join("cgroup.events"), events).unwrap();
+        let opened = std::fs::File::open(directory.path()).unwrap().into();
+        (directory, opened)
+    }
+
+    fn is_frozen(directory: &tempfile::TempDir) -> bool {
+        std::fs::read_to_string(directory.path().join("cgroup.freeze")).unwrap() == "1"
+    }
+
+    #[test]
+    fn what_two_have_stopped_goes_on_when_the_last_of_them_is_done() {
+        let (directory, opened) = cgroup("populated 1\nfrozen 1\n");
+        let freezer = Freezer::default();
+
+        let first = freezer.freeze(&opened).unwrap();
+        let second = freezer.clone().freeze(&opened).unwrap();
+        drop(first);
+        assert!(is_frozen(&directory));
+        drop(second);
+        assert!(!is_frozen(&directory));
+
+        let third = freezer.freeze(&opened);
+        assert!(is_frozen(&directory));
+        drop(third);
+        assert!(!is_frozen(&directory));
+    }
 
     #[test]
     fn only_the_controllers_in_use_are_enabled() {
