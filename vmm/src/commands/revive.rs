@@ -36,6 +36,9 @@ pub(super) fn run(directories: &Directories) -> Result<ExitCode, Report> {
         while starts.len() < MAX_AT_ONCE
             && let Some(machine) = machines.next()
         {
+            if machine.is_held() {
+                registry.await_end(&machine.record.id)?;
+            }
             match begin(&machine, directories) {
                 Ok(waiter) => starts.push(Start {
                     machine,
