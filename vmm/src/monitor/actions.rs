@@ -298,12 +298,11 @@ mod tests {
             let (turns, stopped) = (&turns, sender.clone());
             scope.spawn(move || {
                 let _action = turns.begin_action().unwrap();
+                stopped.send("acts").unwrap();
                 let _calm = turns.await_probe();
                 stopped.send("stopped").unwrap();
             });
-            while turns.state.try_lock().is_ok() {
-                std::thread::yield_now();
-            }
+            assert_eq!(events.recv(), Ok("acts"));
             assert!(turns.begin_action().is_none());
             sender.send("asked").unwrap();
             drop(probe);
