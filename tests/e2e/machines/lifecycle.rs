@@ -396,7 +396,13 @@ fn what_makes_no_sense_is_refused_with_help() {
     refused(&["ps", "--filter", "status=up"], &["'up'"]);
     refused(&["ps", "--format", "{{range .}}"], &["range"]);
     refused(&["ps", "--format", "table {{.ID"], &["{{"]);
-    refused(&["inspect", "nobody"], &["nobody"]);
+    fixture
+        .vmm(["inspect", "nobody"])
+        .run()
+        .code_is(125)
+        .stdout_is("[]\n")
+        .complained(&["nobody"])
+        .helped();
     refused(&["inspect", "-f", "{{if .Id}}", "nobody"], &["if .Id"]);
     refused(&["wait", "nobody"], &["nobody"]);
     refused(&["stop", "-s", "NOPE", "nobody"], &["NOPE"]);
