@@ -16,6 +16,7 @@ use archive::{
 };
 use protocol::{CopySource, FilesTask};
 
+use super::destination;
 use super::export;
 use super::output::spell_size;
 use super::transfer::{Transfer, TransferError};
@@ -40,7 +41,10 @@ pub(super) fn run(arguments: &CpArgs, directories: &Directories) -> Result<ExitC
             if io::stdout().is_terminal() {
                 return Err(CpError::ToTerminal.into());
             }
-            export::to_stdout(&find(&machine)?, &read_task(path, arguments), directories)?;
+            let (machine, task) = (find(&machine)?, read_task(path, arguments));
+            destination::write_to_stdout(|output| {
+                export::pass_on(&machine, &task, output, directories)
+            })?;
             return Ok(ExitCode::SUCCESS);
         }
         (Side::Machine { machine, path }, Side::Local(to)) => {

@@ -4,6 +4,7 @@
 //! the exit code; a failure becomes a [`Report`] on the way out and is printed by `main`.
 
 mod again;
+
 mod attach;
 mod attend;
 mod bench;
@@ -11,6 +12,7 @@ mod commit;
 mod completion;
 mod cp;
 mod create;
+mod destination;
 mod df;
 mod diff;
 mod doctor;
@@ -28,6 +30,7 @@ mod life;
 mod load;
 mod logs;
 mod output;
+mod partial;
 mod pause;
 mod prepare;
 mod progress;
