@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::each;
 use super::format::Template;
-use super::output::{print_json, print_line, printable};
+use super::output::{print_json, print_line, printable_lines};
 use crate::cli::InspectArgs;
 use crate::dirs::Directories;
 use crate::logs::{LogConfig, LogDriver, path_of};
@@ -52,9 +52,7 @@ pub(super) fn run(arguments: &InspectArgs, directories: &Directories) -> Result<
 /// What a template makes of a machine. Labels and commands may hold what a terminal would obey.
 fn filled(template: &Template, inspected: &Inspected) -> Result<String, Report> {
     let value = serde_json::to_value(inspected).unwrap_or(Value::Null);
-    let text = template.fill(&value)?;
-    let lines: Vec<String> = text.split('\n').map(printable).collect();
-    Ok(lines.join("\n"))
+    Ok(printable_lines(&template.fill(&value)?))
 }
 
 /// A machine.

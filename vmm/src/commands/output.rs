@@ -121,6 +121,12 @@ pub(super) fn printable(text: &str) -> String {
         .collect()
 }
 
+/// The same of several lines, which stay so.
+pub(super) fn printable_lines(text: &str) -> String {
+    let lines: Vec<String> = text.split('\n').map(printable).collect();
+    lines.join("\n")
+}
+
 /// Shortens a text to `length` characters, the last of them an ellipsis.
 pub(super) fn shorten(text: &str, length: usize) -> String {
     if text.chars().count() <= length {

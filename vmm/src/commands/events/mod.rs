@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use self::filter::Filters;
 use super::format::Template;
 use super::machines;
-use super::output::printable;
+use super::output::{printable, printable_lines};
 use crate::cli::EventsArgs;
 use crate::dirs::Directories;
 use crate::events::Event;
@@ -78,7 +78,8 @@ impl Format {
         Ok(match self {
             Self::Text => text_of(event),
             Self::Json => json_of(event).to_string(),
-            Self::Template(template) => template.fill(&fields_of(event))?,
+            // Labels and reasons may hold what a terminal would obey.
+            Self::Template(template) => printable_lines(&template.fill(&fields_of(event))?),
         })
     }
 }
@@ -136,4 +137,28 @@ fn fields_of(event: &Event) -> Value {
         }
     }
     fields
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_not_printed() {
+        let event = Event {
+            time: Moment::of_seconds(1),
+            action: "create".to_owned(),
+            id: "12ab".to_owned(),
+            attributes: BTreeMap::new(),
+            labels: BTreeMap::from([("role".to_owned(), "\u{1b}[2J".to_owned())]),
+        };
+        let template = Template::parse("{{.Actor.Attributes.role}}").unwrap();
+
+        for format in [Format::Text, Format::Json, Format::Template(template)] {
+            let line = format.fill(&event).unwrap();
+            assert!(!line.contains('\u{1b}'), "{line:?}");
+        }
+    }
 }
