@@ -774,6 +774,8 @@ fn make_in(
         FirstReport::HungUp => Some(format!("its process ended, with {}", vm.last_status())),
         FirstReport::None => Some("it took too long".to_owned()),
     };
+    // It must not write any more to what is copied.
+    vm.reap();
     if let Some(reason) = reason {
         return Err(TemplateError::NotFrozen(reason));
     }
