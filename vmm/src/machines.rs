@@ -128,7 +128,7 @@ impl Machines {
     ///
     /// If it does not run.
     pub fn kill(&self, machine: &Machine, signal: Signal) -> Result<(), MachinesError> {
-        if !machine.alive || machine.is_held() {
+        if !machine.runs() {
             return Err(StateError::NotAlive(machine.record.name.clone()).into());
         }
         Ok(ControlClient::connect(&machine.directory)?.kill(signal)?)
@@ -140,7 +140,7 @@ impl Machines {
     ///
     /// If it does not run, or the monitor says why not.
     pub fn act(&self, machine: &Machine, action: Action) -> Result<(), MachinesError> {
-        if !machine.alive {
+        if !machine.runs() {
             return Err(StateError::NotAlive(machine.record.name.clone()).into());
         }
         Ok(ControlClient::connect(&machine.directory)?.act(action)?)
@@ -168,7 +168,7 @@ impl Machines {
         machine: Machine,
         ending: Ending,
     ) -> Result<Option<Stopping>, MachinesError> {
-        if !machine.alive || machine.is_held() {
+        if !machine.runs() {
             return Ok(None);
         }
         let connect = || ControlClient::connect(&machine.directory);

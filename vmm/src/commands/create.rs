@@ -3,6 +3,7 @@
 use std::fs::File;
 
 use kvm_ioctls::Kvm;
+use protocol::DeclaredStreams;
 
 use super::again;
 use super::attach;
@@ -131,7 +132,7 @@ pub(super) fn start(
             registry.await_end(id)?;
         }
         // As with docker, what runs need not be started.
-        if !machine.alive || machine.is_held() {
+        if !machine.runs() {
             in_background(|reporter| start_here(id, &client, directories, reporter))?;
         }
         print_line(reference)
@@ -234,7 +235,7 @@ impl Prepared {
         let kept = open_kept(machine, directories)?;
         let choices = MachineChoices {
             verbose_kernel: client.verbose_kernel,
-            ..kept.choices
+            ..kept.choices.clone()
         };
         let has_terminal = kept.workload.has_terminal();
         let interactive = kept.interactive && (client.interactive || is_background);
@@ -251,16 +252,7 @@ impl Prepared {
         let relay = log.map(|log| Relay::new(log, relay_choices)).transpose()?;
         let attach = client.attach;
         let declared = streams(relay.as_ref(), attach, interactive, has_terminal).declared();
-        let mut plan = RunPlan::decide(
-            kept.image,
-            kept.guest,
-            kept.workload,
-            &choices,
-            quirks,
-            declared,
-        )?;
-        plan.machine.storage = Some(kept.disk);
-        let blank = blank_if_new(&plan, directories)?;
+        let (plan, blank) = kept.plan(&choices, quirks, declared, directories)?;
         Ok(Self {
             kvm,
             plan,
@@ -335,6 +327,29 @@ pub(super) struct Kept {
     /// Whether its input is to be open, and to end with that of the client that has it.
     pub(super) interactive: bool,
     pub(super) passes_end: bool,
+}
+
+impl Kept {
+    /// Puts the machine together, with what its disk begins with if nothing is on it yet.
+    pub(super) fn plan(
+        self,
+        choices: &MachineChoices,
+        quirks: Quirks,
+        streams: DeclaredStreams,
+        directories: &Directories,
+    ) -> Result<(RunPlan, Option<File>), Report> {
+        let mut plan = RunPlan::decide(
+            self.image,
+            self.guest,
+            self.workload,
+            choices,
+            quirks,
+            streams,
+        )?;
+        plan.machine.storage = Some(self.disk);
+        let blank = blank_if_new(&plan, directories)?;
+        Ok((plan, blank))
+    }
 }
 
 /// Opens all that a machine starts with again.

@@ -8,14 +8,13 @@ use std::os::fd::AsFd;
 
 use super::attend::stop_signal;
 use super::create::open_kept;
-use super::run::{blank_if_new, facts, in_background};
+use super::run::{facts, in_background};
 use super::start::start;
 use crate::agent_link::{ClientStreams, Job};
 use crate::dirs::Directories;
 use crate::machine::host::{Quirks, open_kvm};
 use crate::monitor::{MonitorError, Ran, Signals, Supervised};
 use crate::outcome::{ExitCode, Outcome};
-use crate::plan::RunPlan;
 use crate::report::{Report, chain};
 use crate::snapshot::Streams;
 use crate::state::{Ended, Machine, MachineId, Registry, StartReporter};
@@ -82,16 +81,8 @@ fn hold_here(
         stderr: None,
     };
     let declared = streams.declared();
-    let choices = kept.choices;
-    let mut plan = RunPlan::decide(
-        kept.image,
-        kept.guest,
-        kept.workload,
-        &choices,
-        quirks,
-        declared,
-    )?;
-    plan.machine.storage = Some(kept.disk);
+    let choices = kept.choices.clone();
+    let (mut plan, blank) = kept.plan(&choices, quirks, declared, directories)?;
     // The log of its last run stays.
     let console_log = tempfile::tempfile().map_err(MonitorError::Watch)?;
     plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
@@ -108,7 +99,6 @@ fn hold_here(
     )?;
     let signals = Signals::take()?;
     let templates = Templates::new(directories.cache(), None);
-    let blank = blank_if_new(&plan, directories)?;
     let started = start(
         &kvm,
         &plan.machine,
