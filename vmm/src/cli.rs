@@ -9,6 +9,7 @@ mod life;
 mod machines;
 mod statistics;
 mod storage;
+mod volumes;
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -41,6 +42,7 @@ pub use self::machines::{
 };
 pub use self::statistics::{StatsArgs, TopArgs, UpdateArgs};
 pub use self::storage::{CreateArgs, RestartArgs, StartArgs, StorageArgs};
+pub use self::volumes::VolumeArgs;
 
 /// Runs OCI images, each in a microVM of its own.
 ///
@@ -81,8 +83,8 @@ pub struct GlobalArgs {
     /// Keep images and machines below DIR (or VMM_ROOT) instead of the user's directories
     #[arg(long, global = true, value_name = "DIR")]
     pub root: Option<PathBuf>,
-    /// Say more on standard error: -v what is done, -vv details (VMM_LOG takes a filter)
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    /// Say more on standard error, if typed before the command: -v what is done, -vv details (VMM_LOG takes a filter)
+    #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
 }
 
@@ -232,7 +234,7 @@ pub struct RunArgs {
             "hostname", "read_only", "fork_point", "kernel", "config", "cap_add", "cap_drop", "privileged",
             "security_opt", "ulimit", "sysctl", "device", "tmpfs", "shm_size", "pids_limit", "cpu_shares",
             "cpuset_cpus", "group_add", "userns", "uts", "ipc", "pid", "oom_score_adj", "init", "storage",
-            "storage_opt"
+            "storage_opt", "volume", "mount"
         ],
         help_heading = "Image"
     )]
@@ -322,6 +324,9 @@ pub struct RunArgs {
     /// The container.
     #[command(flatten)]
     pub container: ContainerArgs,
+    /// What it sees beside its image.
+    #[command(flatten)]
+    pub volumes: VolumeArgs,
 
     /// Name of the machine; one is made up if not given
     #[arg(long, value_name = "NAME", help_heading = "Machine")]

@@ -28,5 +28,6 @@ pub mod storage;
 pub mod template;
 pub mod timings;
 pub mod vm_process;
+pub mod volumes;
 pub mod watch;
 pub mod workload;

@@ -60,7 +60,7 @@ pub use frame::{
 pub use message::{
     ContainerId, Create, DeclaredStreams, Exec, Exit, ExitStatus, FailureKind, Filesystem,
     Handover, Hello, MAGIC, Process, ProcessId, Report, Request, Role, RootSource, SEED_BYTES,
-    Seccomp, StartFailure, StreamKind, Upper, WindowSize,
+    Seccomp, StartFailure, StreamKind, Upper, Volume, WindowSize,
 };
 pub use question::{
     Answer, MAX_ARGUMENT_BYTES, MAX_PROCESSES, MAX_SAMPLE_MS, ProcessInfo, ProcessList, Question,
@@ -68,10 +68,19 @@ pub use question::{
 };
 
 /// Version of the conversation. The two sides talk only if it is the same.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 
 /// The vsock port on which the agent listens.
 pub const AGENT_PORT: u32 = 1024;
+
+/// Where the agent mounts what [`Create::volumes`] lists, in the machine's own tree.
+pub const VOLUMES: &str = "/run/volumes";
+
+/// Where the agent mounts the volume with this index. The source of a bind mount in a container's configuration begins with it.
+#[must_use]
+pub fn volume_path(index: usize) -> String {
+    format!("{VOLUMES}/{index}")
+}
 
 /// Guest-physical address of the doorbell, one 4 KiB MMIO page. The agent writes a code, a little-endian `u32`, at offset 0.
 pub const DOORBELL_ADDRESS: u64 = 0xD000_0000;

@@ -166,6 +166,8 @@ pub struct Create {
     pub config: Vec<u8>,
     /// Where the root filesystem comes from.
     pub root: RootSource,
+    /// What the machine mounts for the container's mounts to show parts of, each at its [`crate::volume_path`].
+    pub volumes: Vec<Volume>,
     /// The image's or the caller's user, docker's syntax (`name`, `uid`, `name:group`, `uid:gid`, …), to be resolved in the
     /// container's `/etc/passwd` and `/etc/group`. `None` takes the numbers of `process.user` in the config.
     pub user: Option<String>,
@@ -245,6 +247,23 @@ pub enum Upper {
     Disk {
         /// The disk, as the guest's kernel names it (`/dev/vda`).
         source: String,
+    },
+}
+
+/// A file system of the machine's that outlives it: mounted before the container is built, synced at the end of the machine.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Volume {
+    /// What the host serves by virtio-fs under this tag.
+    Share {
+        /// The device's tag.
+        tag: String,
+    },
+    /// An ext4 file system on a disk, which is made as large as that.
+    Disk {
+        /// The disk, as the guest's kernel names it (`/dev/vdb`).
+        device: String,
+        /// Whether it is mounted for reading, and left as it is.
+        read_only: bool,
     },
 }
 

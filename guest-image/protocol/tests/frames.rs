@@ -5,7 +5,7 @@ use protocol::{
     Answer, ContainerId, Create, DeclaredStreams, Exec, Exit, ExitStatus, FailureKind, Filesystem,
     FrameBuffer, FrameError, Hello, MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES, Process,
     ProcessId, ProcessInfo, ProcessList, Question, Report, Request, Role, RootSource, Seccomp,
-    StartFailure, StreamKind, Upper, Usage, WindowSize, encode,
+    StartFailure, StreamKind, Upper, Usage, Volume, WindowSize, encode,
 };
 
 fn process() -> impl Strategy<Value = Process> {
@@ -49,13 +49,17 @@ fn create() -> impl Strategy<Value = Create> {
         any::<u64>().prop_map(|size_bytes| Upper::Tmpfs { size_bytes }),
         any::<String>().prop_map(|source| Upper::Disk { source }),
     ];
+    let volume = prop_oneof![
+        any::<String>().prop_map(|tag| Volume::Share { tag }),
+        any::<(String, bool)>().prop_map(|(device, read_only)| Volume::Disk { device, read_only }),
+    ];
     let config = prop::collection::vec(any::<u8>(), 0..4096);
     (
         process(),
         config,
         any::<String>(),
         filesystem,
-        upper,
+        (upper, prop::collection::vec(volume, 0..4)),
         (
             any::<Option<String>>(),
             prop::collection::vec(any::<String>(), 0..4),
@@ -71,7 +75,7 @@ fn create() -> impl Strategy<Value = Create> {
                 config,
                 source,
                 filesystem,
-                upper,
+                (upper, volumes),
                 (user, groups, init, stop_signal),
                 streams,
                 seccomp,
@@ -83,6 +87,7 @@ fn create() -> impl Strategy<Value = Create> {
                     filesystem,
                     upper,
                 },
+                volumes,
                 user,
                 groups,
                 init,

@@ -147,6 +147,7 @@ fn create(streams: DeclaredStreams) -> Create {
                 size_bytes: 1 << 20,
             },
         },
+        volumes: Vec::new(),
         user: None,
         streams,
         groups: Vec::new(),

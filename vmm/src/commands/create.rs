@@ -36,6 +36,7 @@ use crate::state::{
 };
 use crate::storage::{self, Blueprint};
 use crate::timings::Timings;
+use crate::volumes::{Attachments, TypedMount};
 use crate::workload::Workload;
 
 /// Creates a machine and prints its id.
@@ -56,6 +57,7 @@ pub(super) fn create(
         image,
         reference,
         workload,
+        mounts,
     } = decide(arguments, directories, &id, false)?;
     let new = NewMachine {
         id,
@@ -71,7 +73,14 @@ pub(super) fn create(
             ..settings(arguments, &workload, &image.health)?
         },
     };
-    let blueprint = Blueprint::new(workload, arguments.interactive, true, &choices, size);
+    let blueprint = Blueprint::new(
+        workload,
+        mounts,
+        arguments.interactive,
+        true,
+        &choices,
+        size,
+    );
     let (machine, _control) = Registry::open(directories.machines())?.create(new)?;
     let (machine, _disk) = keep(machine, &blueprint)?;
     id_files.name(machine.id())?;
@@ -324,6 +333,7 @@ pub(super) struct Kept {
     pub(super) guest: GuestImage,
     pub(super) image: StoredImage,
     pub(super) workload: Workload,
+    pub(super) mounts: Vec<TypedMount>,
     /// Whether its input is to be open, and to end with that of the client that has it.
     pub(super) interactive: bool,
     pub(super) passes_end: bool,
@@ -332,12 +342,13 @@ pub(super) struct Kept {
 impl Kept {
     /// Puts the machine together, with what its disk begins with if nothing is on it yet.
     pub(super) fn plan(
-        self,
+        mut self,
         choices: &MachineChoices,
         quirks: Quirks,
         streams: DeclaredStreams,
         directories: &Directories,
     ) -> Result<(RunPlan, Option<File>), Report> {
+        self.workload.attach(&Attachments::open(&self.mounts)?);
         let mut plan = RunPlan::decide(
             self.image,
             self.guest,
@@ -370,6 +381,7 @@ pub(super) fn open_kept(machine: &OwnedMachine, directories: &Directories) -> Re
         guest,
         image,
         workload: blueprint.workload,
+        mounts: blueprint.mounts,
         interactive: blueprint.interactive,
         passes_end: blueprint.passes_end,
     })

@@ -40,6 +40,7 @@ use crate::storage::{self, Blueprint, StorageSize};
 use crate::template::Templates;
 use crate::timings::Timings;
 use crate::vm_process::{ChannelError, SpawnError, VmProcess};
+use crate::volumes::{Attachments, TypedMount};
 use crate::workload::container::{ContainerChoices, SecurityOption};
 use crate::workload::environment::{OwnEnvironment, read_file};
 use crate::workload::exec::Basis;
@@ -115,7 +116,8 @@ fn run_here(
     let Decided {
         image,
         reference,
-        workload,
+        mut workload,
+        mounts,
     } = decide(arguments, directories, &id, !arguments.detach)?;
     timings.end_of("image");
 
@@ -147,8 +149,10 @@ fn run_here(
     };
     let blueprint = machine_choices.storage.map(|size| {
         let interactive = arguments.interactive;
-        Blueprint::new(workload.clone(), interactive, false, &machine_choices, size)
+        let (workload, mounts) = (workload.clone(), mounts.clone());
+        Blueprint::new(workload, mounts, interactive, false, &machine_choices, size)
     });
+    workload.attach(&Attachments::open(&mounts)?);
     let mut plan = RunPlan::decide(
         image,
         guest,
@@ -204,6 +208,8 @@ pub(super) struct Decided {
     /// What the image was called.
     pub(super) reference: String,
     pub(super) workload: Workload,
+    /// What it is to see beside its image.
+    pub(super) mounts: Vec<TypedMount>,
 }
 
 /// Decides what is to run in the machine with this id, and opens its image. What is attached needs a keyboard for its terminal.
@@ -240,6 +246,7 @@ pub(super) fn decide(
         image,
         reference,
         workload,
+        mounts: arguments.volumes.mounts()?,
     })
 }
 

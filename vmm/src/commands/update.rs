@@ -175,9 +175,16 @@ mod tests {
             };
             let (machine, _control) = registry.create(new).unwrap();
             let workload = Workload::from_config(&config).unwrap();
-            Blueprint::new(workload, false, false, &choices, StorageSize::default())
-                .write(machine.directory())
-                .unwrap();
+            Blueprint::new(
+                workload,
+                Vec::new(),
+                false,
+                false,
+                &choices,
+                StorageSize::default(),
+            )
+            .write(machine.directory())
+            .unwrap();
             Self {
                 _base: base,
                 registry,

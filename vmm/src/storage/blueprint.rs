@@ -16,6 +16,7 @@ use crate::limits::{CpuQuota, MemoryLimit};
 use crate::plan::MachineChoices;
 use crate::report::Help;
 use crate::state::BLUEPRINT;
+use crate::volumes::TypedMount;
 use crate::workload::Workload;
 use crate::workload::limits::LimitChange;
 
@@ -32,6 +33,9 @@ pub struct Blueprint {
     format: u32,
     /// What it runs.
     pub workload: Workload,
+    /// What it sees beside its image.
+    #[serde(default)]
+    pub mounts: Vec<TypedMount>,
     /// Whether its standard input is to be open.
     pub interactive: bool,
     /// Whether that ends with the input of the client that has it. Earlier versions had no other.
@@ -101,6 +105,7 @@ impl Blueprint {
     #[must_use]
     pub fn new(
         workload: Workload,
+        mounts: Vec<TypedMount>,
         interactive: bool,
         passes_end: bool,
         choices: &MachineChoices,
@@ -109,6 +114,7 @@ impl Blueprint {
         Self {
             format: FORMAT,
             workload,
+            mounts,
             interactive,
             passes_end,
             cpus: choices.cpus.to_string(),

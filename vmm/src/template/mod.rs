@@ -754,7 +754,7 @@ fn make_in(
         .map_err(failed("write", &memory_path))?;
     // What the VM process says of the machine comes in a file without a name.
     let mut said = tempfile::tempfile_in(path).map_err(failed("write in", path))?;
-    let start = Start::Freeze(FreezeFiles {
+    let start = Start::Freeze(Box::new(FreezeFiles {
         save: SaveFiles {
             state: said.try_clone().map_err(failed("write in", path))?,
             memory: memory.try_clone().map_err(failed("write", &memory_path))?,
@@ -764,7 +764,7 @@ fn make_in(
             stays: false,
         },
         container: container.cloned(),
-    });
+    }));
     let vm = VmProcess::spawn(kvm, config, &start)?;
     let report = vm.await_report(vm.as_fd(), MAKING_PATIENCE);
     vm.kill();

@@ -51,7 +51,7 @@ pub enum Start {
     /// It goes on where a frozen one stood, and runs.
     Clone(Box<FrozenMachine>),
     /// It boots, is written down, and ends.
-    Freeze(FreezeFiles),
+    Freeze(Box<FreezeFiles>),
 }
 
 /// Where a machine is written down.

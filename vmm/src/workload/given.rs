@@ -59,6 +59,7 @@ impl Workload {
             stop_signal,
             seccomp,
             has_usual_container: false,
+            volumes: Vec::new(),
         })
     }
 }

@@ -17,7 +17,7 @@ use std::io;
 use std::path::PathBuf;
 
 use oci_spec::image::{Config, ImageConfiguration};
-use protocol::{Create, DeclaredStreams, Process, RootSource, WindowSize};
+use protocol::{Create, DeclaredStreams, Process, RootSource, Volume, WindowSize};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -27,6 +27,7 @@ use self::environment::{HostEnvironment, Variable};
 use self::seccomp::SeccompError;
 use crate::report::Help;
 use crate::state::Signal;
+use crate::volumes::Attachments;
 
 /// The version of the runtime-spec that the `config.json` is written for.
 const OCI_VERSION: &str = "1.2.0";
@@ -97,6 +98,9 @@ pub struct Workload {
     stop_signal: u8,
     seccomp: Option<protocol::Seccomp>,
     has_usual_container: bool,
+    /// Only from a start to the end of its machine: another start opens others.
+    #[serde(skip)]
+    volumes: Vec<Volume>,
 }
 
 /// Why an image and choices do not make a workload.
@@ -201,6 +205,7 @@ impl Workload {
                 && choices.limits.pids.is_none()
                 && !is_for_systemd
                 && !choices.fork_point,
+            volumes: Vec::new(),
         })
     }
 
@@ -244,6 +249,24 @@ impl Workload {
         self.stop_signal = signal.number();
     }
 
+    /// Gives it what was opened for it, mounted after all that its configuration mounts, and in place of what that has there.
+    pub fn attach(&mut self, attachments: &Attachments) {
+        if attachments.is_empty() {
+            return;
+        }
+        self.has_usual_container = false;
+        self.volumes.clone_from(&attachments.volumes);
+        let Some(mounts) = self.config["mounts"].as_array_mut() else {
+            self.config["mounts"] = attachments.mounts.clone().into();
+            return;
+        };
+        mounts.retain(|mount| {
+            let is_there = |other: &Value| other["destination"] == mount["destination"];
+            !attachments.mounts.iter().any(is_there)
+        });
+        mounts.extend_from_slice(&attachments.mounts);
+    }
+
     /// Changes limits in `linux.resources`; what is not named stays as it is.
     pub fn limit(&mut self, resources: &Value) {
         for (controller, limits) in resources.as_object().into_iter().flatten() {
@@ -270,6 +293,7 @@ impl Workload {
             process,
             config: serde_json::to_vec(&OfContainer(&self.config)).map_err(WorkloadError::Json)?,
             root,
+            volumes: self.volumes.clone(),
             user: None,
             groups: Vec::new(),
             init: false,
@@ -296,6 +320,7 @@ impl Workload {
             process,
             config,
             root,
+            volumes: self.volumes,
             user: self.user,
             groups: self.groups,
             init: self.init,

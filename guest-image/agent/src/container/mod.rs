@@ -10,6 +10,7 @@ pub(crate) mod channel;
 mod child;
 mod copy_up;
 mod devices;
+mod disk;
 mod files;
 pub(crate) mod hooks;
 mod id_mappings;
@@ -34,6 +35,7 @@ mod staged;
 mod sysctl;
 mod upper;
 mod user;
+mod volumes;
 
 use rustix::fs::{Mode, OFlags};
 

@@ -8,6 +8,7 @@ use protocol::StartFailure;
 use super::cgroup::Cgroup;
 use super::namespaces::OpenNamespaces;
 use super::plan::ContainerPlan;
+use super::volumes;
 
 /// Open descriptors, for the process to inherit.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ impl<'agent> Outside<'agent> {
         container: &ContainerPlan,
         cgroup: &'agent Cgroup,
     ) -> Result<Self, StartFailure> {
+        volumes::mount(&container.volumes)?;
         Ok(Self {
             cgroup,
             namespaces: container.namespaces.open()?,

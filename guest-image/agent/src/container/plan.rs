@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::rc::Rc;
 
 use protocol::{
-    Create, DeclaredStreams, Exec, Filesystem, RootSource, StartFailure, Upper, WindowSize,
+    Create, DeclaredStreams, Exec, Filesystem, RootSource, StartFailure, Upper, Volume, WindowSize,
 };
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,8 @@ pub(crate) struct Plan {
 #[derive(Debug, PartialEq)]
 pub(crate) struct ContainerPlan {
     pub(crate) root: RootSource,
+    /// What the machine has mounted for the mounts.
+    pub(crate) volumes: Vec<Volume>,
     pub(crate) root_propagation: Option<Propagation>,
     pub(crate) mounts: Vec<Mount>,
     pub(crate) devices: Vec<DeviceNode>,
@@ -258,10 +260,13 @@ impl Plan {
                 ));
             }
         }
+        let is_disk = |volume: &Volume| matches!(volume, Volume::Disk { .. });
         let has_disk = create.root.filesystem == Filesystem::Erofs
-            || matches!(create.root.upper, Upper::Disk { .. });
+            || matches!(create.root.upper, Upper::Disk { .. })
+            || create.volumes.iter().any(is_disk);
         let container = ContainerPlan {
             root: create.root,
+            volumes: create.volumes,
             root_propagation: mounts::root_propagation(linux.rootfs_propagation.as_deref())?,
             mounts: mounts
                 .iter()
@@ -385,6 +390,7 @@ mod tests {
                     size_bytes: 1 << 20,
                 },
             },
+            volumes: Vec::new(),
             user: None,
             streams: DeclaredStreams::default(),
             groups: Vec::new(),

@@ -1,24 +1,13 @@
 //! Where the writes to a container's root go: a file system that is mounted for the upper layer, in memory or on a disk of the
 //! machine's own that outlives it.
 
-use std::ffi::{CStr, CString};
-use std::os::fd::OwnedFd;
+use std::ffi::CString;
 
 use protocol::{StartFailure, Upper};
-use rustix::fs::{Mode, OFlags, SeekFrom};
-use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
+use super::disk;
 use crate::step::Step as _;
-use crate::sys;
-
-/// The unit in which the disk's file system counts.
-const BLOCK_BYTES: u64 = 4096;
-
-/// What the file system on a disk is mounted with (Documentation/admin-guide/ext4.rst): one that is damaged is not written to any
-/// further; what is deleted is given back to the host; no thread clears inode tables in the background, for a sparse disk reads as
-/// zeros.
-const DISK_OPTIONS: &CStr = c"errors=remount-ro,discard,noinit_itable";
 
 /// Mounts the upper layer's file system at `place`.
 ///
@@ -47,20 +36,6 @@ fn mount_tmpfs(size_bytes: u64, place: &str) -> Result<(), StartFailure> {
 }
 
 fn mount_disk(source: &str, place: &str) -> Result<(), StartFailure> {
-    rustix::mount::mount(source, place, "ext4", MountFlags::empty(), DISK_OPTIONS)
-        .step(|| format!("mounting the writable layer from {source}"))?;
-    grow(source, place).step(|| format!("growing the writable layer on {source}"))
-}
-
-/// Makes the file system as large as its disk. One that is damaged is left as it is.
-fn grow(source: &str, place: &str) -> rustix::io::Result<()> {
-    let open = |path: &str| -> rustix::io::Result<OwnedFd> {
-        rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-    };
-    let disk_bytes = rustix::fs::seek(open(source)?, SeekFrom::End(0))?;
-    match sys::resize_file_system(&open(place)?, disk_bytes / BLOCK_BYTES) {
-        // ext4_resize_begin in fs/ext4/resize.c: it has errors, or was remounted read-only for them.
-        Err(Errno::PERM | Errno::ROFS) => Ok(()),
-        result => result,
-    }
+    disk::mount(source, place).step(|| format!("mounting the writable layer from {source}"))?;
+    disk::grow(source, place).step(|| format!("growing the writable layer on {source}"))
 }

@@ -489,6 +489,7 @@ impl Workload {
                     size_bytes: 8 << 20,
                 },
             },
+            volumes: Vec::new(),
             user: self.user.clone(),
             groups: self.groups.clone(),
             init: self.init,
