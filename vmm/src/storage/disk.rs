@@ -19,6 +19,9 @@ use crate::report::Help;
 const DISK: &str = "disk";
 /// A block of the file system: what is a hole or is none.
 const BLOCK_BYTES: usize = 4096;
+static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+/// What is copied at once.
+const PIECE_BYTES: usize = 256 << 10;
 /// The disk while it is made.
 const NEXT_DISK: &str = "disk.next";
 /// How long a VM process that was killed may take to let go of its disk.
@@ -107,6 +110,11 @@ pub fn fill(disk: &File, from: &File) -> io::Result<()> {
     }
     let length_bytes = disk.metadata()?.len();
     disk.set_len(0)?;
+    // A file system that can share the data copies none of it: FICLONE in ioctl_ficlonerange(2).
+    if rustix::fs::ioctl_ficlone(disk, from).is_ok() {
+        disk.set_len(length_bytes)?;
+        return disk.sync_all();
+    }
     disk.set_len(length_bytes)?;
     copy_data(from, disk)?;
     disk.sync_all()?;
@@ -130,7 +138,7 @@ fn beginning(disk: &File) -> io::Result<[u8; BLOCK_BYTES]> {
 }
 
 fn is_zero(block: &[u8]) -> bool {
-    block.iter().all(|byte| *byte == 0)
+    block == ZEROS.get(..block.len()).unwrap_or_default()
 }
 
 /// Makes the disk of the machine in `directory`, which `fill` fills, and opens it.
@@ -172,20 +180,30 @@ pub fn make_filled(
 /// Copies what is in a file to an empty one of the same length, but for its first block and for blocks of zeros: they are holes there, also where whoever
 /// installed the file, or the file system that it is on, has none.
 fn copy_data(from: &File, to: &File) -> io::Result<()> {
+    let mut space = vec![0; PIECE_BYTES];
     for extent in data_extents(from)? {
         let end_bytes = extent.offset_bytes.saturating_add(extent.length_bytes);
         let mut at_bytes = extent.offset_bytes;
         while at_bytes < end_bytes {
             let left_bytes = usize::try_from(end_bytes - at_bytes).unwrap_or(usize::MAX);
-            let mut space = [0; BLOCK_BYTES];
-            let block = space
-                .get_mut(..left_bytes.min(BLOCK_BYTES))
+            let piece = space
+                .get_mut(..left_bytes.min(PIECE_BYTES))
                 .unwrap_or_default();
-            from.read_exact_at(block, at_bytes)?;
-            if at_bytes > 0 && !is_zero(block) {
-                to.write_all_at(block, at_bytes)?;
+            from.read_exact_at(piece, at_bytes)?;
+            if at_bytes == 0 {
+                piece
+                    .iter_mut()
+                    .take(BLOCK_BYTES)
+                    .for_each(|byte| *byte = 0);
             }
-            at_bytes = at_bytes.saturating_add(u64::try_from(block.len()).unwrap_or(u64::MAX));
+            let blocks: Vec<&[u8]> = piece.chunks(BLOCK_BYTES).collect();
+            for run in blocks.chunk_by(|one, next| is_zero(one) == is_zero(next)) {
+                let bytes = run.concat();
+                if !is_zero(bytes.get(..BLOCK_BYTES).unwrap_or(&bytes)) {
+                    to.write_all_at(&bytes, at_bytes)?;
+                }
+                at_bytes = at_bytes.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+            }
         }
     }
     Ok(())
