@@ -106,8 +106,8 @@ fn vmm(fixture: &Fixture, arguments: &[&str]) -> Command {
 /// Makes the template, and a first clone that finds out what clones write.
 fn prepare(fixture: &Fixture) -> io::Result<()> {
     for arguments in [
-        &["prepare", "--quiet", "--memory", "128m", IMAGE][..],
-        &["run", "--memory", "128m", IMAGE, "true"],
+        &["prepare", "--rm", "--quiet", "--memory", "128m", IMAGE][..],
+        &["run", "--rm", "--memory", "128m", IMAGE, "true"],
     ] {
         let status = vmm(fixture, arguments).status()?;
         assert!(status.success(), "vmm {arguments:?}: {status}");
@@ -124,10 +124,13 @@ struct Machine {
 
 impl Machine {
     fn start(fixture: &Fixture) -> io::Result<Self> {
-        let mut client = vmm(fixture, &["run", "-i", "--memory", "128m", IMAGE, "cat"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
+        let mut client = vmm(
+            fixture,
+            &["run", "--rm", "-i", "--memory", "128m", IMAGE, "cat"],
+        )
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
         let (input, output) = (client.stdin.take(), client.stdout.take());
         Ok(Self {
             client,

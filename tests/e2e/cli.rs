@@ -77,7 +77,6 @@ fn the_help_of_run_names_every_flag_with_examples() {
         "--stop-timeout",
         "--log-driver",
         "--timings",
-        "--verbose",
     ] {
         help.stdout_has(flag);
     }
@@ -231,6 +230,6 @@ fn guest_images_are_listed_used_and_rolled_back() {
     assert_eq!(guest.current(), first);
     guest_command(&["use", &second]).succeeded();
     assert_eq!(guest.current(), second);
-    guest_command(&["use", "no-such-version"]).refused(&["no-such-version"]);
+    guest_command(&["use", "no-such-version"]).failed(&["no-such-version"]);
     assert_eq!(guest.current(), second);
 }

@@ -75,7 +75,8 @@ Examples:
   vmm doctor                          Say what this host can do
 
 Exit codes of `vmm run` and `vmm exec`: the command's own; 128+n if signal n ended it;
-125 if vmm failed; 126 if the command cannot be executed; 127 if it was not found.";
+125 if `vmm run` failed; 126 if the command cannot be executed; 127 if it was not found.
+Other commands end with 1 if they fail, and with 125 if they cannot be understood.";
 
 /// Arguments that every command understands.
 #[derive(Debug, Clone, Default, Args)]
@@ -337,7 +338,7 @@ pub struct RunArgs {
     /// With -i and -t, the keys that leave the machine running without its client
     #[arg(long, value_name = "KEYS", default_value = DETACH_KEYS, help_heading = "Machine")]
     pub detach_keys: DetachKeys,
-    /// Remove the machine's record when it ends; always so unless -d is given
+    /// Remove the machine when it ends; what it writes is in its memory
     #[arg(long, help_heading = "Machine")]
     pub rm: bool,
     /// The machine's life.
@@ -410,9 +411,12 @@ pub struct PrepareArgs {
     /// Memory of their workloads, as with `vmm run`
     #[arg(short, long, value_name = "SIZE", default_value_t)]
     pub memory: MemoryLimit,
-    /// Prepare for machines that are kept, as those of `vmm run -d` are, which have disks of 10g unless they say otherwise
+    /// Prepare for machines of this --storage alone
     #[arg(long, value_name = "SIZE")]
     pub storage: Option<StorageSize>,
+    /// Prepare for machines of --rm alone
+    #[arg(long, conflicts_with = "storage")]
+    pub rm: bool,
     /// Make a template for every image of about this size
     #[arg(long)]
     pub base: bool,
@@ -484,22 +488,18 @@ impl RunArgs {
         image_and_command(self.image.as_ref(), self.select.as_deref(), &self.words)
     }
 
-    /// Tells whether the client may leave the machine to itself. One that is to say where the time went has to stay.
+    /// Tells whether this process only joins a machine with a monitor of its own: one of which something stays, or that its client may
+    /// leave. A run that is to say where the time went is its own monitor.
     #[must_use]
-    pub fn can_be_left(&self) -> bool {
-        !self.detach && self.interactive && self.tty && self.timings.is_none()
+    pub fn joins(&self) -> bool {
+        let can_be_left = self.interactive && self.tty;
+        !self.detach && self.timings.is_none() && (!self.rm || can_be_left)
     }
 
     /// Tells whether what the workload writes is recorded.
     #[must_use]
     pub fn has_log(&self) -> bool {
-        self.detach || self.can_be_left()
-    }
-
-    /// Tells whether nothing of the machine stays when it has ended with its client.
-    #[must_use]
-    pub fn is_ephemeral(&self) -> bool {
-        self.rm || !self.detach
+        self.detach || self.joins()
     }
 }
 
@@ -982,6 +982,10 @@ pub struct ManArgs {
 /// A report with exit code 125 for what cannot be understood. Help and version, when asked for,
 /// have been printed then, and the report says nothing more.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Report> {
+    understand(arguments).map_err(|report| report.or_exit_code(ExitCode::APPLIANCE_FAILED))
+}
+
+fn understand(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Report> {
     let cli = Cli::try_parse_from(arguments).map_err(|error| report_of(&error))?;
     let (verb, has_image) = match &cli.command {
         Command::Run(arguments) => (
@@ -1294,18 +1298,12 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_in_the_background_keeps_its_record_unless_told_otherwise() {
-        assert!(run_arguments(&["app"]).is_ephemeral());
-        assert!(run_arguments(&["-d", "--rm", "app"]).is_ephemeral());
-        assert!(!run_arguments(&["-d", "app"]).is_ephemeral());
-    }
-
-    #[test]
-    fn a_client_may_leave_a_terminal_that_it_types_on() {
-        assert!(run_arguments(&["-it", "app"]).can_be_left());
-        assert!(!run_arguments(&["-i", "app"]).can_be_left());
-        assert!(!run_arguments(&["-dit", "app"]).can_be_left());
-        assert!(!run_arguments(&["-it", "--timings", "app"]).can_be_left());
+    fn what_stays_or_may_be_left_has_a_monitor_of_its_own() {
+        assert!(run_arguments(&["app"]).joins());
+        assert!(run_arguments(&["-it", "--rm", "app"]).joins());
+        assert!(!run_arguments(&["-i", "--rm", "app"]).joins());
+        assert!(!run_arguments(&["-dit", "app"]).joins());
+        assert!(!run_arguments(&["-it", "--timings", "app"]).joins());
     }
 
     #[test]

@@ -32,8 +32,8 @@ use crate::events::{Event, EventReader};
 use crate::outcome::Outcome;
 use crate::report::Help;
 use crate::state::{
-    Action, Condition, ControlClient, ControlError, Machine, MachineName, Record, Registry, Signal,
-    StateError,
+    Action, Condition, ControlClient, ControlError, Machine, MachineId, MachineName, Record,
+    Registry, Signal, StateError,
 };
 use crate::watch::{Watch, WatchError};
 
@@ -207,20 +207,13 @@ impl Machines {
     pub fn wait(&self, machine: Machine) -> Result<u8, MachinesError> {
         let id = &machine.record.id;
         if machine.alive {
-            // One that leaves no record tells it to those who wait, and to nobody else.
+            // Its disk may still be written then.
             let told =
                 ControlClient::connect(&machine.directory).and_then(|client| client.wait(None));
-            // As with docker, one that is started again has ended, too.
-            let goes_on = self.registry.find(id.as_str()).is_ok_and(|it| {
-                let restarts = machine.record.history.restarts;
-                it.alive && it.record.history.restarts != restarts
-            });
-            if !goes_on {
-                self.registry.await_end(id)?;
-            }
             if let Ok(ended) = told {
                 return Ok(ended.exit_code);
             }
+            self.registry.await_end(id)?;
         }
         let ended = match machine.alive {
             true => self.registry.find(id.as_str())?,
@@ -243,8 +236,15 @@ impl Machines {
     ///
     /// [`StateError::Alive`] if it runs.
     pub fn remove(&self, machine: &Machine, force: bool) -> Result<(), MachinesError> {
+        let id = &machine.record.id;
         if !(force && machine.alive) {
-            return Ok(self.registry.remove(&machine.record.id)?);
+            return match self.registry.remove(id) {
+                Err(StateError::Alive(_)) if self.is_ending(id)? => {
+                    self.registry.await_end(id)?;
+                    Ok(self.registry.remove(id)?)
+                }
+                other => Ok(other?),
+            };
         }
         match ControlClient::connect(&machine.directory) {
             // One that ended in between needs no killing.
@@ -258,6 +258,26 @@ impl Machines {
                 other => return Ok(other?),
             }
         }
+    }
+
+    /// Gives a machine as it is once nothing more is written to its disk after the end of its workload.
+    ///
+    /// # Errors
+    ///
+    /// If it was removed meanwhile.
+    pub fn settled(&self, machine: &Machine) -> Result<Machine, MachinesError> {
+        let id = &machine.record.id;
+        if machine.is_held() && self.is_ending(id)? {
+            self.registry.await_end(id)?;
+        }
+        Ok(self.registry.find(id.as_str())?)
+    }
+
+    /// Tells whether a machine's workload has ended, and its guest writes to its disk: it is held, and nobody answers for it.
+    fn is_ending(&self, id: &MachineId) -> Result<bool, MachinesError> {
+        let machine = self.registry.find(id.as_str())?;
+        let answered = || ControlClient::connect(&machine.directory);
+        Ok(machine.is_held() && matches!(answered(), Err(ControlError::NotRunning(_))))
     }
 
     /// Gives a machine another name.
@@ -314,8 +334,9 @@ impl Stopping {
                 other => other?.kill(Signal::KILL)?,
             }
         }
-        // Also for the monitor's own end, after which the machine can be removed.
-        registry.await_end(&machine.record.id)?;
+        if is_late {
+            registry.await_end(&machine.record.id)?;
+        }
         registry.note(&machine.record, "stop", &[]);
         Ok(())
     }

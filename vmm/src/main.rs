@@ -1,18 +1,27 @@
 //! The command `vmm`: parse, do, report.
 
 use std::io::Write;
-use std::process::ExitCode;
+use std::process;
 
-use vmm::{cli, commands, logging, process};
+use vmm::cli::Command;
+use vmm::outcome::ExitCode;
+use vmm::{cli, commands, logging};
 
-fn main() -> ExitCode {
+fn main() -> process::ExitCode {
     let result = cli::parse(std::env::args_os()).and_then(|cli| {
         logging::start(cli.global.verbose);
-        commands::dispatch(&cli)
+        let done = commands::dispatch(&cli);
+        match cli.command {
+            // As with docker: its other codes are the workload's.
+            Command::Run(_) => {
+                done.map_err(|report| report.or_exit_code(ExitCode::APPLIANCE_FAILED))
+            }
+            _ => done,
+        }
     });
     match result {
         Ok(code) => code.into(),
-        Err(report) if report.is_output_closed() => process::die_of_closed_output(),
+        Err(report) if report.is_output_closed() => vmm::process::die_of_closed_output(),
         Err(report) if report.is_printed() => report.exit_code().into(),
         Err(report) => {
             // Nobody is left to tell if standard error is gone, too.

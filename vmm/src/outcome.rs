@@ -88,7 +88,8 @@ const SIGKILL: u8 = 9;
 /// |---|---|
 /// | 0 to 255 | the workload's own |
 /// | 128 + n | signal n ended the workload |
-/// | 125 | the appliance failed, or was asked for something that cannot be |
+/// | 1 | a command but `run` failed |
+/// | 125 | `run` failed, a workload was not started or its machine died, or the command line makes no sense |
 /// | 126 | the command is in the image but cannot be executed |
 /// | 127 | the command is not in the image |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +98,7 @@ pub struct ExitCode(u8);
 impl ExitCode {
     /// All went well.
     pub const SUCCESS: Self = Self(0);
-    /// A client could not be joined with a workload, or has left it: docker's code for that.
+    /// A command that runs no workload has failed, or a client has left one: docker's code for that.
     pub const FAILURE: Self = Self(1);
     /// The appliance failed: nothing is said about the workload.
     pub const APPLIANCE_FAILED: Self = Self(125);

@@ -22,7 +22,7 @@ pub trait Help: Error {
 pub struct Report {
     error: Box<dyn Error + Send + Sync>,
     help: Option<String>,
-    exit_code: ExitCode,
+    exit_code: Option<ExitCode>,
     ending: Ending,
 }
 
@@ -46,7 +46,7 @@ impl Report {
         Self {
             error: Box::new(error),
             help: None,
-            exit_code: ExitCode::APPLIANCE_FAILED,
+            exit_code: None,
             ending: Ending::Print,
         }
     }
@@ -68,7 +68,7 @@ impl Report {
     #[must_use]
     pub fn printed(exit_code: ExitCode) -> Self {
         Self {
-            exit_code,
+            exit_code: Some(exit_code),
             ending: Ending::Printed,
             ..Self::new(AlreadyPrinted)
         }
@@ -76,9 +76,9 @@ impl Report {
 
     /// Makes a report of one that another process of ours has put into words.
     #[must_use]
-    pub fn of_text(text: String, exit_code: u8) -> Self {
+    pub fn of_text(text: String, exit_code: Option<u8>) -> Self {
         Self {
-            exit_code: ExitCode::of_process(exit_code),
+            exit_code: exit_code.map(ExitCode::of_process),
             ending: Ending::PrintAsIs,
             ..Self::new(Relayed(text))
         }
@@ -91,17 +91,30 @@ impl Report {
         self
     }
 
-    /// Replaces the exit code, which is 125 unless said otherwise.
+    /// Replaces the exit code, which is 1 unless said otherwise.
     #[must_use]
     pub fn with_exit_code(mut self, exit_code: ExitCode) -> Self {
-        self.exit_code = exit_code;
+        self.exit_code = Some(exit_code);
         self
+    }
+
+    /// Takes an exit code if there is none yet.
+    #[must_use]
+    pub fn or_exit_code(mut self, exit_code: ExitCode) -> Self {
+        self.exit_code.get_or_insert(exit_code);
+        self
+    }
+
+    /// Returns the exit code that was said; none if that is the command's to choose.
+    #[must_use]
+    pub fn own_exit_code(&self) -> Option<ExitCode> {
+        self.exit_code
     }
 
     /// Returns the code that the command ends with.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
-        self.exit_code
+        self.exit_code.unwrap_or(ExitCode::FAILURE)
     }
 
     /// Returns the sentence alone.

@@ -12,7 +12,7 @@ use tests::image_maker::{ImageMaker, Layer};
 use tests::{binary, real_images, snapshot, workload};
 
 use crate::arguments::Peers;
-use crate::scenarios::{CHORES, Clock, Part, Peer, SCRIPTS, Scenario};
+use crate::scenarios::{CHORES, Clock, LINES, Part, Peer, SCRIPTS, Scenario};
 
 /// How often a lab is begun with in which the emulator stands still.
 const MAX_TRIES: usize = 3;
@@ -221,6 +221,9 @@ impl Stage {
                 lab.tree.symlink("/bundles/sleep/rootfs", "../hello/rootfs");
                 let config = configuration(&bundle, &["sleep", "1000000"]);
                 lab.tree.bytes("/bundles/sleep/config.json", config, 0o644);
+                lab.tree.symlink("/bundles/lines/rootfs", "../hello/rootfs");
+                let config = configuration(&bundle, &["sh", "-c", LINES]);
+                lab.tree.bytes("/bundles/lines/config.json", config, 0o644);
             }
             Part::PythonImage => lab
                 .tree

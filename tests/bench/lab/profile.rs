@@ -30,10 +30,10 @@ const OWN_TARGET: f64 = 10.0;
 const STEPS: &str = "set -e
 export VMM_NO_TEMPLATE=1
 vmm load --quiet --input /images/hello.oci --name hello:1 >/dev/null
-vmm run hello:1 >/dev/null
-vmm run --timings=json hello:1 2>&1 >/dev/null
+vmm run --rm hello:1 >/dev/null
+vmm run --rm --timings=json hello:1 2>&1 >/dev/null
 echo hist:keys=exit_reason >/sys/kernel/tracing/events/kvm/kvm_exit/trigger
-vmm run hello:1 >/dev/null
+vmm run --rm hello:1 >/dev/null
 cat /sys/kernel/tracing/events/kvm/kvm_exit/hist
 ";
 /// How long it takes when nobody listens, then what the lab's kernel tells of it. A second of rest each time: the kernel still
@@ -41,27 +41,27 @@ cat /sys/kernel/tracing/events/kvm/kvm_exit/hist
 const TRACES: &str = "set -e
 export VMM_NO_TEMPLATE=1
 vmm load --quiet --input /images/hello.oci --name hello:1 >/dev/null
-lab time 1 0 vmm run hello:1 >/dev/null; sleep 1
-lab time 1 0 vmm run hello:1 >/dev/null; sleep 1
-lab time 1 0 vmm run hello:1; sleep 1
-lab trace few vmm run hello:1 >/dev/null; sleep 1
-lab trace few vmm run hello:1; sleep 1
-lab trace all vmm run hello:1
+lab time 1 0 vmm run --rm hello:1 >/dev/null; sleep 1
+lab time 1 0 vmm run --rm hello:1 >/dev/null; sleep 1
+lab time 1 0 vmm run --rm hello:1; sleep 1
+lab trace few vmm run --rm hello:1 >/dev/null; sleep 1
+lab trace few vmm run --rm hello:1; sleep 1
+lab trace all vmm run --rm hello:1
 ";
 /// The kernel that says how long its initcalls take says it in its log, which a container reads.
 const INITCALLS: &str = "set -e
 export VMM_NO_TEMPLATE=1
 vmm load --quiet --input /images/hello.oci --name hello:1 >/dev/null
-vmm run --kernel /boot/debug-vmlinux hello:1 dmesg
+vmm run --rm --kernel /boot/debug-vmlinux hello:1 dmesg
 ";
 /// Each process writes down what was counted whenever it closes a file: the VM process is ended before it could do it at
 /// its end.
 const FUNCTIONS: &str = "set -e
 export VMM_NO_TEMPLATE=1
 vmm load --quiet --input /images/hello.oci --name hello:1 >/dev/null
-vmm run hello:1 >/dev/null
+vmm run --rm hello:1 >/dev/null
 export LD_PRELOAD=/tmp/for_valgrind.so
-valgrind --tool=callgrind --combine-dumps=yes --dump-before=close --callgrind-out-file=/tmp/counted.%p vmm run hello:1 \
+valgrind --tool=callgrind --combine-dumps=yes --dump-before=close --callgrind-out-file=/tmp/counted.%p vmm run --rm hello:1 \
     >/dev/null 2>/tmp/said || { cat /tmp/said >&2; exit 1; }
 unset LD_PRELOAD
 for file in $(ls -tr /tmp/counted.*); do echo == a process; cat $file; done

@@ -76,11 +76,14 @@ pub(crate) enum Clock {
 const COLD: &str =
     "export VMM_NO_TEMPLATE=1; vmm load --quiet --input /images/hello.oci --name hello:1";
 /// The template is there, and the first clone has told which pages clones write. Nothing is left of it when it is waited for.
-const WARM: &str = "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare hello:1; \
-                    lab time 1 0 vmm run hello:1";
+const WARM: &str = "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare --rm hello:1; \
+                    lab time 1 0 vmm run --rm hello:1";
 /// A machine that runs, and waits.
 const RUNNING: &str = "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare --storage 10g hello:1; \
                        vmm run -d --name web hello:1 sleep 1000000";
+/// A hundred of them.
+const HUNDRED: &str = "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare --storage 10g hello:1; \
+                       for i in $(seq 100); do vmm run -d hello:1 sleep 1000000; done";
 /// Work goes on for long, so how the machine started does not count: it boots, as it does without a template.
 const CHORES_LOADED: &str =
     "export VMM_NO_TEMPLATE=1; vmm load --quiet --input /images/chores.oci --name chores:1";
@@ -122,7 +125,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         says: "`vmm run` of hello, image in the store, the guest's kernel boots",
         takes: &[Vmm, HelloImage],
         before: COLD,
-        command: "vmm run hello:1",
+        command: "vmm run --rm hello:1",
         code: 0,
         clock: Clock::Outside,
         is_long: false,
@@ -132,7 +135,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         says: "the same with a configuration of docker's mounts and namespaces, and nothing else of its profile",
         takes: &[Vmm, HelloImage],
         before: COLD,
-        command: "vmm run --config /scripts/no-profile.json hello:1",
+        command: "vmm run --rm --config /scripts/no-profile.json hello:1",
         code: 0,
         clock: Clock::Outside,
         is_long: false,
@@ -181,19 +184,69 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "vmm-ps",
         says: "`vmm ps` with a hundred machines that run",
         takes: &[Vmm, HelloImage],
-        before: "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare --storage 10g hello:1; \
-                 for i in $(seq 100); do vmm run -d hello:1 sleep 1000000; done",
+        before: HUNDRED,
         command: "vmm ps",
         code: 0,
         clock: Clock::Outside,
         is_long: true,
     },
     Scenario {
+        name: "vmm-stats",
+        says: "`vmm stats --no-stream` with a hundred machines that run",
+        takes: &[Vmm, HelloImage],
+        before: HUNDRED,
+        command: "vmm stats --no-stream",
+        code: 0,
+        clock: Clock::Outside,
+        is_long: true,
+    },
+    Scenario {
+        name: "vmm-stop",
+        says: "`vmm stop` of a machine whose workload ends at once",
+        takes: &[Vmm, HelloImage],
+        before: RUNNING,
+        command: "sh /scripts/stop.sh",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: false,
+    },
+    Scenario {
+        name: "vmm-lines",
+        says: "100 MiB of lines that a workload writes, through its log and to whoever runs it",
+        takes: &[Vmm, HelloImage],
+        before: COLD,
+        command: "sh /scripts/lines.sh",
+        code: 0,
+        clock: Clock::Outside,
+        is_long: true,
+    },
+    Scenario {
+        name: "crun-lines",
+        says: "the same lines through crun's pipe",
+        takes: &[Crun, HelloBundle],
+        before: "",
+        command: "sh /scripts/lines-crun.sh",
+        code: 0,
+        clock: Clock::Outside,
+        is_long: true,
+    },
+    Scenario {
+        name: "vmm-run-warm-kept",
+        says: "`vmm run` of hello as a clone with a disk, of which log and files stay",
+        takes: &[Vmm, HelloImage],
+        before: "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare --storage 10g hello:1; \
+                 lab time 1 0 vmm run hello:1",
+        command: "vmm run hello:1",
+        code: 0,
+        clock: Clock::Outside,
+        is_long: false,
+    },
+    Scenario {
         name: "vmm-run-warm",
         says: "`vmm run` of hello, image in the store, as a clone",
         takes: &[Vmm, HelloImage],
         before: WARM,
-        command: "vmm run hello:1",
+        command: "vmm run --rm hello:1",
         code: 0,
         clock: Clock::Outside,
         is_long: false,
@@ -202,9 +255,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "vmm-run-warm-2-vcpus",
         says: "the same with two vCPUs, on one processor",
         takes: &[Vmm, HelloImage],
-        before: "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare --cpus 2 hello:1; \
-                 lab time 1 0 vmm run --cpus 2 hello:1",
-        command: "vmm run --cpus 2 hello:1",
+        before: "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare --rm --cpus 2 hello:1; \
+                 lab time 1 0 vmm run --rm --cpus 2 hello:1",
+        command: "vmm run --rm --cpus 2 hello:1",
         code: 0,
         clock: Clock::Outside,
         is_long: false,
@@ -244,7 +297,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         says: "`vmm run` of the same, image in the store, the guest's kernel boots",
         takes: &[Vmm, PythonImage],
         before: "export VMM_NO_TEMPLATE=1; vmm load --quiet --input /images/python.oci --name python:1",
-        command: "vmm run python:1 python3 -c 'print(1)'",
+        command: "vmm run --rm python:1 python3 -c 'print(1)'",
         code: 0,
         clock: Clock::Outside,
         is_long: false,
@@ -253,9 +306,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "vmm-python-warm",
         says: "`vmm run` of the same, image in the store, as a clone",
         takes: &[Vmm, PythonImage],
-        before: "vmm load --quiet --input /images/python.oci --name python:1; vmm prepare python:1; \
-                 lab time 1 0 vmm run python:1 python3 -c 'print(1)'",
-        command: "vmm run python:1 python3 -c 'print(1)'",
+        before: "vmm load --quiet --input /images/python.oci --name python:1; vmm prepare --rm python:1; \
+                 lab time 1 0 vmm run --rm python:1 python3 -c 'print(1)'",
+        command: "vmm run --rm python:1 python3 -c 'print(1)'",
         code: 0,
         clock: Clock::Outside,
         is_long: false,
@@ -265,7 +318,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         says: "`vmm run` of a guest image whose kernel is ours and whose init ends at once",
         takes: &[Vmm, HelloImage, EndingGuest],
         before: "export VMM_NO_TEMPLATE=1 VMM_GUEST_DIR=/boot/guest; vmm load --quiet --input /images/hello.oci --name hello:1",
-        command: "vmm run hello:1",
+        command: "vmm run --rm hello:1",
         code: 125,
         clock: Clock::Outside,
         is_long: false,
@@ -388,7 +441,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         says: "a hundred million turns of a loop in registers, in vmm",
         takes: &[Vmm, ChoresImage],
         before: CHORES_LOADED,
-        command: "vmm run --memory 1200m chores:1 work cpu",
+        command: "vmm run --rm --memory 1200m chores:1 work cpu",
         code: 0,
         clock: Clock::Inside,
         is_long: true,
@@ -418,7 +471,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         says: "a gibibyte written for the first time, in vmm",
         takes: &[Vmm, ChoresImage],
         before: CHORES_LOADED,
-        command: "vmm run --memory 1200m chores:1 work memset",
+        command: "vmm run --rm --memory 1200m chores:1 work memset",
         code: 0,
         clock: Clock::Inside,
         is_long: true,
@@ -448,7 +501,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         says: "ten thousand `getpid`, in vmm",
         takes: &[Vmm, ChoresImage],
         before: CHORES_LOADED,
-        command: "vmm run --memory 1200m chores:1 work getpid",
+        command: "vmm run --rm --memory 1200m chores:1 work getpid",
         code: 0,
         clock: Clock::Inside,
         is_long: true,
@@ -478,7 +531,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         says: "a thousand processes, one after the other, in vmm",
         takes: &[Vmm, ChoresImage],
         before: CHORES_LOADED,
-        command: "vmm run --memory 1200m chores:1 work fork",
+        command: "vmm run --rm --memory 1200m chores:1 work fork",
         code: 0,
         clock: Clock::Inside,
         is_long: true,
@@ -508,7 +561,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         says: "ten thousand bytes to another thread and back, in vmm",
         takes: &[Vmm, ChoresImage],
         before: CHORES_LOADED,
-        command: "vmm run --memory 1200m chores:1 work ping-pong",
+        command: "vmm run --rm --memory 1200m chores:1 work ping-pong",
         code: 0,
         clock: Clock::Inside,
         is_long: true,
@@ -538,12 +591,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         says: "an archive of two thousand files of 4 KiB unpacked to a tmpfs, in vmm",
         takes: &[Vmm, ChoresImage],
         before: CHORES_LOADED,
-        command: "vmm run --memory 1200m chores:1 work untar",
+        command: "vmm run --rm --memory 1200m chores:1 work untar",
         code: 0,
         clock: Clock::Inside,
         is_long: true,
     },
 ];
+
+/// What writes the lines of `vmm-lines`, for crun.
+pub(crate) const LINES: &str =
+    "yes a line that is as long as lines often are in logs | head -c 104857600";
 
 /// The scripts that scenarios name.
 pub(crate) const SCRIPTS: &[(&str, &str)] = &[
@@ -553,7 +610,7 @@ pub(crate) const SCRIPTS: &[(&str, &str)] = &[
     ),
     (
         "hundred.sh",
-        "for i in $(seq 100); do vmm run hello:1 || exit; done\n",
+        "for i in $(seq 100); do vmm run --rm hello:1 || exit; done\n",
     ),
     (
         "hundred-crun.sh",
@@ -561,11 +618,25 @@ pub(crate) const SCRIPTS: &[(&str, &str)] = &[
     ),
     (
         "twenty.sh",
-        "for i in $(seq 20); do vmm run hello:1 & done; wait\n",
+        "for i in $(seq 20); do vmm run --rm hello:1 & done; wait\n",
+    ),
+    (
+        "stop.sh",
+        "vmm start web >/dev/null; set -- $(lab time 1 0 vmm stop --signal KILL web); echo $2\n",
+    ),
+    (
+        "lines.sh",
+        "count=$(vmm run --name lines --log-opt max-size=1g hello:1 \
+           sh -c 'yes a line that is as long as lines often are in logs | head -c 104857600' | wc -c); \
+         vmm rm lines >/dev/null; test $count = 104857600\n",
+    ),
+    (
+        "lines-crun.sh",
+        "test $(crun run --bundle /bundles/lines lines | wc -c) = 104857600\n",
     ),
     (
         "agent.sh",
-        "said=$(vmm run --timings=json \"$@\" 2>&1 >/dev/null) || exit\n\
+        "said=$(vmm run --rm --timings=json \"$@\" 2>&1 >/dev/null) || exit\n\
          spent=${said##*agent_microseconds\\\":}\n\
          echo ${spent%%[!0-9]*}000\n",
     ),

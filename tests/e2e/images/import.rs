@@ -347,7 +347,7 @@ fn a_limit_on_the_stores_size_refuses_what_does_not_fit() {
         .load(&large)
         .args(["--store-limit", "8m"])
         .run()
-        .refused(&["limit"]);
+        .failed(&["limit"]);
     tests::snapshot::assert_unchanged(&listing, &fixture.store_listing());
 }
 
@@ -356,7 +356,7 @@ fn a_sparse_archive_of_nothing_is_refused_at_once() {
     let fixture = Fixture::new();
     let path = fixture.path("holes");
     sparse_file(&path, 64 << 30);
-    fixture.load(&path).run().refused(&["holes"]);
+    fixture.load(&path).run().failed(&["holes"]);
 }
 
 #[test]

@@ -51,10 +51,7 @@ fn a_tag_is_a_second_name_and_the_image_lives_until_the_last_is_gone() {
     fixture.load(&archive(&fixture, "demo:1")).run().succeeded();
     fixture.vmm(["tag", "demo:1", "copy:2"]).run().succeeded();
     fixture.vmm(["rmi", "demo:1"]).run().succeeded();
-    fixture
-        .vmm(["history", "demo:1"])
-        .run()
-        .refused(&["demo:1"]);
+    fixture.vmm(["history", "demo:1"]).run().failed(&["demo:1"]);
     fixture.vmm(["history", "copy:2"]).run().succeeded();
     fixture.vmm(["rmi", "copy:2"]).run().succeeded();
     assert!(ids(&fixture).is_empty());
@@ -192,13 +189,13 @@ fn an_unknown_name_is_named_by_every_command() {
     fixture
         .vmm(["history", "ghost:1"])
         .run()
-        .refused(&["ghost:1"]);
-    fixture.vmm(["rmi", "ghost:1"]).run().refused(&["ghost:1"]);
+        .failed(&["ghost:1"]);
+    fixture.vmm(["rmi", "ghost:1"]).run().failed(&["ghost:1"]);
     fixture
         .vmm(["tag", "ghost:1", "x:1"])
         .run()
-        .refused(&["ghost:1"]);
-    fixture.vmm(["save", "ghost:1"]).run().refused(&["ghost:1"]);
+        .failed(&["ghost:1"]);
+    fixture.vmm(["save", "ghost:1"]).run().failed(&["ghost:1"]);
     fixture
         .vmm(["run", "ghost:1"])
         .run()
@@ -211,7 +208,7 @@ fn a_name_that_cannot_be_one_is_refused() {
     let fixture = Fixture::new();
     fixture.load(&archive(&fixture, "demo:1")).run().succeeded();
     for name in ["UPPER", "a b", "", "x:", "../x", "x:y:z w"] {
-        fixture.vmm(["tag", "demo:1", name]).run().refused(&[]);
+        fixture.vmm(["tag", "demo:1", name]).run().failed(&[]);
     }
 }
 

@@ -93,7 +93,7 @@ fn a_full_disk_is_told_and_leaves_the_store_as_it_was() {
         .arg(&large)
         .arg(&listing)
         .run();
-    done.refused(&["No space left"]);
+    done.failed(&["No space left"]);
 }
 
 #[test]

@@ -299,7 +299,7 @@ fn a_run_ends_with_its_client_unless_it_is_left() {
     run.signal(Signal::KILL);
 
     home.fixture.nothing_runs();
-    assert_eq!(home.status(), "");
+    assert_eq!(home.status(), "web exited\n");
 }
 
 #[test]

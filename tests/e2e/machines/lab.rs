@@ -16,11 +16,12 @@ const THINGS: &str = "/things";
 const COPIES: [&str; 2] = ["templates::", "snapshots::"];
 
 /// The tests of what is done with machines that run. In `make test` they run here only: another KVM is nothing to them.
-const LIFE: [&str; 9] = [
+const LIFE: [&str; 10] = [
     "attach::",
     "copying::",
     "exec::",
     "events::",
+    "foreground::",
     "lifecycle::",
     "logs::",
     "policies::",

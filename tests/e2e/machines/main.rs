@@ -13,6 +13,7 @@ mod events;
 mod exec;
 mod exit_codes;
 mod files;
+mod foreground;
 mod guest_image;
 mod images;
 mod kernels;

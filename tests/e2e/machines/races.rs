@@ -35,10 +35,7 @@ impl Home {
     fn new() -> Self {
         let fixture = super::with_busybox();
         let home = Self { fixture };
-        for storage in [&["--storage", "10g"][..], &[]] {
-            let arguments = [&["prepare"], storage, &[IMAGE]].concat();
-            home.vmm(&arguments).run().succeeded();
-        }
+        home.vmm(&["prepare", IMAGE]).run().succeeded();
         home
     }
 

@@ -45,7 +45,7 @@ fn a_file_that_does_not_exist_is_named() {
     fixture
         .vmm(["load", "-i", "/no/such/file.oci"])
         .run()
-        .refused(&["/no/such/file.oci"]);
+        .failed(&["/no/such/file.oci"]);
     tests::snapshot::assert_unchanged(&before, &fixture.store_listing());
 }
 
@@ -54,13 +54,13 @@ fn a_directory_without_a_layout_is_no_image() {
     let fixture = with_something_in_the_store();
     let directory = fixture.path("nothing-here");
     std::fs::create_dir(&directory).unwrap();
-    fixture.load(&directory).run().refused(&["nothing-here"]);
+    fixture.load(&directory).run().failed(&["nothing-here"]);
 }
 
 #[test]
 fn nothing_on_standard_input_is_no_image() {
     let fixture = with_something_in_the_store();
-    fixture.vmm(["load"]).run().refused(&["standard input"]);
+    fixture.vmm(["load"]).run().failed(&["standard input"]);
     fixture
         .vmm(["run", "--image", "-"])
         .run()
@@ -78,7 +78,7 @@ fn refused_wherever_it_is_cut(archive: &[u8]) {
     assert!(cuts.clone().count() >= 5, "the archive is worth cutting");
     for cut in cuts {
         let file = fixture.file("spoiled.oci", &archive[..cut]);
-        fixture.load(&file).run().refused(&["spoiled.oci"]);
+        fixture.load(&file).run().failed(&["spoiled.oci"]);
         tests::snapshot::assert_unchanged(&before, &fixture.store_listing());
     }
 }

@@ -171,7 +171,7 @@ fn a_root_directory_that_cannot_be_made_is_named() {
         .vmm(["images"])
         .env("VMM_ROOT", &below)
         .run()
-        .refused(&["a-file"]);
+        .failed(&["a-file"]);
 }
 
 #[test]

@@ -38,7 +38,7 @@ fn refused(content: &[u8], names: &[&str]) {
     let fixture = with_something_in_the_store();
     let file = fixture.file("spoiled.oci", content);
     let before = fixture.store_listing();
-    fixture.load(&file).run().refused(names);
+    fixture.load(&file).run().failed(names);
     tests::snapshot::assert_unchanged(&before, &fixture.store_listing());
     fixture.run(&file, &[], &[]).run().refused(names);
     tests::snapshot::assert_unchanged(&before, &fixture.store_listing());

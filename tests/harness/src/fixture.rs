@@ -90,6 +90,7 @@ impl Fixture {
     pub fn run(&self, image: &Path, options: &[&str], command: &[&str]) -> Invocation {
         let separator: &[&str] = if command.is_empty() { &[] } else { &["--"] };
         self.vmm(["run"])
+            .args(removed_unless_detached(options))
             .args(options)
             .arg("--image")
             .arg(image)
@@ -102,6 +103,7 @@ impl Fixture {
     pub fn run_name(&self, name: &str, options: &[&str], command: &[&str]) -> Invocation {
         let separator: &[&str] = if command.is_empty() { &[] } else { &["--"] };
         self.vmm(["run"])
+            .args(removed_unless_detached(options))
             .args(options)
             .arg(name)
             .args(separator)
@@ -226,6 +228,15 @@ impl Fixture {
             }
         }
     }
+}
+
+/// What a run in the foreground leaves is for the tests that are about it.
+fn removed_unless_detached(options: &[&str]) -> Option<&'static str> {
+    let stays = |option: &&str| {
+        option.starts_with("-d")
+            || matches!(*option, "--detach" | "--rm" | "--storage" | "--restart")
+    };
+    (!options.iter().any(stays)).then_some("--rm")
 }
 
 impl Drop for Fixture {

@@ -582,11 +582,17 @@ impl Finished {
         self
     }
 
-    /// Asserts what every failure of the appliance itself looks like: exit code 125, nothing on standard output, one
+    /// Asserts how `vmm run`, and any command that cannot be understood, is refused: exit code 125, nothing on standard output, one
     /// sentence `vmm: …` that contains each of `names`, then at most a `help:` line.
     #[track_caller]
     pub fn refused(&self, names: &[&str]) -> &Self {
         self.code_is(125).stdout_is("").complained(names)
+    }
+
+    /// Asserts how a command but `run` fails: the same, with exit code 1.
+    #[track_caller]
+    pub fn failed(&self, names: &[&str]) -> &Self {
+        self.code_is(1).stdout_is("").complained(names)
     }
 
     /// Asserts the shape of a complaint on standard error: one line `vmm: …` naming `names`, then at most `help:` lines.

@@ -210,6 +210,8 @@ pub(super) struct Output<'fd> {
     /// The client's descriptor, until all is written or nobody reads it.
     sink: Option<ClientSink<'fd>>,
     held: Held,
+    /// Whether nobody reads what the client writes.
+    is_unread: bool,
 }
 
 impl<'fd> Output<'fd> {
@@ -218,7 +220,13 @@ impl<'fd> Output<'fd> {
             source: Some(source),
             sink: Some(sink),
             held: Held::default(),
+            is_unread: false,
         }
+    }
+
+    /// Whether nobody reads what the client writes.
+    pub(super) fn is_unread(&self) -> bool {
+        self.is_unread
     }
 
     /// Whether all has reached the client, or never will.
@@ -275,7 +283,10 @@ impl<'fd> Output<'fd> {
                 Ok(written) => self.held.written += written,
                 Err(Errno::INTR) => (),
                 Err(Errno::AGAIN) => return,
-                Err(_) => return self.close(),
+                Err(error) => {
+                    self.is_unread = error == Errno::PIPE;
+                    return self.close();
+                }
             }
             if sink.needs_poll_before_each_write() && !self.held.is_empty() {
                 return;

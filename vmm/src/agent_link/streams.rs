@@ -214,6 +214,12 @@ impl<'fd> Pumps<'fd> {
         self.stdin.as_ref().is_some_and(Input::is_detached)
     }
 
+    /// Whether nobody reads the client's standard output, as a write to it has shown.
+    #[must_use]
+    pub fn are_unread(&self) -> bool {
+        self.stdout.as_ref().is_some_and(Output::is_unread)
+    }
+
     /// The process will not read any more.
     pub fn end_input(&mut self) {
         self.stdin = None;

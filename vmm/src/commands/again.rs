@@ -1,7 +1,7 @@
 //! A machine that is started again by its policy: from the end of a run to the next one, in the same monitor.
 
 use super::attend::{Waiting, give_up};
-use super::create::{Client, Prepared};
+use super::create::Prepared;
 use super::run::Begun;
 use crate::dirs::Directories;
 use crate::outcome::Outcome;
@@ -21,9 +21,9 @@ pub(super) fn conclude(begun: Begun, registry: &Registry, directories: &Director
     } = begun;
     loop {
         let Some(delay) = finished.delay(&mut back_off) else {
-            return finished.conclude(registry);
+            return finished.conclude(registry, &vm);
         };
-        let mut waiting = match finished.begin_waiting() {
+        let mut waiting = match finished.begin_waiting(&vm) {
             Ok(waiting) => waiting,
             Err(outcome) => return outcome,
         };
@@ -52,8 +52,7 @@ fn start(waiting: Waiting, directories: &Directories) -> Result<Begun, Report> {
         ..
     } = waiting;
     let mut timings = Timings::start();
-    let client = Client::default();
-    match Prepared::new(&machine, &client, true, directories, &mut timings) {
+    match Prepared::new(&machine, false, directories, &mut timings) {
         Ok(prepared) => prepared.run(
             (machine, control),
             signals,

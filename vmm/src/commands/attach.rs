@@ -90,57 +90,82 @@ fn attach(machine: &Machine, choices: AttachChoices<'_>) -> Result<Leaving, Repo
             columns: size.columns.saturating_add(1),
         })?;
     }
-    let joined = (session, attachment, sockets);
-    let keys = has_terminal.then_some(keys);
-    Ok(join(joined, has_terminal, signals, keys, !has_terminal)?)
+    let joining = Joining {
+        takes_input: true,
+        keys: has_terminal.then_some(keys),
+        signals,
+        passes_signals: !has_terminal,
+        ends_unread: false,
+    };
+    Ok(joining.join((session, attachment, sockets))?)
 }
 
-/// Joins this process's streams with those that a monitor has handed over, and attends until there is no reason to stay.
-pub(super) fn join(
-    (session, attachment, sockets): (Session, Attachment, Vec<OwnedFd>),
-    has_terminal: bool,
-    signals: Option<Signals>,
-    keys: Option<&DetachKeys>,
-    passes_signals: bool,
-) -> Result<Leaving, SessionError> {
-    let Attachment {
-        streams,
-        passes_end,
-    } = attachment;
-    let client = ClientStreams {
-        stdin: streams.stdin.then(rustix::stdio::stdin),
-        stdout: streams.stdout.then(rustix::stdio::stdout),
-        stderr: streams.stderr.then(rustix::stdio::stderr),
-    };
-    let connections = Connections::received(sockets, streams).ok_or(SessionError::Streams)?;
-    let mut pumps = Pumps::new(connections, client);
-    if !passes_end {
-        pumps.keep_input_open();
+/// How a client joins a workload.
+pub(super) struct Joining<'a> {
+    /// Whether it passes on what it reads.
+    pub(super) takes_input: bool,
+    /// The keys that a client with a terminal leaves by.
+    pub(super) keys: Option<&'a DetachKeys>,
+    pub(super) signals: Option<Signals>,
+    /// Whether signals are the workload's.
+    pub(super) passes_signals: bool,
+    /// Whether it ends when nobody reads its output.
+    pub(super) ends_unread: bool,
+}
+
+impl Joining<'_> {
+    /// Joins this process's streams with those that a monitor has handed over, and attends until there is no reason to stay.
+    pub(super) fn join(
+        self,
+        (session, attachment, sockets): (Session, Attachment, Vec<OwnedFd>),
+    ) -> Result<Leaving, SessionError> {
+        let Self {
+            takes_input,
+            keys,
+            signals,
+            passes_signals,
+            ends_unread,
+        } = self;
+        let has_terminal = keys.is_some();
+        let Attachment {
+            streams,
+            passes_end,
+        } = attachment;
+        let client = ClientStreams {
+            stdin: (streams.stdin && takes_input).then(rustix::stdio::stdin),
+            stdout: streams.stdout.then(rustix::stdio::stdout),
+            stderr: streams.stderr.then(rustix::stdio::stderr),
+        };
+        let connections = Connections::received(sockets, streams).ok_or(SessionError::Streams)?;
+        let mut pumps = Pumps::new(connections, client);
+        if !passes_end {
+            pumps.keep_input_open();
+        }
+        if let Some(keys) = keys {
+            pumps.watch_for(keys);
+        }
+        let takes_keys = has_terminal && client.stdin.is_some();
+        let terminal = takes_keys
+            .then(RawTerminal::enter)
+            .transpose()
+            .map_err(SessionError::Terminal)?;
+        let mut attended = Attended::new(session, pumps, signals).ending_unread(ends_unread);
+        if passes_signals {
+            attended = attended.passing_signals();
+        }
+        if has_terminal {
+            attended.tell_window();
+        }
+        let leaving = attended.attend();
+        drop(terminal);
+        if attended.missed_bytes() > 0 {
+            tracing::warn!(
+                bytes = attended.missed_bytes(),
+                "output was left out since it was not read in time; `vmm logs` has it"
+            );
+        }
+        leaving
     }
-    if let Some(keys) = keys {
-        pumps.watch_for(keys);
-    }
-    let takes_keys = has_terminal && streams.stdin;
-    let terminal = takes_keys
-        .then(RawTerminal::enter)
-        .transpose()
-        .map_err(SessionError::Terminal)?;
-    let mut attended = Attended::new(session, pumps, signals);
-    if passes_signals {
-        attended = attended.passing_signals();
-    }
-    if has_terminal {
-        attended.tell_window();
-    }
-    let leaving = attended.attend();
-    drop(terminal);
-    if attended.missed_bytes() > 0 {
-        tracing::warn!(
-            bytes = attended.missed_bytes(),
-            "output was left out since it was not read in time; `vmm logs` has it"
-        );
-    }
-    leaving
 }
 
 /// Refuses a machine that has nothing to be joined with.

@@ -39,8 +39,6 @@ pub(super) struct Attended<'a> {
     pub(super) takes_keys: bool,
     /// Whether what it wrote is to stay.
     pub(super) has_disk: bool,
-    /// Whether its record is to stay if its own client detaches.
-    pub(super) keeps_detached: bool,
     /// How it began, for `--timings`.
     pub(super) beginning: &'static str,
 }
@@ -71,7 +69,6 @@ impl Attended<'_> {
             has_terminal,
             takes_keys,
             has_disk,
-            keeps_detached,
             beginning,
         } = self;
         let client = reporter
@@ -103,7 +100,6 @@ impl Attended<'_> {
             has_disk,
             facts,
             attachable,
-            keep_mark: keeps_detached.then(|| machine.keep_mark()),
             notes: machine.notes(),
             health: machine
                 .record()
@@ -140,7 +136,10 @@ impl Attended<'_> {
         drop(terminal);
         timings.end_of("workload");
         before_end(vm);
-        vm.kill();
+        let guest_ends_by = result.as_ref().ok().and_then(|ran| ran.guest_ends_by);
+        if guest_ends_by.is_none() || failure.is_some() {
+            vm.kill();
+        }
         // Whoever learns that the machine has ended finds all that it wrote.
         if let Some(collector) = collector {
             collector.finish();
@@ -153,7 +152,7 @@ impl Attended<'_> {
             Err(error) => {
                 // Nobody listens to a machine in the background: its record keeps the reason.
                 note(
-                    machine,
+                    &mut machine,
                     &Outcome::HostFailed {
                         message: chain(&error),
                         help: None,
@@ -196,8 +195,16 @@ impl Finished {
         is_again.then(|| back_off.next(self.ran.run_time.unwrap_or_default()))
     }
 
-    /// Writes down that the machine is started again, and lets those know who wait for the end of this run.
-    pub(super) fn begin_waiting(mut self) -> Result<Waiting, Outcome> {
+    /// Writes down that the machine is started again, and lets those know who wait for the end of this run. Returns when that is over
+    /// for the guest, too.
+    pub(super) fn begin_waiting(self, vm: &VmProcess) -> Result<Waiting, Outcome> {
+        let guest_ends_by = self.ran.guest_ends_by;
+        let waiting = self.note_restart();
+        vm.end(guest_ends_by);
+        waiting
+    }
+
+    fn note_restart(mut self) -> Result<Waiting, Outcome> {
         let Ran {
             outcome,
             mut control,
@@ -226,27 +233,39 @@ impl Finished {
         }
     }
 
-    /// Writes down how the machine ended, and lets those know who wait for that.
-    pub(super) fn conclude(mut self, registry: &Registry) -> Outcome {
+    /// Writes down how the machine ended, and lets those know who wait for that. Returns when nothing more is written to its disk; till
+    /// then it is there for its files alone.
+    pub(super) fn conclude(mut self, registry: &Registry, vm: &VmProcess) -> Outcome {
         let Ran {
             outcome,
             run_time,
             control,
             order,
+            guest_ends_by,
             ..
         } = self.ran;
+        if guest_ends_by.is_some()
+            && let Err(error) = self.machine.hold()
+        {
+            tracing::warn!(
+                error = chain(&error),
+                "the machine seems to run until its disk is written"
+            );
+        }
         if order == Some(Order::Person) {
             self.machine.note_stopped();
         }
         let ended = match (order, run_time) {
             // As docker has it: what was ended before it ran again has ended as it had.
-            (Some(_), None) if self.machine.is_restarting() => finish_restarting(self.machine),
+            (Some(_), None) if self.machine.is_restarting() => finish_restarting(&mut self.machine),
             _ => {
-                note(self.machine, &outcome);
+                note(&mut self.machine, &outcome);
                 None
             }
         };
         control.finish(&ended.unwrap_or_else(|| Ended::of(&outcome)), &outcome);
+        vm.end(guest_ends_by);
+        drop(self.machine);
         if let Err(error) = registry.clean() {
             tracing::debug!(%error, "leftovers of killed machines stay for the next run");
         }
@@ -282,7 +301,7 @@ impl Waiting {
         if order == Order::Person {
             self.machine.note_stopped();
         }
-        finish_restarting(self.machine);
+        finish_restarting(&mut self.machine);
         self.control.finish(&self.ended, &self.outcome);
         self.outcome
     }
@@ -298,7 +317,7 @@ pub(super) fn stop_signal(machine: &OwnedMachine) -> Signal {
 }
 
 /// Writes down that a machine is not started again after all, and says how it had ended.
-fn finish_restarting(machine: OwnedMachine) -> Option<Ended> {
+fn finish_restarting(machine: &mut OwnedMachine) -> Option<Ended> {
     let finished = machine.finish_restarting();
     finished.unwrap_or_else(|error| {
         tracing::warn!(
@@ -310,10 +329,10 @@ fn finish_restarting(machine: OwnedMachine) -> Option<Ended> {
 }
 
 /// Writes down that a machine could not be started again, and why. One that was to be started by a person stays as it was.
-pub(super) fn give_up(machine: OwnedMachine, report: &Report) {
+pub(super) fn give_up(mut machine: OwnedMachine, report: &Report) {
     if machine.is_restarting() {
         note(
-            machine,
+            &mut machine,
             &Outcome::HostFailed {
                 message: report.sentence(),
                 help: None,
@@ -393,7 +412,7 @@ impl Relay {
 }
 
 /// Writes down how the machine ended. That this fails does not change how it ended.
-pub(super) fn note(machine: OwnedMachine, outcome: &Outcome) {
+pub(super) fn note(machine: &mut OwnedMachine, outcome: &Outcome) {
     if let Err(error) = machine.finish(outcome) {
         tracing::warn!(
             error = chain(&error),

@@ -16,7 +16,6 @@ use super::run::{
     machine_choices, open_image,
 };
 use super::{each, machines};
-use crate::agent_link::ClientStreams;
 use crate::cli::{
     CreateArgs, GlobalArgs, ImportLimitArgs, RestartArgs, RunArgs, RunImage, StartArgs,
     TemplateArgs,
@@ -26,7 +25,7 @@ use crate::guest::{GuestDirectory, GuestImage};
 use crate::image::StoredImage;
 use crate::machine::host::{Quirks, open_kvm};
 use crate::machines::Ending;
-use crate::monitor::{MonitorError, Signals, client_streams};
+use crate::monitor::{MonitorError, Signals};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
@@ -58,7 +57,7 @@ pub(super) fn create(
         reference,
         workload,
         mounts,
-    } = decide(arguments, directories, &id, false)?;
+    } = decide(arguments, directories, &id)?;
     let new = NewMachine {
         id,
         name: arguments.name.clone(),
@@ -109,13 +108,9 @@ pub(super) fn start(
     directories: &Directories,
     global: &GlobalArgs,
 ) -> Result<ExitCode, Report> {
-    let client = Client {
-        attach: arguments.attach || arguments.interactive,
-        interactive: arguments.interactive,
-        verbose_kernel: global.verbose > 1,
-    };
+    let verbose_kernel = global.verbose > 1;
     let registry = Registry::open(directories.machines())?;
-    if client.attach {
+    if arguments.attach || arguments.interactive {
         let [reference] = arguments.machines.as_slice() else {
             return Err(CreateError::AttachSeveral.into());
         };
@@ -126,13 +121,12 @@ pub(super) fn start(
             return attach::join_started(&machine, arguments);
         }
         let has_terminal = machine.record.settings.terminal;
-        if has_terminal && client.interactive && is_interactive(&machine)? {
-            has_keyboard(true, true)?;
-            return front::run(&arguments.detach_keys, directories, |reporter| {
-                start_here(&machine.record.id, &client, directories, reporter)
-            });
-        }
-        return start_here(&machine.record.id, &client, directories, &mut None);
+        let takes_input = arguments.interactive && is_interactive(&machine)?;
+        has_keyboard(takes_input, has_terminal)?;
+        let keys = has_terminal.then_some(&arguments.detach_keys);
+        return front::run(keys, takes_input, directories, |reporter| {
+            start_here(&machine.record.id, verbose_kernel, directories, reporter)
+        });
     }
     each(&arguments.machines, |reference| {
         let machine = registry.find(reference)?;
@@ -142,7 +136,7 @@ pub(super) fn start(
         }
         // As with docker, what runs need not be started.
         if !machine.runs() {
-            in_background(|reporter| start_here(id, &client, directories, reporter))?;
+            in_background(|reporter| start_here(id, verbose_kernel, directories, reporter))?;
         }
         print_line(reference)
     })
@@ -160,11 +154,7 @@ pub(super) fn restart(
     directories: &Directories,
     global: &GlobalArgs,
 ) -> Result<ExitCode, Report> {
-    let client = Client {
-        attach: false,
-        interactive: false,
-        verbose_kernel: global.verbose > 1,
-    };
+    let verbose_kernel = global.verbose > 1;
     let machines = machines(directories)?;
     let ending = Ending {
         signal: arguments.signal,
@@ -176,24 +166,16 @@ pub(super) fn restart(
         Blueprint::read(&machine.directory, machine.record.name.as_str())?;
         let (id, record) = (machine.record.id.clone(), machine.record.clone());
         machines.end(machine, ending)?;
-        in_background(|reporter| start_here(&id, &client, directories, reporter))?;
+        in_background(|reporter| start_here(&id, verbose_kernel, directories, reporter))?;
         machines.note(&record, "restart");
         print_line(reference)
     })
 }
 
-/// What the machine is for whoever starts it.
-#[derive(Default)]
-pub(super) struct Client {
-    attach: bool,
-    interactive: bool,
-    verbose_kernel: bool,
-}
-
 /// Starts a machine with this process as its monitor. `reporter` is taken once a waiting client knows that the workload runs.
 pub(super) fn start_here(
     id: &MachineId,
-    client: &Client,
+    verbose_kernel: bool,
     directories: &Directories,
     reporter: &mut Option<StartReporter>,
 ) -> Result<ExitCode, Report> {
@@ -201,8 +183,7 @@ pub(super) fn start_here(
     let registry = Registry::open(directories.machines())?;
     // From here on nobody else starts or removes it.
     let (machine, control) = registry.take_over(id)?;
-    let is_background = reporter.is_some();
-    let prepared = Prepared::new(&machine, client, is_background, directories, &mut timings)?;
+    let prepared = Prepared::new(&machine, verbose_kernel, directories, &mut timings)?;
     // From here on a signal ends the machine in good order.
     let signals = Signals::take()?;
     let begun = prepared.run(
@@ -222,19 +203,15 @@ pub(super) struct Prepared {
     /// What its disk begins with, if nothing is on it yet.
     blank: Option<File>,
     choices: MachineChoices,
-    /// Where its streams lead, if not to this process's own.
-    relay: Option<Relay>,
-    attach: bool,
-    interactive: bool,
-    has_terminal: bool,
+    /// Where its streams lead.
+    relay: Relay,
 }
 
 impl Prepared {
     /// Opens it.
     pub(super) fn new(
         machine: &OwnedMachine,
-        client: &Client,
-        is_background: bool,
+        verbose_kernel: bool,
         directories: &Directories,
         timings: &mut Timings,
     ) -> Result<Self, Report> {
@@ -243,24 +220,19 @@ impl Prepared {
         timings.end_of("host");
         let kept = open_kept(machine, directories)?;
         let choices = MachineChoices {
-            verbose_kernel: client.verbose_kernel,
+            verbose_kernel,
             ..kept.choices.clone()
         };
         let has_terminal = kept.workload.has_terminal();
-        let interactive = kept.interactive && (client.interactive || is_background);
-        if !is_background {
-            has_keyboard(interactive, has_terminal)?;
-        }
         timings.end_of("image");
-        let log = is_background.then(|| machine.record().settings.log.unwrap_or_default());
+        let log = machine.record().settings.log.unwrap_or_default();
         let relay_choices = RelayChoices {
-            interactive,
+            interactive: kept.interactive,
             has_terminal,
             passes_end: kept.passes_end,
         };
-        let relay = log.map(|log| Relay::new(log, relay_choices)).transpose()?;
-        let attach = client.attach;
-        let declared = streams(relay.as_ref(), attach, interactive, has_terminal).declared();
+        let relay = Relay::new(log, relay_choices)?;
+        let declared = relay.streams().declared();
         let (plan, blank) = kept.plan(&choices, quirks, declared, directories)?;
         Ok(Self {
             kvm,
@@ -268,9 +240,6 @@ impl Prepared {
             blank,
             choices,
             relay,
-            attach,
-            interactive,
-            has_terminal,
         })
     }
 
@@ -289,11 +258,7 @@ impl Prepared {
             blank,
             choices,
             relay,
-            attach,
-            interactive,
-            has_terminal,
         } = self;
-        let has_terminal_here = has_terminal && relay.is_none();
         let beginning = Beginning {
             kvm: &kvm,
             plan,
@@ -301,28 +266,14 @@ impl Prepared {
             machine,
             control,
             signals,
-            streams: streams(relay.as_ref(), attach, interactive, has_terminal),
-            relay: relay.as_ref(),
-            has_terminal: has_terminal_here,
-            takes_keys: has_terminal_here && interactive,
-            keeps_detached: true,
+            streams: relay.streams(),
+            relay: Some(&relay),
+            has_terminal: false,
+            takes_keys: false,
             blank,
             templates: &TemplateArgs::default(),
         };
         beginning.attend(directories, reporter, timings)
-    }
-}
-
-/// The streams of a workload that lead to its log, or here.
-fn streams(
-    relay: Option<&Relay>,
-    attach: bool,
-    interactive: bool,
-    has_terminal: bool,
-) -> ClientStreams<'_> {
-    match relay {
-        None => client_streams(attach, interactive, has_terminal),
-        Some(relay) => relay.streams(),
     }
 }
 

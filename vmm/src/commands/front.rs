@@ -1,4 +1,4 @@
-//! A machine in the foreground whose client may leave it: `vmm run -it` and `vmm start -ai`.
+//! A machine in the foreground that does without this process: `vmm run` of what is kept, or may be left, and `vmm start -a`.
 //!
 //! The monitor is a process of its own, as with -d, and this process is a client that is joined with the workload from its first word on.
 //! The machine ends with it, unless it detaches.
@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::attach::join;
+use super::attach::Joining;
 use super::attend::report_outcome;
 use super::session::Leaving;
 use crate::attach::DetachKeys;
@@ -19,9 +19,11 @@ use crate::outcome::ExitCode;
 use crate::report::Report;
 use crate::state::{Session, StartReporter, StartWaiter, detach};
 
-/// Runs a machine with a monitor of its own, and stays with the workload.
+/// Runs a machine with a monitor of its own, and stays with the workload. One with a terminal may be left by keys; what this
+/// process reads is for the workload, if that takes input and `takes_input`.
 pub(super) fn run(
-    keys: &DetachKeys,
+    keys: Option<&DetachKeys>,
+    takes_input: bool,
     directories: &Directories,
     run_here: impl FnOnce(&mut Option<StartReporter>) -> Result<ExitCode, Report>,
 ) -> Result<ExitCode, Report> {
@@ -46,7 +48,14 @@ pub(super) fn run(
         return Ok(ExitCode::APPLIANCE_FAILED);
     };
     let joined = Session::adopted(stream, &directories.machines().join(id.as_str()))?;
-    match join(joined, true, Some(signals), Some(keys), true)? {
+    let joining = Joining {
+        takes_input,
+        keys,
+        signals: Some(signals),
+        passes_signals: true,
+        ends_unread: true,
+    };
+    match joining.join(joined)? {
         Leaving::Ended(outcome) => report_outcome(&outcome),
         // As with docker, that is what was wanted.
         Leaving::Detached | Leaving::Started => Ok(ExitCode::SUCCESS),

@@ -123,7 +123,6 @@ fn hold_here(
         has_disk: true,
         facts,
         attachable: None,
-        keep_mark: None,
         notes: machine.notes(),
         health: None,
         stop_signal: stop_signal(&machine),
@@ -144,7 +143,8 @@ fn hold_here(
         &mut || {},
         &mut on_started,
     );
-    started.vm.kill();
+    let guest_ends_by = result.as_ref().ok().and_then(|ran| ran.guest_ends_by);
+    started.vm.end(guest_ends_by);
     let Ran {
         outcome, control, ..
     } = result?;

@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use kvm_ioctls::Kvm;
 use protocol::DeclaredStreams;
 
 use super::output::print_line;
@@ -26,13 +27,41 @@ use crate::workload::{Choices, Workload};
 /// The lowest priority that there is (setpriority(2)).
 const LOWEST_PRIORITY: i32 = 19;
 
-/// Runs `vmm prepare`.
+/// Runs `vmm prepare`: for machines that are kept and for those that are not, unless it is said for which.
 pub(super) fn run(arguments: &PrepareArgs, directories: &Directories) -> Result<ExitCode, Report> {
     if arguments.background {
         // That a low priority is refused is no reason to do nothing.
         let _ = rustix::process::setpriority_process(None, LOWEST_PRIORITY);
     }
     let kvm = open_kvm()?;
+    let kinds = match (arguments.storage, arguments.rm) {
+        (Some(size), _) => vec![Some(size)],
+        (None, true) => vec![None],
+        (None, false) => vec![None, Some(StorageSize::default())],
+    };
+    let mut made = Vec::new();
+    for storage in kinds {
+        made.extend(make(&kvm, storage, arguments, directories)?);
+    }
+    if !arguments.quiet {
+        print_line(if made.contains(&Made::New) {
+            "prepared"
+        } else if made.contains(&Made::ElsewhereAtWork) {
+            "another template is being made"
+        } else {
+            "prepared already"
+        })?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes what is asked for, for machines with such a disk.
+fn make(
+    kvm: &Kvm,
+    storage: Option<StorageSize>,
+    arguments: &PrepareArgs,
+    directories: &Directories,
+) -> Result<Vec<Made>, Report> {
     let quirks = Quirks::of_host(&directories.host_cache())?;
     let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
     let (image, _) = open_image(
@@ -45,7 +74,7 @@ pub(super) fn run(arguments: &PrepareArgs, directories: &Directories) -> Result<
         memory: arguments.memory,
         kernel: None,
         verbose_kernel: false,
-        storage: arguments.storage,
+        storage,
     };
     let image_id = image.id.to_string();
     // The containers of all that runs in the image are the same, so anything will do.
@@ -57,10 +86,11 @@ pub(super) fn run(arguments: &PrepareArgs, directories: &Directories) -> Result<
     let workload = Workload::new(&image.config, &anything, &OwnEnvironment)?;
     let no_streams = DeclaredStreams::default();
     let mut plan = RunPlan::decide(image, guest, workload, &choices, quirks, no_streams)?;
-    if let Some(size) = choices.storage {
+    if let Some(size) = storage {
         plan.machine.storage = Some(scratch_disk(size, directories)?);
     }
     let blank = blank(&plan, directories)?;
+    let blank = blank.as_ref();
     let recipes = recipes(&plan, &image_id)?;
     let [with_container, base] = recipes.as_slice() else {
         return Err(PrepareError::TooLarge.into());
@@ -71,32 +101,17 @@ pub(super) fn run(arguments: &PrepareArgs, directories: &Directories) -> Result<
         Patience::Wait
     };
     let templates = Templates::new(directories.cache(), arguments.template_limit);
-    let of_image = (!arguments.base).then(|| {
+    let mut made = Vec::new();
+    if !arguments.base {
         let container = Some(&plan.container);
-        templates.make(
-            &kvm,
-            &plan.machine,
-            with_container,
-            container,
-            blank.as_ref(),
-            patience,
-        )
-    });
-    let of_all = (arguments.base || arguments.background).then(|| {
-        plan.machine.root.empty();
-        templates.make(&kvm, &plan.machine, base, None, blank.as_ref(), patience)
-    });
-    for made in [of_image, of_all].into_iter().flatten() {
-        let made = made?;
-        if !arguments.quiet {
-            print_line(match made {
-                Made::New => "prepared",
-                Made::Already => "prepared already",
-                Made::ElsewhereAtWork => "another template is being made",
-            })?;
-        }
+        let machine = &plan.machine;
+        made.push(templates.make(kvm, machine, with_container, container, blank, patience)?);
     }
-    Ok(ExitCode::SUCCESS)
+    if arguments.base || arguments.background {
+        plan.machine.root.empty();
+        made.push(templates.make(kvm, &plan.machine, base, None, blank, patience)?);
+    }
+    Ok(made)
 }
 
 /// Starts `vmm prepare` for the machine of a run that booted, and does not wait for it.
@@ -117,8 +132,9 @@ pub(super) fn in_background(
         "--memory".into(),
         arguments.memory.to_string().into(),
     ]);
-    if let Some(size) = storage {
-        words.extend(["--storage".into(), size.to_string().into()]);
+    match storage {
+        Some(size) => words.extend(["--storage".into(), size.to_string().into()]),
+        None => words.push("--rm".into()),
     }
     words.push(image_id.into());
     let started = Command::new("/proc/self/exe")

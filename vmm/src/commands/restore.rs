@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::attend::{Attended, Relay, RelayChoices, note, print_timings, report_outcome};
 use super::life::{IdFiles, of_life};
-use super::run::{facts, has_keyboard, limits, open_image};
+use super::run::{facts, limits, open_image};
 use crate::agent_link::{ClientStreams, Job};
 use crate::cli::{ImportLimitArgs, LifeArgs, RunArgs, RunImage};
 use crate::dirs::Directories;
@@ -42,7 +42,6 @@ struct Client {
     settings: Settings,
     id_files: IdFiles,
     passes_end: bool,
-    keeps_detached: bool,
     interactive: bool,
     tty: bool,
     name: Option<MachineName>,
@@ -57,9 +56,6 @@ pub(super) fn run_here(
     reporter: &mut Option<StartReporter>,
 ) -> Result<ExitCode, Report> {
     let mut timings = Timings::start();
-    if !arguments.detach {
-        has_keyboard(arguments.interactive, arguments.tty)?;
-    }
     let opened = Opened::open(file)?;
     is_resumable(&opened, directories)?;
     if arguments.tty && !opened.snapshot.subject.has_terminal {
@@ -71,11 +67,10 @@ pub(super) fn run_here(
         settings: of_life(life, arguments.has_log())?,
         id_files: IdFiles::reserve(life)?,
         passes_end: !arguments.detach,
-        keeps_detached: !arguments.rm,
         interactive: arguments.interactive,
         tty: arguments.tty,
         name: arguments.name.clone(),
-        ephemeral: arguments.is_ephemeral(),
+        ephemeral: arguments.rm,
     };
     let code = resume(opened, None, client, directories, reporter, &mut timings);
     print_timings(arguments.timings, &timings);
@@ -93,7 +88,6 @@ pub(super) fn fork_here(
         settings: of_life(&LifeArgs::default(), true)?,
         id_files: IdFiles::default(),
         passes_end: false,
-        keeps_detached: true,
         interactive: false,
         tty: false,
         name: None,
@@ -213,7 +207,7 @@ fn resume(
     let signals = Signals::take()?;
     let registry = Registry::open(directories.machines())?;
     let (machine, control) = registry.create(new)?;
-    let machine = match &opened.snapshot.disk {
+    let mut machine = match &opened.snapshot.disk {
         None => machine,
         Some(copy) => {
             let fill = |disk: &File| opened.fill_disk(disk);
@@ -255,7 +249,7 @@ fn resume(
                 signal,
                 out_of_memory: false,
             };
-            note(machine, &outcome);
+            note(&mut machine, &outcome);
             control.finish(&Ended::of(&outcome), &outcome);
             return report_outcome(&outcome);
         }
@@ -278,13 +272,12 @@ fn resume(
         facts,
         has_terminal: client.tty && relay.is_none(),
         takes_keys: client.tty && client.interactive && relay.is_none(),
-        keeps_detached: client.keeps_detached,
         has_disk: plan.machine.storage.is_some(),
         beginning: "restore",
     };
     let outcome = attended
         .attend(reporter, timings, |_| {})?
-        .conclude(&registry);
+        .conclude(&registry, &vm);
     timings.end_of("end");
     report_outcome(&outcome)
 }

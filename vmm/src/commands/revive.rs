@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::create::{Client, start_here};
+use super::create::start_here;
 use super::output::print_line;
 use super::ps;
 use crate::boot;
@@ -104,7 +104,7 @@ fn begin(machine: &Machine, directories: &Directories) -> Result<StartWaiter, De
     let id = machine.record.id.clone();
     detach(|reporter| {
         let mut reporter = Some(reporter.staying());
-        let result = start_here(&id, &Client::default(), directories, &mut reporter);
+        let result = start_here(&id, false, directories, &mut reporter);
         if let (Err(report), Some(reporter)) = (&result, reporter) {
             reporter.failed(report);
         }

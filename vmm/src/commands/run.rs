@@ -22,7 +22,7 @@ use crate::cli::{
     ContainerArgs, FileOrStdin, GlobalArgs, ImportLimitArgs, RunArgs, RunImage, TemplateArgs,
 };
 use crate::dirs::Directories;
-use crate::guest::GuestDirectory;
+use crate::guest::{GuestDirectory, GuestImage};
 use crate::image::{
     FindError, ImageSource, ImportError, ImportOptions, Store, StoreError, StoredImage,
 };
@@ -57,20 +57,33 @@ pub fn run(
     directories: &Directories,
     global: &GlobalArgs,
 ) -> Result<ExitCode, Report> {
-    let run_here = |reporter: &mut Option<StartReporter>| match &arguments.restore {
-        Some(file) => restore::run_here(file, arguments, directories, reporter),
-        None => run_here(arguments, directories, global, reporter),
-    };
     check_restart(arguments)?;
-    if arguments.can_be_left() {
-        has_keyboard(arguments.interactive, arguments.tty)?;
-        if arguments.restore.is_none() {
-            // What takes long is done before, by a process that ^C ends at once.
-            drop(open_kvm()?);
-            let image = arguments.image_and_command().0;
-            open_image(&image, &arguments.limits, directories)?;
-        }
-        return front::run(&arguments.detach_keys, directories, run_here);
+    if let Some(file) = &arguments.restore {
+        return in_its_place(arguments, arguments.tty, directories, |reporter| {
+            restore::run_here(file, arguments, directories, reporter)
+        });
+    }
+    // What takes long is done in this process, which ^C ends at once.
+    let opened = Opened::new(arguments, directories, global)?;
+    let has_terminal = opened.workload.has_terminal();
+    in_its_place(arguments, has_terminal, directories, |reporter| {
+        opened.run(arguments, directories, global, reporter)
+    })
+}
+
+/// Runs a workload here, in the background, or with a monitor of its own while this process stays with it.
+fn in_its_place(
+    arguments: &RunArgs,
+    has_terminal: bool,
+    directories: &Directories,
+    run_here: impl FnOnce(&mut Option<StartReporter>) -> Result<ExitCode, Report>,
+) -> Result<ExitCode, Report> {
+    if !arguments.detach {
+        has_keyboard(arguments.interactive, has_terminal)?;
+    }
+    if arguments.joins() {
+        let keys = has_terminal.then_some(&arguments.detach_keys);
+        return front::run(keys, true, directories, run_here);
     }
     if !arguments.detach {
         return run_here(&mut None);
@@ -95,111 +108,161 @@ pub(super) fn in_background(
     waiter.wait()
 }
 
-/// Runs the workload with this process as its monitor. `reporter` is taken once a waiting client knows that the workload runs.
-fn run_here(
-    arguments: &RunArgs,
-    directories: &Directories,
-    global: &GlobalArgs,
-    reporter: &mut Option<StartReporter>,
-) -> Result<ExitCode, Report> {
-    let mut timings = Timings::start();
-    if !arguments.detach {
-        has_keyboard(arguments.interactive, arguments.tty)?;
-    }
-    let kvm = open_kvm()?;
-    let quirks = Quirks::of_host(&directories.host_cache())?;
-    let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
-    timings.end_of("host");
+/// A run that was decided, with what it takes open.
+struct Opened {
+    timings: Timings,
+    kvm: Kvm,
+    quirks: Quirks,
+    guest: GuestImage,
+    id: MachineId,
+    choices: MachineChoices,
+    image: StoredImage,
+    /// What the image was called.
+    reference: String,
+    workload: Workload,
+    mounts: Vec<TypedMount>,
+}
 
-    let id = MachineId::random().map_err(MonitorError::Watch)?;
-    let machine_choices = machine_choices(arguments, global, storage(arguments)?);
-    let Decided {
-        image,
-        reference,
-        mut workload,
-        mounts,
-    } = decide(arguments, directories, &id, !arguments.detach)?;
-    timings.end_of("image");
-
-    let id_files = IdFiles::reserve(&arguments.life)?;
-    let image_id = image.id.to_string();
-    let has_terminal = workload.has_terminal();
-    let settings = settings(arguments, &workload, &image.health)?;
-    let log = settings.log;
-    let new = NewMachine {
-        id,
-        name: arguments.name.clone(),
-        image: ImageLabel {
+impl Opened {
+    fn new(
+        arguments: &RunArgs,
+        directories: &Directories,
+        global: &GlobalArgs,
+    ) -> Result<Self, Report> {
+        let mut timings = Timings::start();
+        let kvm = open_kvm()?;
+        let quirks = Quirks::of_host(&directories.host_cache())?;
+        let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
+        timings.end_of("host");
+        let id = MachineId::random().map_err(MonitorError::Watch)?;
+        let choices = machine_choices(arguments, global, storage(arguments)?);
+        let Decided {
+            image,
             reference,
-            id: image_id.clone(),
-        },
-        command: workload.command(),
-        ephemeral: arguments.is_ephemeral(),
-        settings,
-    };
-    let relay_choices = RelayChoices {
-        interactive: arguments.interactive,
-        has_terminal,
-        passes_end: !arguments.detach,
-    };
-    let relay = log.map(|log| Relay::new(log, relay_choices)).transpose()?;
-    let streams = match &relay {
-        None => client_streams(true, arguments.interactive, has_terminal),
-        Some(relay) => relay.streams(),
-    };
-    let blueprint = machine_choices.storage.map(|size| {
-        let interactive = arguments.interactive;
-        let (workload, mounts) = (workload.clone(), mounts.clone());
-        Blueprint::new(workload, mounts, interactive, false, &machine_choices, size)
-    });
-    workload.attach(&Attachments::open(&mounts)?);
-    let mut plan = RunPlan::decide(
-        image,
-        guest,
-        workload,
-        &machine_choices,
-        quirks,
-        streams.declared(),
-    )?;
-    // From here on a signal ends the machine in good order.
-    let signals = Signals::take()?;
-    let registry = Registry::open(directories.machines())?;
-    let (machine, control) = registry.create(new)?;
-    let machine = match blueprint {
-        None => machine,
-        Some(blueprint) => {
-            let (machine, disk) = keep(machine, &blueprint)?;
-            plan.machine.storage = Some(disk);
-            machine
-        }
-    };
-    let blank = blank(&plan, directories)?;
-    id_files.name(machine.id())?;
-    let beginning = Beginning {
-        kvm: &kvm,
-        plan,
-        choices: &machine_choices,
-        machine,
-        control,
-        signals,
-        streams,
-        relay: relay.as_ref(),
-        has_terminal: has_terminal && relay.is_none(),
-        takes_keys: has_terminal && arguments.interactive && relay.is_none(),
-        keeps_detached: !arguments.rm,
-        blank,
-        templates: &arguments.templates,
-    };
-    let begun = beginning.attend(directories, reporter, &mut timings)?;
-    let has_best_template = begun.has_best_template;
-    let outcome = again::conclude(begun, &registry, directories);
-    if !has_best_template && outcome.workload_ran() {
-        let storage = machine_choices.storage;
-        super::prepare::in_background(&image_id, arguments, storage, global.root.as_deref());
+            workload,
+            mounts,
+        } = decide(arguments, directories, &id)?;
+        timings.end_of("image");
+        Ok(Self {
+            timings,
+            kvm,
+            quirks,
+            guest,
+            id,
+            choices,
+            image,
+            reference,
+            workload,
+            mounts,
+        })
     }
-    timings.end_of("end");
-    print_timings(arguments.timings, &timings);
-    report_outcome(&outcome)
+
+    /// Runs the workload with this process as its monitor. `reporter` is taken once a waiting client knows that the workload runs.
+    fn run(
+        self,
+        arguments: &RunArgs,
+        directories: &Directories,
+        global: &GlobalArgs,
+        reporter: &mut Option<StartReporter>,
+    ) -> Result<ExitCode, Report> {
+        let Self {
+            mut timings,
+            kvm,
+            quirks,
+            guest,
+            id,
+            choices: machine_choices,
+            image,
+            reference,
+            mut workload,
+            mounts,
+        } = self;
+        let id_files = IdFiles::reserve(&arguments.life)?;
+        let image_id = image.id.to_string();
+        let has_terminal = workload.has_terminal();
+        let settings = settings(arguments, &workload, &image.health)?;
+        let log = settings.log;
+        let new = NewMachine {
+            id,
+            name: arguments.name.clone(),
+            image: ImageLabel {
+                reference,
+                id: image_id.clone(),
+            },
+            command: workload.command(),
+            ephemeral: arguments.rm,
+            settings,
+        };
+        let relay_choices = RelayChoices {
+            interactive: arguments.interactive,
+            has_terminal,
+            passes_end: !arguments.detach,
+        };
+        let relay = log.map(|log| Relay::new(log, relay_choices)).transpose()?;
+        let streams = match &relay {
+            None => client_streams(true, arguments.interactive, has_terminal),
+            Some(relay) => relay.streams(),
+        };
+        let blueprint = machine_choices.storage.map(|size| {
+            let interactive = arguments.interactive;
+            let (workload, mounts) = (workload.clone(), mounts.clone());
+            Blueprint::new(
+                workload,
+                mounts,
+                interactive,
+                !arguments.detach,
+                &machine_choices,
+                size,
+            )
+        });
+        workload.attach(&Attachments::open(&mounts)?);
+        let mut plan = RunPlan::decide(
+            image,
+            guest,
+            workload,
+            &machine_choices,
+            quirks,
+            streams.declared(),
+        )?;
+        // From here on a signal ends the machine in good order.
+        let signals = Signals::take()?;
+        let registry = Registry::open(directories.machines())?;
+        let (machine, control) = registry.create(new)?;
+        let machine = match blueprint {
+            None => machine,
+            Some(blueprint) => {
+                let (machine, disk) = keep(machine, &blueprint)?;
+                plan.machine.storage = Some(disk);
+                machine
+            }
+        };
+        let blank = blank(&plan, directories)?;
+        id_files.name(machine.id())?;
+        let beginning = Beginning {
+            kvm: &kvm,
+            plan,
+            choices: &machine_choices,
+            machine,
+            control,
+            signals,
+            streams,
+            relay: relay.as_ref(),
+            has_terminal: has_terminal && relay.is_none(),
+            takes_keys: has_terminal && arguments.interactive && relay.is_none(),
+            blank,
+            templates: &arguments.templates,
+        };
+        let begun = beginning.attend(directories, reporter, &mut timings)?;
+        let has_best_template = begun.has_best_template;
+        let outcome = again::conclude(begun, &registry, directories);
+        if !has_best_template && outcome.workload_ran() {
+            let storage = machine_choices.storage;
+            super::prepare::in_background(&image_id, arguments, storage, global.root.as_deref());
+        }
+        timings.end_of("end");
+        print_timings(arguments.timings, &timings);
+        report_outcome(&outcome)
+    }
 }
 
 /// What was typed, with the image that was named.
@@ -212,12 +275,11 @@ pub(super) struct Decided {
     pub(super) mounts: Vec<TypedMount>,
 }
 
-/// Decides what is to run in the machine with this id, and opens its image. What is attached needs a keyboard for its terminal.
+/// Decides what is to run in the machine with this id, and opens its image.
 pub(super) fn decide(
     arguments: &RunArgs,
     directories: &Directories,
     id: &MachineId,
-    is_attached: bool,
 ) -> Result<Decided, Report> {
     let vcpus = u32::from(arguments.cpus.vcpus());
     arguments
@@ -226,10 +288,6 @@ pub(super) fn decide(
         .map_err(WorkloadError::from)?;
     let choices = choices(arguments, id)?;
     let given = given(arguments)?;
-    let has_terminal = arguments.tty || given.as_ref().is_some_and(Workload::has_terminal);
-    if is_attached {
-        has_keyboard(arguments.interactive, has_terminal)?;
-    }
     let (image, reference) = open_image(
         &arguments.image_and_command().0,
         &arguments.limits,
@@ -267,7 +325,7 @@ pub(super) fn machine_choices(
 
 /// How large the disk of the machine is; none for one that is not kept. One with a kernel of its own could not be started again.
 fn storage(arguments: &RunArgs) -> Result<Option<StorageSize>, RunError> {
-    let is_kept = !arguments.is_ephemeral() && arguments.kernel.is_none();
+    let is_kept = !arguments.rm && arguments.kernel.is_none();
     match (is_kept, arguments.storage.size()) {
         (false, Some(_)) => Err(RunError::StorageNotKept),
         (false, None) => Ok(None),
@@ -345,7 +403,6 @@ pub(super) struct Beginning<'a> {
     /// Whether the workload has this process's terminal, and reads its keys.
     pub(super) has_terminal: bool,
     pub(super) takes_keys: bool,
-    pub(super) keeps_detached: bool,
     /// What its disk begins with, if nothing is on it yet.
     pub(super) blank: Option<File>,
     pub(super) templates: &'a TemplateArgs,
@@ -379,7 +436,6 @@ impl Beginning<'_> {
             relay,
             has_terminal,
             takes_keys,
-            keeps_detached,
             blank,
             templates,
         } = self;
@@ -431,7 +487,6 @@ impl Beginning<'_> {
             facts,
             has_terminal,
             takes_keys,
-            keeps_detached,
             has_disk: plan.machine.storage.is_some(),
             beginning: started.recipe.map_or("boot", |_| "clone"),
         };
@@ -637,14 +692,17 @@ impl Help for RunError {
                 Some("change process.args in the configuration".to_owned())
             }
             Self::StorageNotKept => Some(
-                "use `vmm create`, or -d without --rm and --kernel; what others write is in their --memory"
+                "leave out --rm and --kernel; what such machines write is in their --memory"
                     .to_owned(),
             ),
             Self::NoBlank => Some(
-                "install a newer guest image, or add --rm to keep nothing of the machine".to_owned(),
+                "install a newer guest image, or add --rm to keep nothing of the machine"
+                    .to_owned(),
             ),
             Self::Disk(_) => None,
-            Self::RestartRemoved | Self::RestartOwnKernel => Some("leave one of them out".to_owned()),
+            Self::RestartRemoved | Self::RestartOwnKernel => {
+                Some("leave one of them out".to_owned())
+            }
             Self::RestartForeground => {
                 Some("add -d, and see what it writes with `vmm logs -f`".to_owned())
             }

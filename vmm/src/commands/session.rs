@@ -13,6 +13,9 @@ use crate::outcome::Outcome;
 use crate::report::Help;
 use crate::state::{ControlError, Session, SessionNews, Signal};
 
+/// What ends a program whose output nobody reads.
+const SIGPIPE: u8 = 13;
+
 /// A process from its request to its end, or the workload while this is joined with it.
 pub(super) struct Attended<'a> {
     session: Session,
@@ -24,6 +27,8 @@ pub(super) struct Attended<'a> {
     /// Whether nobody waits for its end.
     ends_when_started: bool,
     is_leaving: bool,
+    /// Whether it ends, as a plain program does, when nobody reads its output.
+    ends_unread: bool,
     missed_bytes: u64,
 }
 
@@ -58,6 +63,7 @@ impl<'a> Attended<'a> {
             passes_signals: false,
             ends_when_started: false,
             is_leaving: false,
+            ends_unread: false,
             missed_bytes: 0,
         }
     }
@@ -74,6 +80,14 @@ impl<'a> Attended<'a> {
     pub(super) fn ending_when_started(self, ends_when_started: bool) -> Self {
         Self {
             ends_when_started,
+            ..self
+        }
+    }
+
+    /// Ends when nobody reads its output.
+    pub(super) fn ending_unread(self, ends_unread: bool) -> Self {
+        Self {
+            ends_unread,
             ..self
         }
     }
@@ -96,6 +110,9 @@ impl<'a> Attended<'a> {
                 self.is_leaving = true;
                 let asked = self.session.detach();
                 self.note(asked);
+            }
+            if self.ends_unread && self.pumps.are_unread() {
+                return Ok(Leaving::Signalled(SIGPIPE));
             }
             let ready = self.wait()?;
             if !ready.is_empty() {

@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use protocol::FilesTask;
 
 use super::held::Held;
+use super::machines;
 use super::output::printable;
 use super::session::SessionError;
 use crate::dirs::Directories;
@@ -41,11 +42,12 @@ impl Transfer {
         task: &FilesTask,
         directories: &Directories,
     ) -> Result<Self, Report> {
-        let held = match runs(machine)? {
+        let machine = machines(directories)?.settled(machine)?;
+        let held = match runs(&machine)? {
             true => None,
-            false => Some(Held::start(machine, directories)?),
+            false => Some(Held::start(&machine, directories)?),
         };
-        Ok(Self::ask(machine, task, held)?)
+        Ok(Self::ask(&machine, task, held)?)
     }
 
     fn ask(machine: &Machine, task: &FilesTask, held: Option<Held>) -> Result<Self, TransferError> {

@@ -21,7 +21,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
@@ -44,7 +44,7 @@ use crate::process;
 use crate::report::{Help, chain};
 use crate::state::{
     Action, Answerer, AttachOffer, AttachRequest, Attached, Control, ControlServer, ExecRequest,
-    KeepMark, Notes, SessionOffer, SessionTeller, Signal, Status, Timestamp,
+    Notes, SessionOffer, SessionTeller, Signal, Status, Timestamp,
 };
 use crate::vm_process::{ChannelError, End, Report, VmProcess};
 
@@ -203,8 +203,6 @@ pub struct Supervised<'a> {
     pub facts: Facts,
     /// With what clients that attach are joined; none if the workload has this process's own streams.
     pub attachable: Option<Attachable>,
-    /// Of a machine that leaves no record: writes down that it does, once its own client has detached.
-    pub keep_mark: Option<KeepMark>,
     /// Notes what happens to it.
     pub notes: Notes,
     /// How the workload is asked how it is, if it is.
@@ -226,6 +224,9 @@ pub struct Ran {
     pub signals: Signals,
     /// Threads that may still run.
     pub threads: Arc<Threads>,
+    /// Of a machine with a disk whose workload has ended: until when the guest, from which the host has hung up, may take to write to
+    /// it and end the machine.
+    pub guest_ends_by: Option<Instant>,
 }
 
 impl Supervised<'_> {
@@ -254,7 +255,6 @@ impl Supervised<'_> {
             has_disk,
             facts,
             attachable,
-            keep_mark,
             notes,
             health,
         } = self;
@@ -271,8 +271,8 @@ impl Supervised<'_> {
             sessions: Arc::default(),
             has_disk,
             ends_by: Mutex::new(None),
+            guest_writes: AtomicBool::new(false),
             attachable,
-            keep_mark,
             notes,
             threads: Arc::default(),
         };
@@ -332,6 +332,11 @@ impl Supervised<'_> {
                 control,
                 signals,
                 threads: Arc::clone(&run.threads),
+                guest_ends_by: run
+                    .guest_writes
+                    .load(Ordering::SeqCst)
+                    .then(|| *run.ends_by())
+                    .flatten(),
             })
         })
     }
@@ -373,8 +378,9 @@ struct Run<'a> {
     has_disk: bool,
     /// When a machine whose workload was killed, or that nobody holds any more, ends, whether what it wrote is on its disk or not.
     ends_by: Mutex<Option<Instant>>,
+    /// Whether the workload has ended, and the guest writes what it has left.
+    guest_writes: AtomicBool,
     attachable: Option<Attachable>,
-    keep_mark: Option<KeepMark>,
     notes: Notes,
     threads: Arc<Threads>,
 }
@@ -461,28 +467,6 @@ impl Run<'_> {
         self.ends_by.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the guest, from which the host has hung up, has written everything to its disk and ended the machine.
-    fn await_end(&self) {
-        let deadline = Instant::now() + SYNC_PATIENCE;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let left = Timespec::try_from(left).unwrap_or_default();
-            match poll(&mut [PollFd::new(self.vm, PollFlags::IN)], Some(&left)) {
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(_) => return,
-                Ok(0) => {
-                    tracing::warn!("the machine did not write everything to its disk in time");
-                    return;
-                }
-                Ok(_) => {}
-            }
-            match self.vm.next_report() {
-                Ok(Some(Report::Ready | Report::Frozen)) => {}
-                Ok(Some(Report::Ended(_)) | None) | Err(_) => return,
-            }
-        }
-    }
-
     fn ended_by(&self) -> Option<Outcome> {
         match self.ended_by.load(Ordering::SeqCst) {
             0 => None,
@@ -515,7 +499,11 @@ impl Run<'_> {
         match result {
             Ok(exit) => {
                 if self.has_disk {
-                    self.await_end();
+                    let mut ends_by = self.ends_by();
+                    let latest = Instant::now() + SYNC_PATIENCE;
+                    let earliest = ends_by.map_or(latest, |earlier| earlier.min(latest));
+                    *ends_by = Some(earliest);
+                    self.guest_writes.store(true, Ordering::SeqCst);
                 }
                 Ok(outcome_of(exit))
             }
@@ -957,14 +945,9 @@ impl<'run: 'scope, 'scope> Control for Requests<'_, 'run, 'scope, '_> {
             self.run.notes.note("detach", &[]);
         }
         match (client, has_detached) {
-            (Attached::Own, true) => {
-                if let Some(Err(error)) = self.run.keep_mark.as_ref().map(KeepMark::set) {
-                    tracing::warn!("{}", chain(&error));
-                }
-            }
             // Its client is gone, and the machine with it.
             (Attached::Own, false) => self.kill_workload(SIGHUP),
-            (Attached::Other, _) => {}
+            (Attached::Own, true) | (Attached::Other, _) => {}
         }
     }
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::MachineId;
+use crate::outcome::ExitCode;
 use crate::process;
 use crate::report::{Help, Report};
 
@@ -33,8 +34,8 @@ enum Message {
     Failed {
         /// The report as it is printed.
         text: String,
-        /// What the client ends with.
-        exit_code: u8,
+        /// What the client ends with, if that is not for it to choose.
+        exit_code: Option<u8>,
     },
 }
 
@@ -175,7 +176,7 @@ impl StartReporter {
     pub fn failed(self, report: &Report) {
         let message = Message::Failed {
             text: report.to_string(),
-            exit_code: report.exit_code().number(),
+            exit_code: report.own_exit_code().map(ExitCode::number),
         };
         // A client that is gone does not want to know.
         let _ = self.send(&message);
@@ -222,7 +223,6 @@ impl Help for DetachError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::ExitCode;
 
     #[test]
     fn the_client_learns_the_id_of_a_machine_that_started() {

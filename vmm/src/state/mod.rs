@@ -26,8 +26,8 @@ pub use id::{IdError, MachineId};
 pub use name::{MachineName, NameError};
 pub use record::{Cause, Ended, History, ImageLabel, Record, Status, Timestamp};
 pub use registry::{
-    BLUEPRINT, Condition, KeepMark, LOCK, Machine, NewMachine, Notes, OwnedMachine, PauseMark,
-    Registry, StateError,
+    BLUEPRINT, Condition, LOCK, Machine, NewMachine, Notes, OwnedMachine, PauseMark, Registry,
+    StateError,
 };
 pub use settings::{OtherLimits, Settings};
 pub use signal::{Signal, SignalError};

@@ -307,8 +307,7 @@ impl Registry {
     pub fn hold(&self, id: &MachineId) -> Result<(OwnedMachine, ControlServer), StateError> {
         let _lock = self.lock_exclusive()?;
         let taken = self.take(id)?;
-        let mark = taken.0.directory.join(HELD);
-        private_file(&mark).map_err(|source| StateError::file("create", &mark, source))?;
+        taken.0.hold()?;
         Ok(taken)
     }
 
@@ -826,29 +825,6 @@ pub struct OwnedMachine {
     _lock: File,
 }
 
-/// Writes down that a machine's record is to stay.
-#[derive(Debug)]
-pub struct KeepMark {
-    registry: Registry,
-    id: MachineId,
-}
-
-impl KeepMark {
-    /// Writes it down.
-    ///
-    /// # Errors
-    ///
-    /// [`StateError::File`].
-    pub fn set(&self) -> Result<(), StateError> {
-        self.registry
-            .rewrite(&self.id, |machine| {
-                machine.record.ephemeral = false;
-                Ok(())
-            })
-            .map(drop)
-    }
-}
-
 /// Notes in the journal what happens to a machine.
 #[derive(Clone, Debug)]
 pub struct Notes {
@@ -938,15 +914,6 @@ impl OwnedMachine {
         HealthMark::new(&self.directory)
     }
 
-    /// The way to write down that the record is to stay, for another thread.
-    #[must_use]
-    pub fn keep_mark(&self) -> KeepMark {
-        KeepMark {
-            registry: self.registry.clone(),
-            id: self.record.id.clone(),
-        }
-    }
-
     /// Writes down that the workload runs, since now.
     ///
     /// # Errors
@@ -1002,7 +969,7 @@ impl OwnedMachine {
     /// # Errors
     ///
     /// [`StateError::File`].
-    pub fn finish_restarting(mut self) -> Result<Option<Ended>, StateError> {
+    pub fn finish_restarting(&mut self) -> Result<Option<Ended>, StateError> {
         let Status::Restarting(ended) = self.record.status.clone() else {
             return Ok(None);
         };
@@ -1015,7 +982,7 @@ impl OwnedMachine {
     /// # Errors
     ///
     /// [`StateError::File`].
-    pub fn finish(mut self, outcome: &Outcome) -> Result<Ended, StateError> {
+    pub fn finish(&mut self, outcome: &Outcome) -> Result<Ended, StateError> {
         self.refresh();
         let ended = self.ended(outcome);
         self.note_end(&ended);
@@ -1068,11 +1035,22 @@ impl OwnedMachine {
             .map_err(|source| StateError::file("write to", &self.directory, source))
     }
 
+    /// Keeps the machine for its files alone from here on, which [`Machine::is_held`] tells.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::File`].
+    pub fn hold(&self) -> Result<(), StateError> {
+        let mark = self.directory.join(HELD);
+        private_file(&mark)
+            .map(drop)
+            .map_err(|source| StateError::file("create", &mark, source))
+    }
+
     /// Takes over what others may have written down.
     fn refresh(&mut self) {
         if let Ok(Some(record)) = Record::read(&self.directory) {
             self.record.name = record.name;
-            self.record.ephemeral = record.ephemeral;
             self.record.settings = Settings {
                 monitor_pid: self.record.settings.monitor_pid,
                 ..record.settings

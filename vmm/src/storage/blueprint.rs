@@ -90,7 +90,8 @@ impl Help for BlueprintError {
     fn help(&self) -> Option<String> {
         match self {
             Self::None(_) => Some(
-                "machines of `vmm create`, and of `vmm run -d` without --rm, are kept".to_owned(),
+                "machines of `vmm create`, and of `vmm run` without --rm and --kernel, are kept"
+                    .to_owned(),
             ),
             Self::Read { .. } | Self::Format { .. } | Self::Limit(_) => {
                 Some("remove it with `vmm rm`, and create another one".to_owned())

@@ -238,6 +238,38 @@ impl VmProcess {
         }
     }
 
+    /// Ends the machine: at once, or when its guest has, if that is given time to write to its disk.
+    pub fn end(&self, guest_ends_by: Option<Instant>) {
+        if let Some(deadline) = guest_ends_by {
+            self.await_guest(deadline);
+        }
+        self.kill();
+    }
+
+    /// Waits until the guest, from which the host has hung up, has written everything to its disk and ended the machine.
+    fn await_guest(&self, deadline: Instant) {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).unwrap_or_default();
+            match poll(
+                &mut [PollFd::new(&self.channel, PollFlags::IN)],
+                Some(&left),
+            ) {
+                Err(Errno::INTR) => continue,
+                Err(_) => return,
+                Ok(0) => {
+                    tracing::warn!("the machine did not write everything to its disk in time");
+                    return;
+                }
+                Ok(_) => {}
+            }
+            match self.next_report() {
+                Ok(Some(Report::Ready | Report::Frozen)) => {}
+                Ok(Some(Report::Ended(_)) | None) | Err(_) => return,
+            }
+        }
+    }
+
     /// Ends the machine at once, whatever the guest does.
     pub fn kill(&self) {
         if let Err(error) = rustix::process::kill_process(self.child.pid(), Signal::KILL) {

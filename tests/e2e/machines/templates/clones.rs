@@ -95,6 +95,7 @@ fn a_base_serves_other_limits_and_other_images() {
     let named = Ran::of(
         home.vmm(&[
             "run",
+            "--rm",
             "--timings=json",
             "other:test",
             "--",
@@ -123,6 +124,7 @@ fn a_template_of_another_image_or_of_other_limits_is_not_used() {
     let named = home
         .vmm(&[
             "run",
+            "--rm",
             "--timings=json",
             "other:test",
             "--",
@@ -222,6 +224,7 @@ fn a_machine_boots_with_a_kernel_of_its_own_a_kernel_that_talks_and_where_it_is_
         home.vmm(&[
             "-vv",
             "run",
+            "--rm",
             "--timings=json",
             super::IMAGE,
             "--",

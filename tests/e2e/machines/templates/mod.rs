@@ -72,7 +72,12 @@ impl Home {
     }
 
     fn prepare_invocation(&self, options: &[&str]) -> Invocation {
-        self.vmm(&["prepare"]).args(options).arg(IMAGE)
+        let is_of_kept = options.contains(&"--storage");
+        let of_others = (!is_of_kept).then_some("--rm");
+        self.vmm(&["prepare"])
+            .args(of_others)
+            .args(options)
+            .arg(IMAGE)
     }
 
     fn run(&self, options: &[&str], command: &[&str]) -> Ran {
@@ -80,7 +85,7 @@ impl Home {
     }
 
     fn run_invocation(&self, options: &[&str], command: &[&str]) -> Invocation {
-        self.vmm(&["run", "--timings=json"])
+        self.vmm(&["run", "--rm", "--timings=json"])
             .args(options)
             .args([IMAGE, "--"])
             .args(command)
@@ -88,7 +93,7 @@ impl Home {
 
     /// Runs on a terminal of its own, on which the timings appear, too.
     fn on_terminal(&self, options: &[&str], command: &[&str]) -> OnTerminal {
-        let before = ["run", "--timings=json"].iter().chain(options);
+        let before = ["run", "--rm", "--timings=json"].iter().chain(options);
         let arguments = before.chain(&[IMAGE, "--"]).chain(command);
         self.fixture.on_terminal_with_templates(arguments)
     }

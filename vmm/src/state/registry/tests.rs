@@ -95,6 +95,7 @@ fn what_happens_to_a_machine_is_noted_in_order() {
         .unwrap();
     notes.note("exec_die", &[("exitCode", "3".to_owned())]);
     machine.finish(&Outcome::Exited(7)).unwrap();
+    drop(machine);
     fixture.registry.remove(&id).unwrap();
 
     let events = fixture.events();
@@ -114,10 +115,11 @@ fn what_happens_to_a_machine_is_noted_in_order() {
 #[test]
 fn a_machine_that_is_held_is_told_from_one_that_runs() {
     let fixture = Fixture::new();
-    let machine = fixture.create_kept("job");
+    let mut machine = fixture.create_kept("job");
     let id = machine.id().clone();
     assert!(!fixture.registry.find("job").unwrap().is_held());
     machine.finish(&Outcome::Exited(7)).unwrap();
+    drop(machine);
 
     let held = fixture.registry.hold(&id).unwrap();
     assert!(fixture.registry.find("job").unwrap().is_held());
@@ -178,10 +180,11 @@ fn a_machine_is_listed_and_found_while_it_lives() {
 #[test]
 fn an_ephemeral_machine_leaves_nothing() {
     let fixture = Fixture::new();
-    let finished = fixture.create("one").unwrap();
+    let mut finished = fixture.create("one").unwrap();
     let dropped = fixture.create("two").unwrap();
 
     finished.finish(&Outcome::Exited(0)).unwrap();
+    drop(finished);
     drop(dropped);
 
     assert!(fixture.entries().is_empty());
@@ -190,9 +193,10 @@ fn an_ephemeral_machine_leaves_nothing() {
 #[test]
 fn a_machine_that_is_kept_says_how_it_ended() {
     let fixture = Fixture::new();
-    let machine = fixture.create_kept("job");
+    let mut machine = fixture.create_kept("job");
 
     machine.finish(&Outcome::Exited(42)).unwrap();
+    drop(machine);
 
     let found = fixture.registry.find("job").unwrap();
     assert!(!found.alive);
@@ -246,6 +250,7 @@ fn a_start_by_a_person_begins_a_new_history() {
     machine.set_restarting(&Outcome::Exited(3)).unwrap();
     machine.note_stopped();
     machine.finish_restarting().unwrap();
+    drop(machine);
 
     let (mut again, _control) = fixture.registry.take_over(&id).unwrap();
     again.set_running().unwrap();
@@ -380,6 +385,7 @@ fn a_renamed_machine_keeps_its_name_whatever_its_monitor_writes_down() {
     registry.rename("web", &"shop".parse().unwrap()).unwrap();
     machine.set_running().unwrap();
     machine.finish(&Outcome::Exited(0)).unwrap();
+    drop(machine);
 
     assert_eq!(fixture.names(), ["shop"]);
     assert!(registry.find("web").is_err());
