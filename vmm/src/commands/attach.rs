@@ -7,28 +7,30 @@ use std::os::fd::OwnedFd;
 use protocol::WindowSize;
 
 use super::attend::report_outcome;
+use super::machines;
 use super::run::has_keyboard;
 use super::session::{Attended, Escaped, Leaving, SessionError};
 use crate::agent_link::{ClientStreams, Connections, Pumps};
 use crate::attach::DetachKeys;
 use crate::cli::{AttachArgs, StartArgs};
 use crate::dirs::Directories;
+use crate::machines::Machines;
 use crate::monitor::{RawTerminal, Signals, window_size};
 use crate::outcome::ExitCode;
-use crate::report::{Help, Report};
-use crate::state::{AttachRequest, Attachment, Condition, Machine, MachineName, Registry, Session};
+use crate::report::Report;
+use crate::state::{AttachRequest, Attachment, Machine, Session};
 
 /// Joins this process's streams with those of a workload, and ends with its exit code.
 pub(super) fn run(arguments: &AttachArgs, directories: &Directories) -> Result<ExitCode, Report> {
     let attached = || {
-        let registry = Registry::open(directories.machines())?;
-        let machine = registry.find(&arguments.machine)?;
+        let machines = machines(directories)?;
+        let machine = machines.find(&arguments.machine)?;
         let choices = AttachChoices {
             stdin: !arguments.no_stdin,
             passes_signals: arguments.sig_proxy,
             keys: &arguments.detach_keys,
         };
-        attach(&machine, choices)
+        attach(&machines, &machine, choices)
     };
     // As with docker, whatever keeps this from the workload.
     match attached().map_err(|report| report.with_exit_code(ExitCode::FAILURE))? {
@@ -38,13 +40,17 @@ pub(super) fn run(arguments: &AttachArgs, directories: &Directories) -> Result<E
 }
 
 /// `vmm start -a` of a machine that runs already.
-pub(super) fn join_started(machine: &Machine, arguments: &StartArgs) -> Result<ExitCode, Report> {
+pub(super) fn join_started(
+    machines: &Machines,
+    machine: &Machine,
+    arguments: &StartArgs,
+) -> Result<ExitCode, Report> {
     let choices = AttachChoices {
         stdin: arguments.interactive,
         passes_signals: true,
         keys: &arguments.detach_keys,
     };
-    finish(&attach(machine, choices)?)
+    finish(&attach(machines, machine, choices)?)
 }
 
 fn finish(leaving: &Leaving) -> Result<ExitCode, Report> {
@@ -63,8 +69,11 @@ struct AttachChoices<'a> {
     keys: &'a DetachKeys,
 }
 
-fn attach(machine: &Machine, choices: AttachChoices<'_>) -> Result<Leaving, Report> {
-    can_be_attached(machine)?;
+fn attach(
+    machines: &Machines,
+    machine: &Machine,
+    choices: AttachChoices<'_>,
+) -> Result<Leaving, Report> {
     let AttachChoices {
         stdin,
         passes_signals,
@@ -77,12 +86,7 @@ fn attach(machine: &Machine, choices: AttachChoices<'_>) -> Result<Leaving, Repo
     // Whatever ends this is not to leave the terminal raw.
     let takes_signals = has_terminal || passes_signals;
     let signals = takes_signals.then(Signals::take).transpose()?;
-    let (mut session, attachment, sockets) =
-        Session::attach(&machine.directory, AttachRequest { stdin }).map_err(|error| {
-            let help = error.help();
-            let help = help.unwrap_or_else(|| "see what runs with `vmm ps -a`".to_owned());
-            Report::from(error).with_help(help)
-        })?;
+    let (mut session, attachment, sockets) = machines.attach(machine, AttachRequest { stdin })?;
     if let (true, Some(size)) = (has_terminal, window_size(rustix::stdio::stdin())) {
         // The size that follows is another one, so that what runs there shows itself anew.
         session.resize(WindowSize {
@@ -165,62 +169,5 @@ impl Joining<'_> {
             );
         }
         leaving
-    }
-}
-
-/// Refuses a machine that has nothing to be joined with.
-fn can_be_attached(machine: &Machine) -> Result<(), AttachError> {
-    let name = machine.record.name.clone();
-    match machine.condition() {
-        Condition::Running { .. } if machine.record.settings.log.is_none() => {
-            Err(AttachError::Foreground(name))
-        }
-        Condition::Running { .. } => Ok(()),
-        Condition::Created if machine.alive => Err(AttachError::NotYet(name)),
-        Condition::Paused { .. } => Err(AttachError::Paused(name)),
-        Condition::Restarting(_) => Err(AttachError::Restarting(name)),
-        Condition::Created | Condition::Exited(_) | Condition::Dead { .. } => {
-            Err(AttachError::Stopped(name, machine.is_kept()))
-        }
-    }
-}
-
-/// A machine that cannot be attached to.
-#[derive(Debug, thiserror::Error)]
-enum AttachError {
-    /// It boots.
-    #[error("cannot attach to {0}, whose workload does not run yet")]
-    NotYet(MachineName),
-    /// It is started again.
-    #[error("cannot attach to {0}, which is about to be started again")]
-    Restarting(MachineName),
-    /// It stands still.
-    #[error("cannot attach to {0}, which is paused")]
-    Paused(MachineName),
-    /// Its streams are the client's that runs it.
-    #[error("cannot attach to {0}, which runs in the foreground of another vmm")]
-    Foreground(MachineName),
-    /// It has ended, or was not started. The other says whether it can be.
-    #[error("cannot attach to {0}, which is stopped")]
-    Stopped(MachineName, bool),
-}
-
-impl Help for AttachError {
-    fn help(&self) -> Option<String> {
-        Some(match self {
-            Self::NotYet(name) | Self::Restarting(name) => {
-                format!("see how far it is with `vmm ps -a`, and wait for {name}")
-            }
-            Self::Foreground(_) => {
-                "run it with -d or with -it, or start it without -a, to attach to it".to_owned()
-            }
-            Self::Paused(name) => format!("let it go on first with `vmm unpause {name}`"),
-            Self::Stopped(name, true) => format!("start it first with `vmm start {name}`"),
-            Self::Stopped(name, false) => {
-                format!(
-                    "see what it has written with `vmm logs {name}`, and what runs with `vmm ps`"
-                )
-            }
-        })
     }
 }

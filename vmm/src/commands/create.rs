@@ -24,7 +24,7 @@ use crate::dirs::Directories;
 use crate::guest::{GuestDirectory, GuestImage};
 use crate::image::StoredImage;
 use crate::machine::host::{Quirks, open_kvm};
-use crate::machines::Ending;
+use crate::machines::{Ending, Machines};
 use crate::monitor::{MonitorError, Signals};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
@@ -118,7 +118,7 @@ pub(super) fn start(
         if machine.is_held() {
             registry.await_end(&machine.record.id)?;
         } else if machine.alive {
-            return attach::join_started(&machine, arguments);
+            return attach::join_started(&Machines::new(registry), &machine, arguments);
         }
         let has_terminal = machine.record.settings.terminal;
         let takes_input = arguments.interactive && is_interactive(&machine)?;

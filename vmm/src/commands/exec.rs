@@ -2,6 +2,7 @@
 //!
 //! The monitor of the machine asks for the process and dials its streams; their bytes are moved here, past the monitor.
 
+use super::machines;
 use super::run::has_keyboard;
 use super::session::{Attended, Escaped, Leaving, SessionError};
 use crate::agent_link::{Connections, Pumps};
@@ -10,7 +11,7 @@ use crate::dirs::Directories;
 use crate::monitor::{RawTerminal, Signals, client_streams, window_size};
 use crate::outcome::{ExitCode, Outcome};
 use crate::report::{Help, Report};
-use crate::state::{Condition, ExecRequest, Machine, MachineName, Registry, Session};
+use crate::state::ExecRequest;
 use crate::workload::environment::{HostEnvironment as _, OwnEnvironment, Variable, read_file};
 use crate::workload::exec::ExecChoices;
 
@@ -20,9 +21,8 @@ pub(super) fn run(arguments: &ExecArgs, directories: &Directories) -> Result<Exi
     if is_attached {
         has_keyboard(arguments.interactive, arguments.tty)?;
     }
-    let registry = Registry::open(directories.machines())?;
-    let machine = registry.find(&arguments.machine)?;
-    runs(&machine)?;
+    let machines = machines(directories)?;
+    let machine = machines.find(&arguments.machine)?;
     let streams = client_streams(is_attached, arguments.interactive, arguments.tty);
     let request = ExecRequest {
         choices: choices(arguments)?,
@@ -35,7 +35,7 @@ pub(super) fn run(arguments: &ExecArgs, directories: &Directories) -> Result<Exi
         // Whatever ends this is not to leave the terminal raw.
         (true, true) => Some(Signals::take()?),
     };
-    let (session, descriptors) = Session::open(&machine.directory, &request)?;
+    let (session, descriptors) = machines.exec(&machine, &request)?;
     let connections =
         Connections::received(descriptors, request.streams).ok_or(SessionError::Streams)?;
     let terminal = takes_keys
@@ -55,18 +55,6 @@ pub(super) fn run(arguments: &ExecArgs, directories: &Directories) -> Result<Exi
         // As docker does.
         Leaving::Detached => Err(Report::from(Escaped).with_exit_code(ExitCode::FAILURE)),
         Leaving::Signalled(signal) => Ok(ExitCode::of_signal(signal)),
-    }
-}
-
-/// Refuses a machine in which nothing can be run.
-fn runs(machine: &Machine) -> Result<(), ExecError> {
-    let name = machine.record.name.clone();
-    match machine.condition() {
-        Condition::Running { .. } => Ok(()),
-        Condition::Created => Err(ExecError::NotYet(name)),
-        Condition::Paused { .. } => Err(ExecError::Paused(name)),
-        Condition::Restarting(_) => Err(ExecError::Restarting(name)),
-        Condition::Exited(_) | Condition::Dead { .. } => Err(ExecError::Ended(name)),
     }
 }
 
@@ -111,32 +99,9 @@ fn report_outcome(outcome: &Outcome) -> Result<ExitCode, Report> {
 /// A command that was not run.
 #[derive(Debug, thiserror::Error)]
 enum ExecError {
-    /// The machine boots.
-    #[error("the workload of {0} does not run yet")]
-    NotYet(MachineName),
-    /// The machine is started again.
-    #[error("{0} is about to be started again")]
-    Restarting(MachineName),
-    /// The machine stands still.
-    #[error("{0} is paused")]
-    Paused(MachineName),
-    /// The machine has ended.
-    #[error("{0} does not run")]
-    Ended(MachineName),
     /// The guest says why.
     #[error("the command did not start: {0}")]
     NotStarted(String),
 }
 
-impl Help for ExecError {
-    fn help(&self) -> Option<String> {
-        match self {
-            Self::NotYet(name) | Self::Restarting(name) => Some(format!(
-                "see how far it is with `vmm ps -a`, and wait for {name}"
-            )),
-            Self::Paused(name) => Some(format!("let it go on with `vmm resume {name}`")),
-            Self::Ended(_) => Some("see what runs with `vmm ps`".to_owned()),
-            _ => None,
-        }
-    }
-}
+impl Help for ExecError {}

@@ -3,6 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use super::machines;
 use super::output::{print_line, spell_duration};
 use super::restore::{self, Copy};
 use super::run::in_background;
@@ -12,7 +13,7 @@ use crate::machine::host::open_kvm;
 use crate::outcome::ExitCode;
 use crate::report::{Help, Report};
 use crate::snapshot::{Opened, SnapshotError, Target};
-use crate::state::{Action, ControlClient, Registry};
+use crate::state::Action;
 
 /// Runs `vmm snapshot`.
 pub(super) fn run(arguments: &SnapshotArgs, directories: &Directories) -> Result<ExitCode, Report> {
@@ -27,8 +28,8 @@ pub(super) fn run(arguments: &SnapshotArgs, directories: &Directories) -> Result
                 at_fork_point: false,
                 stop: arguments.stop,
             };
-            let machine = Registry::open(directories.machines())?.find_alive(machine)?;
-            ControlClient::connect(&machine.directory)?.act(action)?;
+            let machines = machines(directories)?;
+            machines.act(&machines.find(machine)?, action)?;
             Ok(ExitCode::SUCCESS)
         }
         // The parser lets nobody get here.
@@ -63,7 +64,8 @@ fn check(file: &Path, directories: &Directories) -> Result<ExitCode, Report> {
 
 /// Runs `vmm fork`.
 pub(super) fn fork(arguments: &ForkArgs, directories: &Directories) -> Result<ExitCode, Report> {
-    let machine = Registry::open(directories.machines())?.find_alive(&arguments.machine)?;
+    let machines = machines(directories)?;
+    let machine = machines.find(&arguments.machine)?;
     create_private(directories.cache())?;
     // It has no name, so that nothing is left of it whatever happens.
     let file = tempfile::tempfile_in(directories.cache()).map_err(CommandError::File)?;
@@ -74,7 +76,7 @@ pub(super) fn fork(arguments: &ForkArgs, directories: &Directories) -> Result<Ex
         at_fork_point: true,
         stop: false,
     };
-    ControlClient::connect(&machine.directory)?.act(action)?;
+    machines.act(&machine, action)?;
     for generation in 1..=arguments.number {
         let file = file.try_clone().map_err(CommandError::File)?;
         let id = in_background(|reporter| {

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 use protocol::{Answer, ProcessInfo, ProcessList, Question};
 use thiserror::Error;
 
+use super::machines;
 use super::output::Columns;
 use crate::cli::TopArgs;
 use crate::dirs::Directories;
 use crate::moment::Moment;
 use crate::outcome::ExitCode;
 use crate::report::{Help, Report};
-use crate::state::{Asked, ControlError, Registry, Timestamp};
+use crate::state::{ControlError, Timestamp};
 
 /// How long a guest may take to look at its processes.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -19,14 +20,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Lists a machine's processes.
 pub(super) fn run(arguments: &TopArgs, directories: &Directories) -> Result<ExitCode, Report> {
     let columns = columns(&arguments.options)?;
-    let registry = Registry::open(directories.machines())?;
-    let machine = registry.find_alive(&arguments.machine)?;
-    let asked = Asked::send(&machine.directory, &Question::Processes)?;
+    let machines = machines(directories)?;
+    let machine = machines.find(&arguments.machine)?;
+    let asked = machines.ask(&machine, &Question::Processes)?;
     let list = match asked.answer(Instant::now() + PATIENCE)? {
         Answer::Processes(list) => list,
         _ => return Err(ControlError::Unexpected(machine.directory).into()),
     };
-    registry.note(&machine.record, "top", &[]);
+    machines.note(&machine.record, "top");
     table(&columns, &list, Timestamp::now()).print()?;
     if list.is_cut {
         tracing::warn!(

@@ -13,6 +13,8 @@
 //! |---|---|---|---|---|---|
 //! | `kill` | refused | signal | signal, once it goes on; SIGKILL at once | ends the policy | refused |
 //! | `end` | nothing to do | asks, then kills | asks, resumes, then kills | ends the policy | nothing to do |
+//! | `exec`, `attach`, `ask` | refused | yes | refused | refused | refused |
+//! | `update` | yes | yes, if its guest can | refused | yes | yes, if it is kept |
 //! | `act` (pause, resume, snapshot) | refused | pause, snapshot | resume | refused | refused |
 //! | `wait` | until it has ended | until it has ended | until it has ended | until it has ended again | the code at once |
 //! | `remove` | if nobody starts it | refused, or kills it first | refused, or kills it first | refused, or kills it first | yes |
@@ -22,6 +24,9 @@
 //! the answer of what its call found. Two ends are one; the second of two removals is told that there is no such machine, of two starts
 //! or two takers of a name that the other was faster ([`StateError`]). Whoever waits is told the end that it waited for, also if the
 //! machine was removed or started again meanwhile.
+
+mod joining;
+mod limits;
 
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
@@ -36,6 +41,9 @@ use crate::state::{
     Registry, Signal, StateError,
 };
 use crate::watch::{Watch, WatchError};
+
+pub use self::joining::JoinError;
+pub use self::limits::UpdateError;
 
 /// How long a workload may take to end unless somebody says otherwise, docker's number.
 const DEFAULT_TIMEOUT_SECONDS: i64 = 10;
