@@ -33,7 +33,9 @@ pub struct Commitment {
     pub author: Option<String>,
     /// A remark.
     pub comment: Option<String>,
-    /// What is to be another in the configuration.
+    /// What the machine was run with, in place of what the configuration says.
+    pub as_run: Vec<Change>,
+    /// What is to be another in the configuration that comes of that.
     pub changes: Vec<Change>,
 }
 
@@ -248,7 +250,9 @@ impl Draft<'_> {
         if config.is_null() {
             *config = json!({});
         }
-        Change::apply_all(&commitment.changes, config.as_object_mut()?);
+        let config = config.as_object_mut()?;
+        Change::apply_all(&commitment.as_run, config);
+        Change::apply_all(&commitment.changes, config);
         serde_json::to_vec(&document).ok()
     }
 }
