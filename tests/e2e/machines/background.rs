@@ -125,7 +125,7 @@ fn a_signal_of_choice_reaches_the_workload_and_ends_it_only_if_it_means_to() {
 #[test]
 fn an_unknown_machine_is_named() {
     let fixture = Fixture::new();
-    fixture.vmm(["kill", "nobody"]).run().refused(&["nobody"]);
+    fixture.vmm(["kill", "nobody"]).run().failed(&["nobody"]);
 }
 
 #[test]

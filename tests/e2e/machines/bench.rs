@@ -134,7 +134,7 @@ fn an_engine_that_fails_is_reported_in_its_own_words() {
         .args(["--", "/no/such/command"])
         .run();
 
-    done.code_is(125)
+    done.code_is(1)
         .stdout_has("vmm cold: ended with exit code 127: vmm: the workload did not start")
         .stderr_has("\nvmm: no engine could start the image");
     nothing_is_left(&fixture);
@@ -146,6 +146,6 @@ fn a_bench_of_an_image_that_is_not_there_is_refused() {
 
     let done = bench(&fixture, Path::new("/no/such.oci"), &[]).run();
 
-    done.refused(&["/no/such.oci"]);
+    done.failed(&["/no/such.oci"]);
     nothing_is_left(&fixture);
 }

@@ -51,8 +51,8 @@ impl Machine {
             .stderr_is("");
     }
 
-    fn refused(&self, from: &str, to: &str, says: &str) {
-        self.cp(&[], from, to).code_is(125).stderr_has(says);
+    fn failed(&self, from: &str, to: &str, says: &str) {
+        self.cp(&[], from, to).code_is(1).stderr_has(says);
     }
 
     fn sh(&self, script: &str) -> String {
@@ -172,22 +172,22 @@ fn files_are_copied_from_a_machine_as_docker_would() {
     let archive = machine.fixture.file("sub.tar", &archive.succeeded().stdout);
     assert_eq!(listed(&archive), ["sub/", "sub/deep"]);
 
-    machine.refused("web:/none", &machine.path("x"), "/none");
-    machine.refused("web:/d/one/", &machine.path("x"), "is not a directory");
-    machine.refused("web:/d/one", &machine.path("no/where"), "No such file");
-    machine.refused("web:/d/one", &machine.path("no/"), "does not exist");
-    machine.refused("web:/d", &machine.path("file"), "cannot copy a directory");
-    machine.refused("web:/d/one", "web:/x", "from one machine to another");
-    machine.refused("a", "b", "neither of the two paths");
-    machine.refused("web:", &machine.path("x"), "MACHINE:PATH");
-    machine.refused("other:/d", &machine.path("x"), "other");
+    machine.failed("web:/none", &machine.path("x"), "/none");
+    machine.failed("web:/d/one/", &machine.path("x"), "is not a directory");
+    machine.failed("web:/d/one", &machine.path("no/where"), "No such file");
+    machine.failed("web:/d/one", &machine.path("no/"), "does not exist");
+    machine.failed("web:/d", &machine.path("file"), "cannot copy a directory");
+    machine.failed("web:/d/one", "web:/x", "from one machine to another");
+    machine.failed("a", "b", "neither of the two paths");
+    machine.failed("web:", &machine.path("x"), "MACHINE:PATH");
+    machine.failed("other:/d", &machine.path("x"), "other");
     assert!(!here("x").exists() && !here("no").exists());
     machine.copied("web:/out", &machine.path("out"));
     assert!(fs::symlink_metadata(here("out")).unwrap().is_symlink());
     // A link that came with the copy is not followed by the next one.
     machine.copied("web:/bad", &machine.path("bad"));
     machine.sh("rm /bad/root; mkdir /bad/root; echo x > /bad/root/vmm-was-here");
-    machine.refused("web:/bad/.", &machine.path("bad"), "cannot replace");
+    machine.failed("web:/bad/.", &machine.path("bad"), "cannot replace");
     assert!(!Path::new("/vmm-was-here").exists());
 }
 
@@ -228,15 +228,15 @@ fn files_are_copied_to_a_machine_and_stay_inside() {
         seen,
         format!("{ones}{deep}sub/f\nsub/f\n710 0:0\n{one_mode:o} 0:0\n")
     );
-    machine.refused(&one, "web:/root-is-read-only", "Read-only file system");
-    machine.refused(&one, "web:/t/no/where", "/t/no/where");
-    machine.refused(&one, "web:/t/file/", "is not a directory");
-    machine.refused(
+    machine.failed(&one, "web:/root-is-read-only", "Read-only file system");
+    machine.failed(&one, "web:/t/no/where", "/t/no/where");
+    machine.failed(&one, "web:/t/file/", "is not a directory");
+    machine.failed(
         &machine.path("tree"),
         "web:/t/file",
         "cannot copy a directory",
     );
-    machine.refused(&machine.path("none"), "web:/t", "none");
+    machine.failed(&machine.path("none"), "web:/t", "none");
 
     let tar = |arguments: &str| {
         let script = format!("cd {}; {arguments}", machine.fixture.path("").display());
@@ -263,15 +263,15 @@ fn files_are_copied_to_a_machine_and_stay_inside() {
         "one\none\n"
     );
     let up = tar("tar -cPf - --transform 's,^one,../../escaped,' one");
-    send("web:/t/d", up).code_is(125).stderr_has("leads out");
+    send("web:/t/d", up).code_is(1).stderr_has("leads out");
     send("web:/t/none", tar("tar -cf - one"))
-        .code_is(125)
+        .code_is(1)
         .stderr_has("does not exist");
     send("web:/t/file", tar("tar -cf - one"))
-        .code_is(125)
+        .code_is(1)
         .stderr_has("not a directory");
     send("web:/t/d", b"this is no archive".to_vec())
-        .code_is(125)
+        .code_is(1)
         .stderr_has("archive");
     // Links that the archive makes lead where they lead in the machine.
     let through = tar(
@@ -291,11 +291,11 @@ fn files_are_copied_to_a_machine_and_stay_inside() {
     );
 
     machine.vmm(["pause", "web"]).run().succeeded();
-    machine.refused(&one, "web:/t", "is paused");
+    machine.failed(&one, "web:/t", "is paused");
     machine
         .vmm(["diff", "web"])
         .run()
-        .code_is(125)
+        .code_is(1)
         .stderr_has("vmm resume web");
     machine.vmm(["resume", "web"]).run().succeeded();
 }
@@ -340,7 +340,7 @@ fn what_a_machine_has_changed_is_listed_exported_and_becomes_an_image() {
     machine
         .vmm(["export", "-o", &machine.path("no/where.tar"), "web"])
         .run()
-        .code_is(125)
+        .code_is(1)
         .stderr_has("where.tar");
 
     let committed = machine
@@ -358,11 +358,11 @@ fn what_a_machine_has_changed_is_listed_exported_and_becomes_an_image() {
     machine
         .vmm(["commit", "-c", "RUN make", "web"])
         .run()
-        .refused(&["RUN"]);
+        .failed(&["RUN"]);
     machine
         .vmm(["commit", "web", "Bad Name"])
         .run()
-        .code_is(125)
+        .code_is(1)
         .stderr_has("Bad Name");
     let history = machine.vmm(["history", "--no-trunc", "web:tested"]).run();
     history

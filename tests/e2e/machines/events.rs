@@ -147,7 +147,7 @@ fn an_event_has_dockers_shape_and_a_lost_monitor_is_told_of() {
 
     home.vmm(&["events", "--filter", "colour=red"])
         .run()
-        .refused(&["colour"])
+        .failed(&["colour"])
         .helped();
     home.vmm(&["events", "--since", "yesterday"])
         .run()
@@ -162,6 +162,6 @@ fn an_event_has_dockers_shape_and_a_lost_monitor_is_told_of() {
         "0s",
     ])
     .run()
-    .refused(&["Nothing"])
+    .failed(&["Nothing"])
     .helped();
 }

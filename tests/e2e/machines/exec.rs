@@ -284,7 +284,7 @@ fn a_terminal_is_refused_where_there_is_none() {
     machine
         .exec(&["-it"], &["true"])
         .run()
-        .refused(&["terminal"]);
+        .failed(&["terminal"]);
 }
 
 /// The n-th of many commands at once, which waits for the end of its input.
@@ -375,10 +375,10 @@ fn a_machine_that_is_paused_or_unknown_or_has_ended_is_named() {
     let ended = machine.exec(&[], &["true"]).run();
     let unknown = machine.vmm(&["exec", "nobody", "true"]).run();
 
-    paused.refused(&[NAME, "paused"]).helped();
+    paused.failed(&[NAME, "paused"]).helped();
     resumed.succeeded();
-    ended.refused(&[NAME]).helped();
-    unknown.refused(&["nobody"]);
+    ended.failed(&[NAME]).helped();
+    unknown.failed(&["nobody"]);
 }
 
 #[test]
@@ -423,7 +423,7 @@ fn a_machine_with_commands_is_not_written_down() {
     client.finish().succeeded();
     let written = machine.vmm(&["snapshot", NAME, file]).run();
 
-    refused.refused(&["vmm exec"]);
+    refused.failed(&["vmm exec"]);
     written.succeeded();
 }
 

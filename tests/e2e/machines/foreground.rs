@@ -9,7 +9,8 @@ const IMAGE: &str = "busybox:test";
 /// Says what the run before has left, leaves something, and fails.
 const LEAVING: &str = "cat /left 2>/dev/null; echo out; echo err >&2; echo left >> /left; exit 3";
 /// Says something all the time, until the third of its signals.
-const COUNTING: &str = "trap 'echo int' INT; while :; do echo tick; sleep 0.1; done";
+const COUNTING: &str =
+    "n=0; trap 'n=$((n+1)); echo int $n' INT; while :; do echo tick; sleep 0.1; done";
 
 struct Home {
     fixture: Fixture,
@@ -105,15 +106,16 @@ fn signals_are_the_workloads_and_the_third_that_ends_is_the_machines() {
 
     let run = home.run(&[], &["sh", "-c", COUNTING]).start();
     run.wait_for_stdout("tick\n");
-    run.signal(Signal::INT);
-    run.wait_for_stdout("int\n");
-    run.signal(Signal::INT);
+    for times in ["int 1\n", "int 2\n"] {
+        run.signal(Signal::INT);
+        run.wait_for_stdout(times);
+    }
     run.signal(Signal::INT);
     // It was killed.
     run.finish().code_is(137);
 
     assert_eq!(home.list(), "job exited\n");
-    home.logs().succeeded().stdout_has("int\n");
+    home.logs().succeeded().stdout_has("int 2\n");
     home.fixture.nothing_runs();
 }
 

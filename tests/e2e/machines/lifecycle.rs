@@ -89,12 +89,12 @@ fn a_machine_is_asked_to_end_by_its_own_signal_and_killed_when_it_does_not() {
         .stdout_is("stubborn\n");
     let mixed = vmm(&fixture, &["stop", "nobody", "polite"]).run();
     mixed
-        .code_is(125)
+        .code_is(1)
         .stdout_is("polite\n")
         .complained(&["nobody"]);
     vmm(&fixture, &["kill", "polite"])
         .run()
-        .refused(&["polite", "does not run"])
+        .failed(&["polite", "does not run"])
         .helped();
     vmm(&fixture, &["rm", "polite", "stubborn"])
         .run()
@@ -141,14 +141,14 @@ fn a_machine_keeps_its_new_name_while_it_runs_and_after() {
 
     vmm(&fixture, &["rename", "after", "other"])
         .run()
-        .refused(&["other"])
+        .failed(&["other"])
         .helped();
     vmm(&fixture, &["rename", "after", "a/b"])
         .run()
         .refused(&["a/b"]);
     vmm(&fixture, &["rename", "before", "new"])
         .run()
-        .refused(&["before"])
+        .failed(&["before"])
         .helped();
     vmm(&fixture, &["kill", "after"]).run().succeeded();
     vmm(&fixture, &["wait", "after"])
@@ -390,7 +390,7 @@ fn a_machine_that_the_host_killed_says_so() {
 fn what_makes_no_sense_is_refused_with_help() {
     let fixture = Fixture::new();
     let refused = |arguments: &[&str], names: &[&str]| {
-        fixture.vmm(arguments).run().refused(names).helped();
+        fixture.vmm(arguments).run().declined(names).helped();
     };
     refused(&["ps", "--filter", "colour=red"], &["colour"]);
     refused(&["ps", "--filter", "status=up"], &["'up'"]);
@@ -399,7 +399,7 @@ fn what_makes_no_sense_is_refused_with_help() {
     fixture
         .vmm(["inspect", "nobody"])
         .run()
-        .code_is(125)
+        .code_is(1)
         .stdout_is("[]\n")
         .complained(&["nobody"])
         .helped();

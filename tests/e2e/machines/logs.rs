@@ -83,7 +83,7 @@ fn what_a_machine_wrote_is_shown_as_it_was_written_until_the_machine_is_removed(
     assert!(first["log"].as_str().unwrap().ends_with('\n'), "{first}");
 
     vmm(&fixture, &["rm", "writer"]).run().succeeded();
-    logs(&fixture, &["writer"]).refused(&["writer"]).helped();
+    logs(&fixture, &["writer"]).failed(&["writer"]).helped();
     assert_eq!(fixture.machines_listing(), "");
 }
 
@@ -139,9 +139,7 @@ fn a_machine_without_a_log_says_so() {
     start(&fixture, "mute", &["--log-driver", "none"], "echo unheard");
     wait(&fixture, "mute");
 
-    logs(&fixture, &["mute"])
-        .refused(&["mute", "none"])
-        .helped();
+    logs(&fixture, &["mute"]).failed(&["mute", "none"]).helped();
     let running = fixture
         .run_name(
             "busybox:test",
@@ -150,7 +148,7 @@ fn a_machine_without_a_log_says_so() {
         )
         .start();
     running.wait_for_stdout("ready\n");
-    logs(&fixture, &["front"]).refused(&["front"]).helped();
+    logs(&fixture, &["front"]).failed(&["front"]).helped();
     vmm(&fixture, &["stop", "-t", "0", "front"])
         .run()
         .succeeded();
@@ -286,26 +284,28 @@ fn options_of_logs_that_make_no_sense_are_refused() {
     let run = |options: &[&str]| fixture.vmm(["run", "-d"]).args(options).arg("app").run();
 
     run(&["--log-driver", "syslog"])
-        .refused(&["--log-driver", "syslog"])
+        .declined(&["--log-driver", "syslog"])
         .helped();
     run(&["--log-opt", "max-size"])
-        .refused(&["--log-opt", "max-size"])
+        .declined(&["--log-opt", "max-size"])
         .helped();
     run(&["--log-opt", "max-size=big"])
-        .refused(&["big"])
+        .declined(&["big"])
         .helped();
-    run(&["--log-opt", "max-file=0"]).refused(&["'0'"]).helped();
+    run(&["--log-opt", "max-file=0"])
+        .declined(&["'0'"])
+        .helped();
     run(&["--log-opt", "compress=true"])
-        .refused(&["compress"])
+        .declined(&["compress"])
         .helped();
     logs(&fixture, &["--since", "yesterday", "x"])
-        .refused(&["--since", "yesterday"])
+        .declined(&["--since", "yesterday"])
         .helped();
     logs(&fixture, &["--until", "1m30", "x"])
-        .refused(&["--until", "1m30"])
+        .declined(&["--until", "1m30"])
         .helped();
     logs(&fixture, &["--tail", "few", "x"])
-        .refused(&["--tail", "few"])
+        .declined(&["--tail", "few"])
         .helped();
-    logs(&fixture, &["nobody"]).refused(&["nobody"]).helped();
+    logs(&fixture, &["nobody"]).declined(&["nobody"]).helped();
 }

@@ -96,13 +96,13 @@ fn a_failing_machine_is_started_again_until_a_person_or_the_host_ends_it() {
     let listed = home.vmm(&["ps", "--filter", "status=restarting"]).run();
     listed.succeeded().stdout_has("Restarting (3)");
     let refused = home.vmm(&["exec", "flaky", "true"]).run();
-    refused.refused(&["flaky", "started again"]).helped();
+    refused.failed(&["flaky", "started again"]).helped();
     let refused = home.vmm(&["attach", "--no-stdin", "flaky"]).run();
     refused.complained(&["flaky", "started again"]).helped();
     let followed = home.vmm(&["logs", "-f", "flaky"]).run();
     followed.succeeded().stdout_has("run\nrun x\nrun x x\n");
     home.vmm(&["start", "flaky"]).run().succeeded();
-    home.vmm(&["rm", "flaky"]).run().refused(&["runs"]);
+    home.vmm(&["rm", "flaky"]).run().failed(&["runs"]);
     home.wait_is("flaky", "3");
     home.vmm(&["stop", "flaky"])
         .run()

@@ -165,10 +165,10 @@ fn a_machine_that_stands_still_or_has_ended_has_no_figures() {
     assert_eq!(figures["CPUPerc"], "--");
     assert_eq!(figures["MemUsage"], "-- / --");
     assert_eq!(figures["Name"], "still");
-    home.vmm(&["top", "still"]).run().refused(&["is paused"]);
+    home.vmm(&["top", "still"]).run().failed(&["is paused"]);
     home.vmm(&["update", "--cpus", "0.5", "still"])
         .run()
-        .refused(&["is paused"]);
+        .failed(&["is paused"]);
 
     home.vmm(&["resume", "still"]).run().succeeded();
     assert_eq!(home.figures("still")["PIDs"], "1");
@@ -181,7 +181,7 @@ fn a_machine_that_stands_still_or_has_ended_has_no_figures() {
     }
     home.vmm(&["top", "still"])
         .run()
-        .refused(&["'still'", "does not run"]);
+        .failed(&["'still'", "does not run"]);
 }
 
 #[test]
@@ -302,9 +302,9 @@ fn limits_of_a_running_machine_change_in_the_guest_and_on_record() {
         "8388608 7340032 500000000 2048 20"
     );
 
-    update(&["--memory", "2g"]).refused(&["room for", "2048 MiB"]);
-    update(&["--cpus", "2"]).refused(&["1 processors"]);
-    update(&["--cpuset-cpus", "1"]).refused(&["1 processors"]);
+    update(&["--memory", "2g"]).failed(&["room for", "2048 MiB"]);
+    update(&["--cpus", "2"]).failed(&["1 processors"]);
+    update(&["--cpuset-cpus", "1"]).failed(&["1 processors"]);
     assert_eq!(
         home.inspect("web", recorded),
         "8388608 7340032 500000000 2048 20"
@@ -332,8 +332,8 @@ fn limits_of_a_machine_that_is_kept_are_those_of_its_next_start() {
 
     home.vmm(&limits).run().succeeded().stdout_is("db\n");
     let update = |option, value| home.vmm(&["update", option, value, "db"]).run();
-    update("--cpuset-cpus", "2").refused(&["would start", "2"]);
-    update("--cpu-quota", "999").refused(&["999 microseconds"]);
+    update("--cpuset-cpus", "2").failed(&["would start", "2"]);
+    update("--cpu-quota", "999").failed(&["999 microseconds"]);
     home.vmm(&["start", "db"]).run().succeeded();
 
     home.script(
@@ -357,7 +357,7 @@ fn limits_of_a_machine_that_is_kept_are_those_of_its_next_start() {
 fn what_makes_no_sense_is_refused_with_help() {
     let fixture = Fixture::new();
     let refused = |arguments: &[&str], names: &[&str]| {
-        fixture.vmm(arguments).run().refused(names).helped();
+        fixture.vmm(arguments).run().declined(names).helped();
     };
     refused(&["stats", "nobody"], &["nobody"]);
     refused(&["stats", "--format", "{{.Nothing", "nobody"], &["{{"]);

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::PathBuf;
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use tests::process::{MACHINE_LIMIT, Running};
 use tests::{Fixture, Invocation};
 
@@ -49,11 +49,25 @@ impl Home {
 
     /// Ends the VM process of a machine whose monitor this is.
     #[track_caller]
-    fn kill_vm_process(&self, monitor: &Running) {
-        let processes = self.fixture.processes();
-        let vm = processes.iter().find(|(pid, _)| *pid != monitor.pid());
-        let (vm, _) = vm.expect("the monitor has a VM process");
-        kill_process(*vm, Signal::KILL).expect("it can be killed");
+    /// The monitor of a machine that runs.
+    fn monitor(&self, name: &str) -> Pid {
+        let pid = self.vmm(&["inspect", "-f", "{{.State.Pid}}", name]).run();
+        let pid = pid.succeeded().stdout_text().trim().parse().ok();
+        pid.and_then(Pid::from_raw).expect("the machine runs")
+    }
+
+    fn kill_vm_process(&self, name: &str) {
+        let monitor = self.monitor(name).as_raw_nonzero();
+        let children = format!("/proc/{monitor}/task/{monitor}/children");
+        let children = fs::read_to_string(children).expect("the monitor runs");
+        let vm = children
+            .split_whitespace()
+            .next()
+            .and_then(|pid| pid.parse().ok());
+        let vm = vm
+            .and_then(Pid::from_raw)
+            .expect("the monitor has a VM process");
+        kill_process(vm, Signal::KILL).expect("it can be killed");
     }
 }
 
@@ -97,11 +111,11 @@ fn what_was_synced_survives_a_killed_machine_and_a_killed_monitor() {
 
     let first = home.start("db");
     first.wait_for_stdout("synced\n");
-    home.kill_vm_process(&first);
+    home.kill_vm_process("db");
     first.finish().code_is(125).stdout_is("found\nsynced\n");
     let second = home.start("db");
     second.wait_for_stdout("synced\n");
-    second.signal(Signal::KILL);
+    kill_process(home.monitor("db"), Signal::KILL).unwrap();
     second.finish().stdout_is("found x\nsynced\n");
     let third = home.start("db").finish();
 
@@ -152,7 +166,7 @@ fn a_snapshot_has_what_was_on_the_disk() {
     first.finish_with_open_input().code_is(137);
     home.vmm(&["rm", "web"]).run().succeeded();
     let resumed = home
-        .vmm(&["run", "-i", "--restore", file])
+        .vmm(&["run", "--rm", "-i", "--restore", file])
         .input("changed\n")
         .run();
 
@@ -218,7 +232,7 @@ fn of_two_who_start_a_machine_at_once_one_does() {
     let codes = [one.finish().code(), other.finish().code()];
 
     assert!(codes.contains(&Some(0)), "{codes:?}");
-    assert!(codes.iter().all(|code| [Some(0), Some(125)].contains(code)));
+    assert!(codes.iter().all(|code| [Some(0), Some(1)].contains(code)));
     home.vmm(&["ps", "-q"]).run().succeeded().stdout_has("\n");
     home.vmm(&["rm", "-f", "once"]).run().succeeded();
     home.fixture.nothing_runs();
@@ -245,7 +259,7 @@ fn a_disk_that_is_not_what_it_was_is_named_and_nothing_starts() {
     let disk = home.disk("web");
     let refused = || {
         let started = home.vmm(&["start", "web"]).run();
-        started.refused(&["disk"]).helped();
+        started.failed(&["disk"]).helped();
     };
 
     let whole = fs::read(&disk).unwrap();
@@ -272,7 +286,7 @@ fn the_image_of_a_machine_that_is_kept_is_not_removed() {
     let home = Home::new();
     home.create("web", &[], "true");
 
-    home.vmm(&["rmi", IMAGE]).run().refused(&["web"]).helped();
+    home.vmm(&["rmi", IMAGE]).run().failed(&["web"]).helped();
     home.vmm(&["prune", "--all", "--force"]).run().succeeded();
     home.vmm(&["images"])
         .run()
@@ -287,7 +301,7 @@ fn the_image_of_a_machine_that_is_kept_is_not_removed() {
 fn what_makes_no_sense_for_a_kept_machine_is_refused() {
     let home = Home::new();
     let refused = |arguments: &[&str], names: &[&str]| {
-        home.vmm(arguments).run().refused(names).helped();
+        home.vmm(arguments).run().declined(names).helped();
     };
 
     refused(&["create", "--storage", "1m", IMAGE], &["--storage"]);

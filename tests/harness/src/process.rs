@@ -595,6 +595,13 @@ impl Finished {
         self.code_is(1).stdout_is("").complained(names)
     }
 
+    /// Asserts that a command was refused or failed, where the difference is not what the test is about.
+    #[track_caller]
+    pub fn declined(&self, names: &[&str]) -> &Self {
+        assert!(matches!(self.code(), Some(1 | 125)), "{self:?}");
+        self.stdout_is("").complained(names)
+    }
+
     /// Asserts the shape of a complaint on standard error: one line `vmm: …` naming `names`, then at most `help:` lines.
     #[track_caller]
     pub fn complained(&self, names: &[&str]) -> &Self {

@@ -74,7 +74,7 @@ fn a_snapshot_that_was_altered_is_not_used() {
             .unwrap();
         change(&file);
         drop(file);
-        home.check(name).refused(&[name, reason]);
+        home.check(name).failed(&[name, reason]);
         home.restore(&["-i"], name).run().refused(&[name, reason]);
     }
     fs::create_dir(home.path("directory")).unwrap();
@@ -85,7 +85,7 @@ fn a_snapshot_that_was_altered_is_not_used() {
     )
     .unwrap();
     for name in ["directory", "fifo", "nothing"] {
-        home.check(name).refused(&[name]);
+        home.check(name).failed(&[name]);
         home.restore(&[], name).run().refused(&[name]);
     }
     home.fixture.nothing_runs();
@@ -100,12 +100,12 @@ fn a_place_that_cannot_hold_it_is_named_and_the_machine_goes_on() {
     let mut first = home.counting("first");
     fs::create_dir(home.path("directory")).unwrap();
     home.snapshot(&[], "first", "directory")
-        .refused(&["directory", "not a file"]);
+        .failed(&["directory", "not a file"]);
     home.snapshot(&[], "first", "nowhere/file")
-        .refused(&["nowhere"]);
+        .failed(&["nowhere"]);
     // Stopping is for snapshots that were written.
     home.snapshot(&["--stop"], "first", "nowhere/file")
-        .refused(&["nowhere"]);
+        .failed(&["nowhere"]);
     first.write(b"two\n");
     first.wait_for_stdout("2 two\n");
     fs::write(home.path("file"), "something that was there").unwrap();
@@ -193,7 +193,7 @@ fn an_interrupted_restore_leaves_a_snapshot_that_is_whole_or_used() {
         Some(0) => third.code_is(0).stdout_is("2 other\nend after 2\n"),
         // The workload had gone on before, and the interrupt was for it.
         _ => {
-            check.refused(&["was resumed before"]);
+            check.failed(&["was resumed before"]);
             third.refused(&["was resumed before"])
         }
     };

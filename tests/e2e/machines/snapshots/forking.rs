@@ -15,7 +15,7 @@ fn copies_go_on_from_the_fork_point_each_as_its_own_generation() {
         if forked.code() == Some(0) {
             break forked;
         }
-        forked.refused(&["fork point"]);
+        forked.failed(&["fork point"]);
     };
     let ids = forked.stdout_text();
     let ids: Vec<&str> = ids.lines().collect();
@@ -55,12 +55,12 @@ fn a_workload_that_does_not_wait_at_a_fork_point_is_not_forked_and_goes_on() {
     elsewhere.wait_for_stdout("prw-rw-rw-");
     for name in ["without", "elsewhere"] {
         let refused = home.vmm(&["fork", name]).run();
-        refused.refused(&["fork point"]).stdout_is("");
+        refused.failed(&["fork point"]).stdout_is("");
     }
     elsewhere.write(b"on\n");
     elsewhere.wait_for_stdout("linked\n");
     let refused = home.vmm(&["fork", "elsewhere"]).run();
-    refused.refused(&["fork point"]);
+    refused.failed(&["fork point"]);
 
     without.write(b"two\n");
     without.wait_for_stdout("2 two\n");

@@ -10,7 +10,7 @@ fn increments_are_small_and_resume_with_what_they_stand_on() {
     let home = Home::new();
     let mut first = home.counting("first");
     home.snapshot(&["--incremental"], "first", "early")
-        .refused(&["no snapshot"]);
+        .failed(&["no snapshot"]);
     assert!(!home.path("early").exists());
     home.snapshot(&[], "first", "whole").succeeded();
     first.write(b"two\n");
@@ -19,7 +19,7 @@ fn increments_are_small_and_resume_with_what_they_stand_on() {
         .succeeded();
     for stood_on in ["whole", "second"] {
         home.snapshot(&["--incremental"], "first", stood_on)
-            .refused(&["take the place"]);
+            .failed(&["take the place"]);
     }
     first.write(b"three\n");
     first.wait_for_stdout("3 three\n");
@@ -34,10 +34,10 @@ fn increments_are_small_and_resume_with_what_they_stand_on() {
 
     let aside = home.path("aside");
     fs::rename(home.path("second"), &aside).unwrap();
-    home.check("third").refused(&["second"]);
+    home.check("third").failed(&["second"]);
     fs::copy(home.path("whole"), home.path("second")).unwrap();
     home.check("third")
-        .refused(&["second", "is not the snapshot"]);
+        .failed(&["second", "is not the snapshot"]);
     fs::rename(&aside, home.path("second")).unwrap();
     home.check("third").succeeded();
 
@@ -53,7 +53,7 @@ fn a_snapshot_that_could_not_begin_changes_nothing_for_the_next_increment() {
     let mut first = home.counting("first");
     home.snapshot(&[], "first", "whole").succeeded();
     home.snapshot(&[], "first", "no-directory/file")
-        .refused(&["no-directory"]);
+        .failed(&["no-directory"]);
     first.write(b"two\n");
     first.wait_for_stdout("2 two\n");
     home.snapshot(&["--incremental", "--stop"], "first", "second")

@@ -54,8 +54,8 @@ fn a_paused_machine_uses_no_processor_and_goes_on_afterwards() {
     home.vmm(&["ps"]).run().succeeded().stdout_has("(Paused)");
     home.vmm(&["pause", "busy"])
         .run()
-        .refused(&["paused already"]);
-    home.snapshot(&[], "busy", "file").refused(&["is paused"]);
+        .failed(&["paused already"]);
+    home.snapshot(&[], "busy", "file").failed(&["is paused"]);
 
     home.vmm(&["resume", "busy"])
         .run()
@@ -63,13 +63,13 @@ fn a_paused_machine_uses_no_processor_and_goes_on_afterwards() {
         .stdout_is("busy\n");
     assert!(ticks_within(&home, moment) > 10, "it is busy again");
     assert_eq!(home.state_of("busy"), "running null");
-    home.vmm(&["resume", "busy"]).run().refused(&["not paused"]);
+    home.vmm(&["resume", "busy"]).run().failed(&["not paused"]);
 
     home.vmm(&["pause", "busy"]).run().succeeded();
     home.vmm(&["kill", "busy"]).run().succeeded();
     home.fixture.nothing_runs();
-    home.vmm(&["pause", "busy"]).run().refused(&["busy"]);
-    home.vmm(&["resume", "nobody"]).run().refused(&["nobody"]);
+    home.vmm(&["pause", "busy"]).run().failed(&["busy"]);
+    home.vmm(&["resume", "nobody"]).run().failed(&["nobody"]);
 }
 
 #[test]

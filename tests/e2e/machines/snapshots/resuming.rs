@@ -26,7 +26,7 @@ fn a_workload_goes_on_where_it_was_written_down_with_its_streams() {
     first.wait_for_stdout("2 two\n");
     let refused = home.restore(&[], "file").run();
     refused.refused(&["first", "still runs"]).helped();
-    home.check("file").refused(&["first", "still runs"]);
+    home.check("file").failed(&["first", "still runs"]);
     first.close_input();
     first.finish().code_is(0).stdout_has("end after 2\n");
 
@@ -40,7 +40,7 @@ fn a_workload_goes_on_where_it_was_written_down_with_its_streams() {
 
     let again = home.restore(&["-i"], "file").input("x\n").run();
     again.refused(&["was resumed before"]).helped();
-    home.check("file").refused(&["was resumed before"]);
+    home.check("file").failed(&["was resumed before"]);
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn only_what_fits_the_workload_can_be_typed() {
         .run()
         .refused(&["--restore"]);
     home.vmm(&["rmi", "-f", super::IMAGE]).run().succeeded();
-    home.check("file").refused(&["image"]);
+    home.check("file").failed(&["image"]);
     home.restore(&[], "file").run().refused(&["image"]);
 
     // None of them has used it up.
@@ -179,7 +179,7 @@ fn a_workload_that_has_no_output_is_resumed_without_one() {
     home.start("silent", &[], &["sh", "-c", COUNTING]);
     // Its input is /dev/null, so it ends by itself; a machine that has ended cannot be written down.
     home.fixture.nothing_runs();
-    home.snapshot(&[], "silent", "file").refused(&["silent"]);
+    home.snapshot(&[], "silent", "file").failed(&["silent"]);
     assert!(!home.path("file").exists());
 
     home.start("sleeper", &[], &["sh", "-c", "sleep 1000; exit 3"]);

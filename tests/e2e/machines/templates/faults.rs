@@ -285,7 +285,7 @@ fn a_directory_that_cannot_be_read_is_told_once_and_can_be_mended() {
     let prepared = home
         .script(&format!("{BOUND} prepare {}", super::IMAGE))
         .run();
-    prepared.refused(&[]);
+    prepared.failed(&[]);
 
     set_mode(&template, 0o700);
     home.is_well_again();
@@ -297,14 +297,14 @@ fn a_file_in_the_place_of_the_directory_is_named() {
     fs::create_dir_all(home.directory().parent().unwrap()).unwrap();
     fs::write(home.directory(), "no directory").unwrap();
 
-    home.prepare(&[]).refused(&["templates"]);
+    home.prepare(&[]).failed(&["templates"]);
     let ran = home.run(&[], &["echo", "hello"]);
     ran.booted()
         .warns_once("templates")
         .done
         .succeeded()
         .stdout_is("hello\n");
-    home.vmm(&["template", "ls"]).run().refused(&["templates"]);
+    home.vmm(&["template", "ls"]).run().failed(&["templates"]);
 
     assert_eq!(
         fs::read_to_string(home.directory()).unwrap(),
@@ -323,8 +323,8 @@ fn a_directory_that_takes_nothing_gives_what_it_has() {
     let run = format!("run --timings=json {} -- echo hello", super::IMAGE);
 
     Ran::of(script(&run)).is_clone().says("hello\n");
-    script(&format!("prepare {}", super::IMAGE)).refused(&["templates"]);
-    script(&format!("prepare --cpus 2 {}", super::IMAGE)).refused(&["templates"]);
+    script(&format!("prepare {}", super::IMAGE)).failed(&["templates"]);
+    script(&format!("prepare --cpus 2 {}", super::IMAGE)).failed(&["templates"]);
 
     let state = home.template().join("state");
     let mut bytes = fs::read(&state).unwrap();

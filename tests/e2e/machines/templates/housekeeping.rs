@@ -34,7 +34,7 @@ fn templates_are_listed_and_removed_by_id_and_by_its_beginning() {
     assert_eq!(home.ids(), [""; 0]);
     home.vmm(&["template", "rm", id])
         .run()
-        .refused(&[id])
+        .failed(&[id])
         .helped();
 
     home.prepare(&["-q"]).succeeded().stdout_is("");
@@ -55,14 +55,11 @@ fn a_beginning_of_two_ids_removes_neither() {
 
     let refused = home.vmm(&["template", "rm", "111"]).run();
 
-    refused.refused(&["111", "more than one"]).helped();
-    home.vmm(&["template", "rm", ""])
-        .run()
-        .refused(&[])
-        .helped();
+    refused.failed(&["111", "more than one"]).helped();
+    home.vmm(&["template", "rm", ""]).run().failed(&[]).helped();
     home.vmm(&["template", "rm", "../.."])
         .run()
-        .refused(&[])
+        .failed(&[])
         .helped();
     assert_eq!(home.entries("1").len(), 2);
     home.vmm(&["template", "rm", &names[0]]).run().succeeded();
@@ -88,7 +85,7 @@ fn a_template_in_use_is_neither_removed_nor_evicted() {
         .stdout_has("in use");
 
     let refused = home.vmm(&["template", "rm", &id]).run();
-    refused.refused(&[&id[..12], "in use"]).helped();
+    refused.failed(&[&id[..12], "in use"]).helped();
     let evicting = home
         .prepare_invocation(&["--cpus", "2"])
         .env("VMM_TEMPLATE_LIMIT", "1m");

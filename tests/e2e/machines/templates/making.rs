@@ -133,7 +133,7 @@ fn a_machine_that_is_killed_while_it_is_frozen_is_an_error_and_leaves_nothing() 
         .unwrap();
     rustix::process::kill_process(machine, Signal::KILL).unwrap();
 
-    running.finish().refused(&["frozen"]);
+    running.finish().failed(&["frozen"]);
 
     home.fixture.nothing_runs();
     assert_eq!(home.leftovers(), [""; 0]);
@@ -145,6 +145,6 @@ fn an_image_that_is_not_there_has_no_template() {
     let home = Home::new();
     home.vmm(&["prepare", "nothing:here"])
         .run()
-        .refused(&["nothing:here"]);
+        .failed(&["nothing:here"]);
     assert_eq!(home.entries(""), [""; 0]);
 }
