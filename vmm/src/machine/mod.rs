@@ -740,7 +740,7 @@ fn disk(size_bytes: u64, parts: &[Part]) -> Result<Block, BuildError> {
         .collect::<io::Result<Vec<Extent>>>()
         .map_err(|error| BuildError::Descriptor("the root disk", error))?;
     let backend = Extents::new(extents, size_bytes)?;
-    Ok(Block::new(Box::new(backend), DiskId::new("root")))
+    Ok(Block::new(Arc::new(backend), DiskId::new("root")))
 }
 
 fn storage(file: &File) -> Result<Block, BuildError> {
@@ -748,7 +748,7 @@ fn storage(file: &File) -> Result<Block, BuildError> {
         .try_clone()
         .and_then(|file| RawFile::new(file, Access::ReadWrite))
         .map_err(BuildError::Storage)?;
-    Ok(Block::new(Box::new(disk), DiskId::new("storage")))
+    Ok(Block::new(Arc::new(disk), DiskId::new("storage")))
 }
 
 fn prepare_interrupts(vm: &VmFd) -> Result<(), BuildError> {

@@ -44,9 +44,10 @@ impl Bench {
         let driver = DriverQueue::new(&memory, RING, 128);
         Self {
             disk: Disk {
-                backend: Box::new(backend),
+                backend: Arc::new(backend),
                 id: DiskId::new("root"),
                 durability: Durability::AtFlush,
+                throttle: None,
             },
             queue: driver.device_queue(),
             memory,
@@ -139,7 +140,7 @@ fn numbered(sectors: u8) -> Vec<u8> {
 #[test]
 fn the_configuration_space_has_the_capacity_and_the_limits() {
     let backend = RawFile::new(file_with(&[0; 1300]), Access::ReadOnly).unwrap();
-    let config = Block::new(Box::new(backend), DiskId::new("x")).config_space();
+    let config = Block::new(Arc::new(backend), DiskId::new("x")).config_space();
     assert_eq!(config[0..8], 2_u64.to_le_bytes());
     assert_eq!(config[12..16], 126_u32.to_le_bytes());
     assert_eq!(config[40..44], 16_u32.to_le_bytes());
