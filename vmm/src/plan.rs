@@ -176,6 +176,7 @@ fn machine(
         agent: agent_window(guest)?,
         root,
         storage: None,
+        disks: Vec::new(),
         kernel_log: None,
         verbose_kernel: choices.verbose_kernel,
         quirks,

@@ -435,6 +435,10 @@ fn leave_the_parent(
     keep.push(kvm);
     keep.extend(config.kernel_log.as_ref().map(AsFd::as_fd));
     keep.extend(config.storage.as_ref().map(AsFd::as_fd));
+    for disk in &config.disks {
+        keep.push(disk.file.as_fd());
+        keep.extend(disk.lock.as_ref().map(AsFd::as_fd));
+    }
     let root = match &config.root {
         Root::Window(window) => &window.parts,
         Root::Disk { parts, .. } => parts,

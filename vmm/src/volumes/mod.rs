@@ -1,10 +1,12 @@
 //! What a workload sees beside its image: directories and files of the host, volumes, file systems in memory.
 //!
 //! [`TypedMount`] is what was asked for, and what the blueprint of a machine that is kept remembers. [`Attachments`] is what that
-//! comes to for one start: everything opened, with the mounts of the container's configuration.
+//! comes to for one start: everything opened, with the mounts of the container's configuration. The volumes themselves are kept in
+//! [`store`].
 
 mod attachments;
 mod name;
+pub mod store;
 mod typed;
 
 pub use attachments::{AttachError, Attachments};
