@@ -110,6 +110,13 @@ impl MachineConfig {
         USUAL_DEVICES + usize::from(self.storage.is_some()) + self.disks.len()
     }
 
+    /// Whether something that its guest writes outlives it.
+    #[must_use]
+    pub fn keeps_something(&self) -> bool {
+        let is_writable = |disk: &MachineDisk| disk.access == Access::ReadWrite;
+        self.storage.is_some() || self.disks.iter().any(is_writable)
+    }
+
     /// The files that the guest sees through windows.
     pub fn mapped_files(&self) -> Vec<&File> {
         let root = match &self.root {

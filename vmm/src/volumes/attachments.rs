@@ -1,11 +1,21 @@
 //! What a machine is given beside its root, for one start.
 
-use protocol::Volume;
+use std::io;
+use std::path::PathBuf;
+
+use protocol::{Volume, volume_path};
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use super::disks::{self, DiskSources};
+use super::store::VolumeError;
 use super::{NewTmpfs, TypedMount, TypedSource};
+use crate::guest::GuestError;
+use crate::machine::{Access, MAX_DISKS, MachineDisk};
 use crate::report::Help;
+
+/// The directory of a volume that its mounts show.
+const DATA: &str = "data";
 
 /// What the mounts of a workload come to: everything opened.
 #[derive(Debug, Default)]
@@ -14,6 +24,8 @@ pub struct Attachments {
     pub volumes: Vec<Volume>,
     /// What the container's configuration mounts: runtime-spec `config.md`, "Mounts".
     pub mounts: Vec<Value>,
+    /// The machine's disks, in the order of their names.
+    pub disks: Vec<MachineDisk>,
 }
 
 /// A mount that cannot be had.
@@ -22,27 +34,108 @@ pub enum AttachError {
     /// Nobody knows how.
     #[error("a machine cannot have {0} yet")]
     NotYet(&'static str),
+    /// A volume cannot be used.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// A volume of the machine's own was not made.
+    #[error("the volume for {0} has not been made")]
+    NotMade(String),
+    /// The machine has no more places.
+    #[error("a machine has room for {MAX_DISKS} volumes and disks, and is to have {0}")]
+    TooManyDisks(usize),
+    /// A disk of the host cannot be opened.
+    #[error("cannot open the disk {}", path.display())]
+    OpenDisk {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is something else.
+    #[error("{} is neither a file nor a block device", .0.display())]
+    NotADisk(PathBuf),
+    /// Nothing fits on it.
+    #[error("the disk {} is empty", .0.display())]
+    EmptyDisk(PathBuf),
+    /// Another process has it.
+    #[error("the disk {} is in use by another machine", .0.display())]
+    DiskInUse(PathBuf),
+    /// The empty file system cannot be had.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// The guest image is an old one.
+    #[error("the guest image has no empty file system, as a volume begins with")]
+    NoBlank,
 }
 
 impl Help for AttachError {
     fn help(&self) -> Option<String> {
-        None
+        let help = match self {
+            Self::Volume(error) => return error.help(),
+            Self::Guest(error) => return error.help(),
+            Self::NoBlank => "install a newer guest image",
+            Self::EmptyDisk(_) => {
+                "give it a size and a file system first, as with truncate(1) and mkfs.ext4(8)"
+            }
+            Self::DiskInUse(_) => "end that machine, or let both only read it, with :ro",
+            Self::OpenDisk { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "add :ro if it is only to be read, or become a member of the group that owns it"
+            }
+            _ => return None,
+        };
+        Some(help.to_owned())
     }
 }
 
 impl Attachments {
-    /// Opens what these mounts name. They are in order: see [`in_order`](super::in_order).
+    /// Opens what these mounts name. They are in order: see [`in_order`](super::in_order). `disk_name` says what the guest calls the
+    /// disk with this number.
     ///
     /// # Errors
     ///
     /// [`AttachError`].
-    pub fn open(mounts: &[TypedMount]) -> Result<Self, AttachError> {
+    pub fn open(
+        mounts: &[TypedMount],
+        sources: &DiskSources<'_>,
+        disk_name: impl Fn(usize) -> String,
+    ) -> Result<Self, AttachError> {
         let mut attachments = Self::default();
-        for mount in mounts {
+        let (disks, places) = disks::open(mounts, sources)?;
+        let mut directories = vec![None; disks.len()];
+        for (mount, place) in mounts.iter().zip(&places) {
+            if let (TypedSource::Volume(_), Some(directory)) = (
+                &mount.source,
+                place.and_then(|place| directories.get_mut(place)),
+            ) {
+                *directory = Some(DATA.to_owned());
+            }
+        }
+        for (index, (disk, directory)) in disks.iter().zip(directories).enumerate() {
+            attachments.volumes.push(Volume::Disk {
+                device: disk_name(index),
+                read_only: disk.access == Access::ReadOnly,
+                directory,
+            });
+        }
+        attachments.disks = disks;
+        for (mount, place) in mounts.iter().zip(places) {
             let value = match &mount.source {
                 TypedSource::Tmpfs(tmpfs) => of_tmpfs(tmpfs, mount),
                 TypedSource::Bind(_) => return Err(AttachError::NotYet("directories of the host")),
-                TypedSource::Volume(_) => return Err(AttachError::NotYet("volumes")),
+                TypedSource::Volume(volume) => {
+                    let place =
+                        place.ok_or_else(|| AttachError::NotMade(mount.destination.clone()))?;
+                    if volume.changes_owner {
+                        return Err(AttachError::NotYet("volumes with other owners (U)"));
+                    }
+                    let below = volume.subpath.as_ref().map(|path| format!("/{path}"));
+                    let source =
+                        format!("{}/{DATA}{}", volume_path(place), below.unwrap_or_default());
+                    let copies = volume.copies && volume.subpath.is_none();
+                    bind(&source, mount, copies.then_some("tmpcopyup"))
+                }
+                TypedSource::Disk(_) => bind(&volume_path(place.unwrap_or_default()), mount, None),
             };
             attachments.mounts.push(value);
         }
@@ -54,6 +147,13 @@ impl Attachments {
     pub fn is_empty(&self) -> bool {
         self.mounts.is_empty()
     }
+}
+
+/// A part of the machine's own tree.
+fn bind(source: &str, mount: &TypedMount, option: Option<&str>) -> Value {
+    let access = if mount.read_only { "ro" } else { "rw" };
+    let options: Vec<&str> = ["rbind", access].into_iter().chain(option).collect();
+    json!({ "destination": mount.destination, "type": "bind", "source": source, "options": options })
 }
 
 /// Docker's options of a file system in memory, and what was asked for.

@@ -5,13 +5,15 @@
 //! [`store`].
 
 mod attachments;
+mod disks;
 mod name;
 pub mod store;
 mod typed;
 
 pub use attachments::{AttachError, Attachments};
+pub use disks::DiskSources;
 pub use name::{VolumeName, VolumeNameError};
 pub use typed::{
-    Bind, CacheMode, MountError, NewTmpfs, NewVolume, TypedMount, TypedSource, destination,
-    in_order,
+    Bind, CacheMode, HostDisk, MountError, NewTmpfs, NewVolume, TypedMount, TypedSource,
+    destination, in_order,
 };

@@ -1,4 +1,5 @@
-//! `tmpcopyup`: a new file system begins with what it hides (runtime-spec `config.md`, "Linux mount options").
+//! `tmpcopyup`: a new file system begins with what it hides (runtime-spec `config.md`, "Linux mount options"). So does a volume that is
+//! bound with this option and has nothing in it.
 //!
 //! What is copied comes from an image, so nothing of it is trusted: no link is followed, and the depth takes no stack.
 
@@ -21,6 +22,32 @@ const MAX_XATTR_BYTES: usize = 64 << 10;
 pub(super) fn open(path: &str) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty())
+}
+
+/// Makes a directory with nothing in it what another one is: entries, owner, permissions. One that cannot be written to stays empty. The
+/// umask must be 0.
+///
+/// # Errors
+///
+/// The kernel's, for example when the target is full.
+pub(super) fn fill_if_empty(from: &OwnedFd, to: &OwnedFd) -> rustix::io::Result<()> {
+    for entry in Dir::read_from(to)? {
+        let entry = entry?;
+        if entry.file_name() != c"." && entry.file_name() != c".." {
+            return Ok(());
+        }
+    }
+    let stat = rustix::fs::fstat(from)?;
+    match take_over(from.as_fd(), to.as_fd(), &stat) {
+        Err(Errno::ROFS) => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => {
+            copy(from, to)?;
+            // What was copied came after its times.
+            take_over(from.as_fd(), to.as_fd(), &stat)?;
+            rustix::fs::syncfs(to)
+        }
+    }
 }
 
 /// Copies all that is in one directory into another one. The umask must be 0.

@@ -13,11 +13,28 @@ const BLOCKS_LOW: usize = 0x4;
 const BLOCKS_HIGH: usize = 0x150;
 const LOG_BLOCK_SIZE: usize = 0x18;
 const INCOMPATIBLE_FEATURES: usize = 0x60;
+/// `s_magic`, and where it is in the file.
+const MAGIC: [u8; 2] = 0xef53_u16.to_le_bytes();
+const MAGIC_OFFSET_BYTES: u64 = SUPERBLOCK_OFFSET_BYTES + 0x38;
 /// `INCOMPAT_RECOVER`: the journal has to be replayed.
 const NEEDS_RECOVERY: u32 = 0x4;
 /// The smallest block has 1 KiB; none has more than 64.
 const MIN_BLOCK_SHIFT: u32 = 10;
 const MAX_LOG_BLOCK_SIZE: u32 = 6;
+
+/// Whether a file looks like a file system that a volume can have.
+///
+/// # Errors
+///
+/// The file system's.
+pub fn holds_file_system(file: &File) -> io::Result<bool> {
+    let mut magic = [0; MAGIC.len()];
+    match file.read_exact_at(&mut magic, MAGIC_OFFSET_BYTES) {
+        Ok(()) => Ok(magic == MAGIC),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
 
 /// Whether something has to be written to a disk before it can be read: there is no file system yet, it is smaller than its disk, or
 /// it was not put in order when its last machine ended.

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 pub use self::error::{VolumeError, VolumeFault};
+pub use self::ext4::holds_file_system;
 pub use self::record::{ANONYMOUS_LABEL, VolumeRecord};
 use super::VolumeName;
 use crate::dirs::create_private;
