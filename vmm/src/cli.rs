@@ -241,7 +241,8 @@ pub struct RunArgs {
             "hostname", "read_only", "fork_point", "kernel", "config", "cap_add", "cap_drop", "privileged",
             "security_opt", "ulimit", "sysctl", "device", "tmpfs", "shm_size", "pids_limit", "cpu_shares",
             "cpuset_cpus", "group_add", "userns", "uts", "ipc", "pid", "oom_score_adj", "init", "storage",
-            "storage_opt", "volume", "mount"
+            "storage_opt", "volume", "mount", "disk", "volumes_from", "device_read_bps", "device_write_bps",
+            "device_read_iops", "device_write_iops"
         ],
         help_heading = "Image"
     )]

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use super::Later;
 use super::life::parse_label;
 use crate::storage::{StorageSize, StorageSizeError};
-use crate::volumes::{MountError, TypedMount, VolumeName, in_order};
+use crate::volumes::{Limited, MountError, RateError, TypedMount, TypedRate, VolumeName, in_order};
 
 /// Directories of the host, volumes, file systems in memory.
 #[derive(Debug, Clone, Default, Args)]
@@ -37,6 +37,18 @@ pub struct VolumeArgs {
     /// Mount what another machine mounts, at the same places
     #[arg(long, value_name = "MACHINE[:ro]")]
     pub volumes_from: Vec<String>,
+    /// Read no more than so many bytes a second from a volume or disk: its name, its file, or where it is mounted
+    #[arg(long, value_name = "DISK:SIZE")]
+    device_read_bps: Vec<TypedRate>,
+    /// Write no more than so many bytes a second
+    #[arg(long, value_name = "DISK:SIZE")]
+    device_write_bps: Vec<TypedRate>,
+    /// Read no more than so many times a second
+    #[arg(long, value_name = "DISK:COUNT")]
+    device_read_iops: Vec<TypedRate>,
+    /// Write no more than so many times a second
+    #[arg(long, value_name = "DISK:COUNT")]
+    device_write_iops: Vec<TypedRate>,
 }
 
 impl VolumeArgs {
@@ -48,6 +60,27 @@ impl VolumeArgs {
     pub fn mounts(&self) -> Result<Vec<TypedMount>, MountError> {
         let typed = self.volume.iter().chain(&self.mount).chain(&self.disk);
         in_order(typed.cloned().collect())
+    }
+}
+
+impl VolumeArgs {
+    /// Notes with the mounts how fast their disks may be.
+    ///
+    /// # Errors
+    ///
+    /// If a limit is that of no disk of theirs.
+    pub fn limit(&self, mounts: &mut [TypedMount]) -> Result<(), RateError> {
+        let typed = [
+            (&self.device_read_bps, Limited::ReadBytes),
+            (&self.device_write_bps, Limited::WriteBytes),
+            (&self.device_read_iops, Limited::ReadRequests),
+            (&self.device_write_iops, Limited::WriteRequests),
+        ];
+        typed.into_iter().try_for_each(|(rates, limited)| {
+            rates
+                .iter()
+                .try_for_each(|rate| rate.apply(limited, mounts))
+        })
     }
 }
 

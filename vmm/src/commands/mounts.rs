@@ -68,7 +68,9 @@ pub(super) fn decide(
             });
         }
     }
-    Ok(in_order(mounts)?)
+    let mut mounts = in_order(mounts)?;
+    arguments.volumes.limit(&mut mounts)?;
+    Ok(mounts)
 }
 
 /// What the machine mounts that `--volumes-from` names.

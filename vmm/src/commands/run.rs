@@ -556,6 +556,7 @@ pub(super) fn facts(
                 .ram
                 .room_bytes(plan.machine.root.window_bytes()),
         },
+        has_volumes: !plan.machine.disks.is_empty(),
         disk: disk.transpose().map_err(MonitorError::Watch)?,
         pause_mark: machine.pause_mark(),
     })

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::attachments::AttachError;
 use super::store::{HeldVolume, Use, VolumeError, Volumes};
-use super::{TypedMount, TypedSource, VolumeName};
+use super::{DiskLimits, TypedMount, TypedSource, VolumeName};
 use crate::machine::{Access, DiskId, MAX_DISKS, MachineDisk, RateLimits};
 
 /// How long a VM process that was killed may take to let go of its volumes.
@@ -53,7 +53,7 @@ pub(super) fn open(
     mounts: &[TypedMount],
     sources: &DiskSources<'_>,
 ) -> Result<(Vec<MachineDisk>, Vec<Option<usize>>), AttachError> {
-    let mut wanted: Vec<(Source<'_>, Use)> = Vec::new();
+    let mut wanted: Vec<(Source<'_>, Use, DiskLimits)> = Vec::new();
     let mut places = Vec::with_capacity(mounts.len());
     for mount in mounts {
         let Some(source) = Source::of(mount) else {
@@ -64,14 +64,14 @@ pub(super) fn open(
             true => Use::Read,
             false => Use::Write,
         };
-        let place = match wanted.iter_mut().position(|(other, _)| *other == source) {
+        let place = match wanted.iter_mut().position(|(other, ..)| *other == source) {
             Some(place) => place,
             None => {
-                wanted.push((source, use_of));
+                wanted.push((source, use_of, limits_of(mount)));
                 wanted.len() - 1
             }
         };
-        if let Some((_, known)) = wanted.get_mut(place)
+        if let Some((_, known, _)) = wanted.get_mut(place)
             && use_of == Use::Write
         {
             *known = Use::Write;
@@ -83,12 +83,26 @@ pub(super) fn open(
     }
     let disks = wanted
         .into_iter()
-        .map(|(source, wanted)| match source {
-            Source::Volume(name) => open_volume(name, wanted, sources),
-            Source::File(path) => open_file(path, wanted),
+        .map(|(source, wanted, limits)| {
+            let disk = match source {
+                Source::Volume(name) => open_volume(name, wanted, sources)?,
+                Source::File(path) => open_file(path, wanted)?,
+            };
+            Ok(MachineDisk {
+                limits: limits.into(),
+                ..disk
+            })
         })
-        .collect::<Result<_, _>>()?;
+        .collect::<Result<_, AttachError>>()?;
     Ok((disks, places))
+}
+
+fn limits_of(mount: &TypedMount) -> DiskLimits {
+    match &mount.source {
+        TypedSource::Volume(volume) => volume.limits,
+        TypedSource::Disk(disk) => disk.limits,
+        TypedSource::Bind(_) | TypedSource::Tmpfs(_) => DiskLimits::default(),
+    }
 }
 
 fn open_volume(

@@ -7,12 +7,14 @@
 mod attachments;
 mod disks;
 mod name;
+mod rate;
 pub mod store;
 mod typed;
 
 pub use attachments::{AttachError, Attachments};
 pub use disks::DiskSources;
 pub use name::{VolumeName, VolumeNameError};
+pub use rate::{DiskLimits, Limited, RateError, TypedRate};
 pub use typed::{
     Bind, CacheMode, HostDisk, MountError, NewTmpfs, NewVolume, TypedMount, TypedSource,
     destination, in_order,

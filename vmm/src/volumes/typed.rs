@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::VolumeName;
+use super::{DiskLimits, VolumeName};
 use crate::limits::ByteSize;
 use crate::report::Help;
 
@@ -78,6 +78,9 @@ pub struct NewVolume {
     pub labels: Vec<(String, String)>,
     /// Whether it is made the container's user's own: podman's `U`.
     pub changes_owner: bool,
+    /// How fast it may be.
+    #[serde(default)]
+    pub limits: DiskLimits,
 }
 
 /// A file or block device of the host with a file system on it.
@@ -85,6 +88,9 @@ pub struct NewVolume {
 pub struct HostDisk {
     /// Where it is; absolute.
     pub source: PathBuf,
+    /// How fast it may be.
+    #[serde(default)]
+    pub limits: DiskLimits,
 }
 
 /// A file system in the guest's memory.
@@ -259,6 +265,7 @@ impl TypedMount {
         Ok(Self {
             source: TypedSource::Disk(HostDisk {
                 source: clean(&directory.join(source)),
+                limits: DiskLimits::default(),
             }),
             destination: destination(place)?,
             read_only,
