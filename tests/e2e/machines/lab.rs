@@ -19,6 +19,7 @@ const COPIES: [&str; 2] = ["templates::", "snapshots::"];
 const LIFE: [&str; 10] = [
     "attach::",
     "copying::",
+    "disks::",
     "exec::",
     "events::",
     "foreground::",
