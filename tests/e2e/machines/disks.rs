@@ -276,6 +276,92 @@ fn a_volume_that_was_made_larger_has_more_room() {
 }
 
 #[test]
+fn a_volume_grows_while_a_machine_has_it() {
+    let home = Home::new();
+    let create = ["volume", "create", "-o", "size=64m", "data"];
+    home.vmm(&create).run().succeeded();
+    home.done(
+        &["-d", "--rm", "--name", "web", "-v", "data:/data"],
+        "sleep 1000",
+    )
+    .succeeded();
+    let room = "df -m /data | awk 'END { print ($2 > 100) }'";
+    let asked = || home.vmm(&["exec", "web", "sh", "-c", room]).run();
+    asked().stdout_is("0\n");
+
+    let grown = home.vmm(&["volume", "resize", "data", "256m"]).run();
+
+    grown.succeeded().stdout_is("data\n").stderr_is("");
+    asked().stdout_is("1\n");
+    home.vmm(&["volume", "resize", "data", "128m"])
+        .run()
+        .refused(&["data", "only grows"])
+        .helped();
+    home.vmm(&["rm", "-f", "web"]).run().succeeded();
+    home.fixture.nothing_runs();
+}
+
+#[test]
+fn volumes_are_listed_chosen_and_pruned() {
+    let home = Home::new();
+    for arguments in [
+        &["--label", "of=web", "web-data"][..],
+        &["--label", "of=db", "db-data"],
+        &[],
+    ] {
+        let create = [&["volume", "create"], arguments].concat();
+        home.vmm(&create).run().succeeded();
+    }
+    let created = home.vmm(&[
+        "create",
+        "--name",
+        "db",
+        "-v",
+        "db-data:/data",
+        IMAGE,
+        "true",
+    ]);
+    created.run().succeeded();
+    let listed = |filters: &[&str]| {
+        let list = [&["volume", "ls", "--format", "{{.Name}}", "-f"], filters].concat();
+        home.vmm(&list).run().stdout_text()
+    };
+
+    assert_eq!(listed(&["name=data"]), "db-data\nweb-data\n");
+    assert_eq!(listed(&["label=of=web"]), "web-data\n");
+    assert_eq!(listed(&["dangling=false"]), "db-data\n");
+    assert_eq!(listed(&["driver=other"]), "");
+    home.vmm(&["volume", "ls", "-f", "size=1"])
+        .run()
+        .refused(&["size=1"])
+        .helped();
+    let table = home.vmm(&["volume", "ls", "-f", "name=web"]).run();
+    table.stdout_is("DRIVER   VOLUME NAME\nlocal    web-data\n");
+    home.vmm(&["volume", "prune"])
+        .input("n\n")
+        .run()
+        .refused(&["not confirmed"])
+        .helped();
+    let pruned = home.vmm(&["volume", "prune", "--all", "-f"]).run();
+    pruned
+        .succeeded()
+        .stdout_has("Deleted Volumes:\n")
+        .stdout_has("web-data\n");
+    assert_eq!(home.volumes(), "db-data\n");
+    home.vmm(&["volume", "rm", "nobody"])
+        .run()
+        .refused(&["no such volume: nobody"])
+        .helped();
+    home.vmm(&["volume", "rm", "-f", "nobody"])
+        .run()
+        .succeeded();
+    home.vmm(&["system", "df"])
+        .run()
+        .succeeded()
+        .stdout_has("Local Volumes   1       1");
+}
+
+#[test]
 fn what_a_volume_held_can_be_put_back() {
     let home = Home::new();
     home.done(&["-v", "data:/data"], "echo before > /data/file")

@@ -6,6 +6,10 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use protocol::{Answer, Question};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -19,10 +23,11 @@ use crate::cli::{
     VolumeResizeArgs, VolumeRestoreArgs, VolumeRmArgs, VolumeSnapshotArgs,
 };
 use crate::dirs::Directories;
+use crate::machines::Machines;
 use crate::moment::Moment;
 use crate::outcome::ExitCode;
 use crate::report::{Help, Report, chain};
-use crate::state::{Machine, Registry};
+use crate::state::{Action, Asked, ControlError, Machine, Registry};
 use crate::storage::{self, StorageSize};
 use crate::volumes::VolumeName;
 use crate::volumes::store::{self, HeldVolume, Use, VolumeError, VolumeRecord, Volumes};
@@ -455,10 +460,44 @@ fn resize(
     directories: &Directories,
 ) -> Result<ExitCode, Report> {
     let name = volumes.find(&arguments.volume)?.name;
-    let mut held = hold(&name, Use::Write, volumes, directories)?;
-    held.resize(arguments.size)?;
+    match volumes.hold(&name, Use::Write) {
+        Ok(mut held) => held.resize(arguments.size)?,
+        Err(VolumeError::InUse { .. }) => {
+            volumes.grow_in_use(&name, arguments.size)?;
+            for machine in machines(directories)? {
+                let mut mounts = machine.record.settings.mounts.iter();
+                if machine.runs() && mounts.any(|mount| mount.volume() == Some(&name)) {
+                    tell(machine, arguments.size, directories)?;
+                }
+            }
+        }
+        Err(error) => return Err(error.into()),
+    }
     print_line(&arguments.volume)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// How long a guest may take to see that a disk has grown, and to make its file system as large.
+const GROW_PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait before asking it again.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Has a machine that runs make the file system of a volume as large as its disk.
+fn tell(machine: Machine, size: StorageSize, directories: &Directories) -> Result<(), Report> {
+    Machines::new(Registry::open(directories.machines())?).act(&machine, Action::Grow)?;
+    let deadline = Instant::now() + GROW_PATIENCE;
+    loop {
+        let asked = Asked::send(&machine.directory, &Question::Grow)?;
+        match asked.answer(deadline)? {
+            Answer::Grown(lengths) if lengths.contains(&size.bytes()) => return Ok(()),
+            // Its kernel has not heard of it yet.
+            Answer::Grown(_) if Instant::now() < deadline => sleep(PAUSE),
+            Answer::Grown(_) => {
+                return Err(VolumesError::NotGrown(machine.record.name.to_string()).into());
+            }
+            _ => return Err(ControlError::Unexpected(machine.directory).into()),
+        }
+    }
 }
 
 /// What was asked for about volumes cannot be done.
@@ -470,6 +509,9 @@ enum VolumesError {
     /// The host gives no random numbers.
     #[error("cannot make a name for the volume")]
     Random(#[source] io::Error),
+    /// A guest does not see it.
+    #[error("the volume is larger, but machine '{0}' does not see it")]
+    NotGrown(String),
     /// A copy cannot be written.
     #[error("cannot write the copy {}", path.display())]
     Copy {
@@ -496,6 +538,7 @@ impl Help for VolumesError {
             Self::Copy { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
                 "name a file that is not there yet"
             }
+            Self::NotGrown(_) => "it does once the machine is started again",
             Self::NotAFileSystem(_) => {
                 "restore what `vmm volume snapshot` wrote, or another image of ext4"
             }

@@ -28,7 +28,10 @@ use devices::interrupt::Interrupt;
 use devices::serial::{self, BadSerial, KernelLog, KernelLogLimits, Serial};
 use devices::virtio::VirtioDevice;
 pub use devices::virtio::block::{Access, DiskId, Rate, RateLimits};
-use devices::virtio::block::{Block, DiskThreads, Extent, Extents, ExtentsError, RawFile};
+use devices::virtio::block::{
+    Backend as _, Block, CAPACITY_OFFSET, DiskThreads, Extent, Extents, ExtentsError, RawFile,
+    SECTOR_BYTES,
+};
 use devices::virtio::mmio::{
     EmptySlot, MmioTransport, QUEUE_NOTIFY_OFFSET, RestoreError, SaveError, TransportError,
 };
@@ -146,6 +149,15 @@ pub struct MachineDisk {
     pub limits: RateLimits,
     /// Held for as long as the machine has the disk.
     pub lock: Option<File>,
+}
+
+/// What is known of the disks beside the root and the machine's own.
+#[derive(Debug, Default)]
+struct Disks {
+    /// What carries out their requests: one entry for each thread.
+    threads: Vec<DiskThreads>,
+    /// What they are made of, each with its slot.
+    growing: Vec<(usize, Arc<RawFile>)>,
 }
 
 /// How many threads carry out the requests of disks without limits; one with limits has another one of its own.
@@ -295,8 +307,8 @@ struct Board {
     serial: Arc<Serial>,
     /// In the order of the slots.
     transports: Vec<Arc<MmioTransport>>,
-    /// What carries out requests of disks: one entry for each thread.
-    disk_threads: Vec<DiskThreads>,
+    /// The disks beside the root and the machine's own.
+    disks: Disks,
     buses: Buses,
     vm: VmFd,
     memory: MachineMemory,
@@ -466,6 +478,7 @@ impl Machine {
                     Order::Resume(answer) => running.resume(answer),
                     Order::Save { files, answer } => running.await_freeze(*files, answer),
                     Order::GiveUp => running.give_up(),
+                    Order::Grow(answer) => answer.tell(running.board.grow_disks()),
                 }
             }
             running.advance(kvm)?;
@@ -556,8 +569,8 @@ impl Board {
             doorbell::SIZE_BYTES,
             Arc::new(doorbell(&notifier, &gate)),
         )?;
-        let mut disk_threads = Vec::new();
-        let devices = virtio_devices(config, vsock, &mut disk_threads)?;
+        let mut disks = Disks::default();
+        let devices = virtio_devices(config, vsock, &mut disks)?;
         let transports = place_virtio(&vm, &mut mmio, &memory, &event_loop, devices)?;
         let mut pio = Bus::new();
         pio.insert(
@@ -584,7 +597,7 @@ impl Board {
             kernel_log,
             serial,
             transports,
-            disk_threads,
+            disks,
             buses: Buses {
                 pio: Arc::new(pio),
                 mmio: Arc::new(mmio),
@@ -641,6 +654,22 @@ impl Board {
             serial: self.serial.save(),
             ram: self.memory.save_to(files, &self.vm)?,
         })
+    }
+
+    /// Makes disks as large as their files are by now, and tells their drivers; why not, as a sentence.
+    fn grow_disks(&self) -> Result<(), String> {
+        for (slot, disk) in &self.disks.growing {
+            let before = disk.size_bytes();
+            let now = disk
+                .grow()
+                .map_err(|error| format!("a disk cannot be looked at: {error}"))?;
+            let transport = self.transports.get(*slot);
+            if let Some(transport) = transport.filter(|_| now != before) {
+                let sectors = now / SECTOR_BYTES;
+                transport.change_config(CAPACITY_OFFSET, &sectors.to_le_bytes());
+            }
+        }
+        Ok(())
     }
 
     /// Puts into the mailbox what makes this clone different from all others.
@@ -735,7 +764,7 @@ fn windows(config: &MachineConfig) -> Vec<(u64, &Window)> {
 fn virtio_devices(
     config: &MachineConfig,
     vsock: Vsock,
-    disk_threads: &mut Vec<DiskThreads>,
+    disks: &mut Disks,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
         Box::new(pmem(AGENT_WINDOW_ADDRESS, &config.agent)),
@@ -750,7 +779,9 @@ fn virtio_devices(
     }
     let shared = DiskThreads::new();
     if config.disks.iter().any(|disk| !disk.limits.is_any()) {
-        disk_threads.extend(std::iter::repeat_n(shared.clone(), DISK_THREADS));
+        disks
+            .threads
+            .extend(std::iter::repeat_n(shared.clone(), DISK_THREADS));
     }
     for disk in &config.disks {
         let threads = match disk.limits.is_any() {
@@ -758,13 +789,14 @@ fn virtio_devices(
             true => DiskThreads::new(),
         };
         if disk.limits.is_any() {
-            disk_threads.push(threads.clone());
+            disks.threads.push(threads.clone());
         }
         let file = disk
             .file
             .try_clone()
             .and_then(|file| RawFile::new(file, disk.access));
         let backend = Arc::new(file.map_err(BuildError::Storage)?);
+        disks.growing.push((devices.len(), Arc::clone(&backend)));
         devices.push(Box::new(
             Block::new(backend, disk.id).on_threads(threads, disk.limits),
         ));

@@ -34,6 +34,8 @@ pub enum Order {
     },
     /// Do not wait for the agent any longer.
     GiveUp,
+    /// Let the guest know how large its disks are by now.
+    Grow(Answer),
 }
 
 /// Where a machine is written down.
@@ -62,7 +64,7 @@ impl Answer {
         Self(Box::new(tell))
     }
 
-    fn tell(self, result: Result<(), String>) {
+    pub(super) fn tell(self, result: Result<(), String>) {
         (self.0)(result);
     }
 }
@@ -253,7 +255,7 @@ fn start_disk_threads<J>(board: &Board, jail: &J) -> Result<(), RunError>
 where
     J: Fn(ThreadRole) -> std::io::Result<()> + Clone + Send + 'static,
 {
-    for threads in &board.disk_threads {
+    for threads in &board.disks.threads {
         let (threads, jail, notifier) = (threads.clone(), jail.clone(), board.notifier.clone());
         std::thread::Builder::new()
             .name("disk".to_owned())

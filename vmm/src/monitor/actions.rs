@@ -149,6 +149,10 @@ impl Actions {
                 run.notes.note("pause", &[]);
                 Ok(())
             }
+            (Action::Grow, true) => {
+                Err("the machine is paused, and its guest cannot make a volume larger".to_owned())
+            }
+            (Action::Grow, false) => run.vm.grow_disks().map_err(failed),
             (Action::Resume, false) => Err("the machine is not paused".to_owned()),
             (Action::Resume, true) => {
                 // Before, so that whoever sees it resumed does not find it marked.

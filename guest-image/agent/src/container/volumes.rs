@@ -2,7 +2,7 @@
 //!
 //! They belong to the machine: they stay mounted when a container ends, and are synced when the machine does.
 
-use protocol::{StartFailure, VOLUMES, Volume, volume_path};
+use protocol::{MAX_VOLUMES, StartFailure, VOLUMES, Volume, volume_path};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
@@ -69,7 +69,9 @@ fn mount_one(volume: &Volume, place: &str) -> Result<(), StartFailure> {
                 return disk::mount_read_only(device, place).step(step);
             }
             disk::mount(device, place).step(step)?;
-            disk::grow(device, place).step(|| format!("growing the volume on {device}"))?;
+            disk::grow(device, place)
+                .map(drop)
+                .step(|| format!("growing the volume on {device}"))?;
             match directory {
                 Some(name) => make_directory(&format!("{place}/{name}")),
                 None => Ok(()),
@@ -86,6 +88,28 @@ fn make_directory(path: &str) -> Result<(), StartFailure> {
         Err(Errno::EXIST | Errno::ROFS) => Ok(()),
         Err(error) => Err(error).step(|| format!("making {path}")),
     }
+}
+
+/// Makes the file system of every volume on a disk as large as that is by now, and says how large that is.
+///
+/// # Errors
+///
+/// If one cannot be made so large.
+pub(crate) fn grow() -> Result<Vec<u64>, StartFailure> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts")
+        .step(|| "looking for the volumes".to_owned())?;
+    mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ');
+            let (device, place, kind) = (fields.next()?, fields.next()?, fields.next()?);
+            (place.starts_with(VOLUMES) && kind == "ext4").then_some((device, place))
+        })
+        .take(MAX_VOLUMES)
+        .map(|(device, place)| {
+            disk::grow(device, place).step(|| format!("growing the volume on {device}"))
+        })
+        .collect()
 }
 
 /// Puts every volume on a disk in order, at the end of the machine: all is written, and the journal is empty, so that the disk can be

@@ -323,6 +323,22 @@ impl Volumes {
         })
     }
 
+    /// Makes the disk of a volume larger that a machine has. The machine is to be told.
+    ///
+    /// # Errors
+    ///
+    /// [`VolumeError::Shrink`], or the file system's.
+    pub fn grow_in_use(&self, name: &VolumeName, size: StorageSize) -> Result<(), VolumeError> {
+        let _store = self.lock_store().map_err(|source| VolumeError::Lock {
+            name: name.clone(),
+            source,
+        })?;
+        let record = self.read(name)?;
+        let directory = self.place(name);
+        let disk = open_disk(&directory, &record)?;
+        grow(&disk, &record, &directory, size).map(drop)
+    }
+
     fn lock(&self, name: &VolumeName, wanted: Use) -> Result<File, VolumeError> {
         let directory = self.place(name);
         let failed = |source| VolumeError::Lock {
@@ -434,21 +450,7 @@ impl HeldVolume {
     ///
     /// [`VolumeError::Shrink`], or the file system's.
     pub fn resize(&mut self, size: StorageSize) -> Result<(), VolumeError> {
-        if size.bytes() < self.record.size_bytes {
-            return Err(VolumeError::Shrink {
-                name: self.record.name.clone(),
-                size: StorageSize::of_bytes(self.record.size_bytes).to_string(),
-            });
-        }
-        let failed = |error| disk_failed(&self.record, error);
-        self.disk.set_len(size.bytes()).map_err(failed)?;
-        self.disk.sync_all().map_err(failed)?;
-        let record = VolumeRecord {
-            size_bytes: size.bytes(),
-            ..self.record.clone()
-        };
-        record.write(&self.directory).map_err(failed)?;
-        self.record = record;
+        self.record = grow(&self.disk, &self.record, &self.directory, size)?;
         Ok(())
     }
 
@@ -490,6 +492,31 @@ impl HeldVolume {
             disk_failed(&self.record, source)
         })
     }
+}
+
+/// Makes a disk as large as that, and writes down that it is.
+fn grow(
+    disk: &File,
+    record: &VolumeRecord,
+    directory: &Path,
+    size: StorageSize,
+) -> Result<VolumeRecord, VolumeError> {
+    let failed = |error| disk_failed(record, error);
+    let length_bytes = disk.metadata().map_err(failed)?.len();
+    if size.bytes() < length_bytes {
+        return Err(VolumeError::Shrink {
+            name: record.name.clone(),
+            size: StorageSize::of_bytes(length_bytes).to_string(),
+        });
+    }
+    disk.set_len(size.bytes()).map_err(failed)?;
+    disk.sync_all().map_err(failed)?;
+    let grown = VolumeRecord {
+        size_bytes: size.bytes(),
+        ..record.clone()
+    };
+    grown.write(directory).map_err(failed)?;
+    Ok(grown)
 }
 
 fn disk_failed(record: &VolumeRecord, source: io::Error) -> VolumeError {
