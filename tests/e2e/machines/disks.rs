@@ -257,6 +257,29 @@ fn a_full_volume_fails_what_is_written_and_not_the_machine() {
 }
 
 #[test]
+fn a_host_that_is_full_fails_what_is_written_to_a_volume_and_not_the_machine() {
+    let home = Home::new();
+    let script = r#"
+        mkdir -p -m 700 "$VMM_ROOT/volumes"
+        mount -t tmpfs -o size=4m,mode=700 tmpfs "$VMM_ROOT/volumes"
+        "$VMM_BINARY" run --rm -v data:/data busybox:test sh -c 'echo before > /data/file'
+        head -c 4m /dev/zero > "$VMM_ROOT/volumes/fill" 2> /dev/null || true
+        write="dd if=/dev/zero of=/data/big bs=64k count=64 conv=fsync 2>&1 | grep -o 'Input/output error'; echo lives"
+        "$VMM_BINARY" run --rm -v data:/data busybox:test sh -c "$write"
+        rm "$VMM_ROOT/volumes/fill"
+        "$VMM_BINARY" run --rm -v data:/data busybox:test cat /data/file"#;
+
+    let done = home
+        .fixture
+        .in_private_mounts(script)
+        .limit(MACHINE_LIMIT)
+        .run();
+
+    done.code_is(0)
+        .stdout_is("Input/output error\nlives\nbefore\n");
+}
+
+#[test]
 fn a_volume_that_was_made_larger_has_more_room() {
     let home = Home::new();
     let create = ["volume", "create", "-o", "size=64m", "data"];
@@ -429,6 +452,23 @@ fn a_disk_of_the_host_is_mounted_and_one_that_is_cut_off_fails_and_not_the_machi
         .expect("it can be cut off");
     running.write(b"go\n");
     running.finish().code_is(0).stdout_has("lives\n");
+}
+
+#[test]
+fn a_disk_of_the_host_is_a_device_if_it_is_to_be_one() {
+    let home = Home::new();
+    let disk = home.fixture.file("raw", [b'a'; 8192]);
+    let disk = disk.to_str().expect("paths here are text");
+    let script = "head -c 4 /dev/data; echo; printf bbbb | dd of=/dev/data conv=notrunc,fsync 2>/dev/null || echo refused; head -c 4 /dev/data";
+
+    let written = home.done(&["--disk", &format!("{disk}:/dev/data")], script);
+    let read = home.done(&["--disk", &format!("{disk}:/dev/data:ro")], script);
+
+    written.code_is(0).stdout_is("aaaa\nbbbb").stderr_is("");
+    read.code_is(0)
+        .stdout_is("bbbb\nrefused\nbbbb")
+        .stderr_is("");
+    assert!(fs::read(disk).unwrap().starts_with(b"bbbba"));
 }
 
 #[test]

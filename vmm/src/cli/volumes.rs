@@ -31,7 +31,7 @@ pub struct VolumeArgs {
         value_parser = TypedMount::of_mount_flag
     )]
     mount: Vec<TypedMount>,
-    /// Mount the file system on a disk image or block device of the host (ext4)
+    /// Mount the file system on a disk image or block device of the host (ext4), or give it to the command as a device, if PATH is below /dev
     #[arg(long, value_name = "FILE:PATH[:ro]", value_parser = parse_disk)]
     disk: Vec<TypedMount>,
     /// Mount what another machine mounts, at the same places

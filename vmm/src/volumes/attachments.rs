@@ -24,6 +24,8 @@ pub struct Attachments {
     pub volumes: Vec<Volume>,
     /// What the container's configuration mounts: runtime-spec `config.md`, "Mounts".
     pub mounts: Vec<Value>,
+    /// What the container may do with devices: runtime-spec `config-linux.md`, "Allowed Device list".
+    pub device_rules: Vec<Value>,
     /// The machine's disks, in the order of their names.
     pub disks: Vec<MachineDisk>,
 }
@@ -102,24 +104,27 @@ impl Attachments {
     ) -> Result<Self, AttachError> {
         let mut attachments = Self::default();
         let (disks, places) = disks::open(mounts, sources)?;
-        let mut directories = vec![None; disks.len()];
+        let mut volume_of_disk = vec![None; disks.len()];
         for (mount, place) in mounts.iter().zip(&places) {
-            if let (TypedSource::Volume(_), Some(directory)) = (
-                &mount.source,
-                place.and_then(|place| directories.get_mut(place)),
-            ) {
-                *directory = Some(DATA.to_owned());
+            let volume = place.and_then(|place| volume_of_disk.get_mut(place));
+            let disk = place.and_then(|place| disks.get(place));
+            let (Some(index), Some(volume @ None), Some(disk)) = (place, volume, disk) else {
+                continue;
+            };
+            if mount.is_device() {
+                continue;
             }
-        }
-        for (index, (disk, directory)) in disks.iter().zip(directories).enumerate() {
+            *volume = Some(attachments.volumes.len());
+            let is_volume = matches!(mount.source, TypedSource::Volume(_));
             attachments.volumes.push(Volume::Disk {
-                device: disk_name(index),
+                device: disk_name(*index),
                 read_only: disk.access == Access::ReadOnly,
-                directory,
+                directory: is_volume.then(|| DATA.to_owned()),
             });
         }
         attachments.disks = disks;
-        for (mount, place) in mounts.iter().zip(places) {
+        for (mount, disk) in mounts.iter().zip(places) {
+            let place = disk.and_then(|disk| volume_of_disk.get(disk).copied().flatten());
             let value = match &mount.source {
                 TypedSource::Tmpfs(tmpfs) => of_tmpfs(tmpfs, mount),
                 TypedSource::Bind(_) => return Err(AttachError::NotYet("directories of the host")),
@@ -134,6 +139,13 @@ impl Attachments {
                         format!("{}/{DATA}{}", volume_path(place), below.unwrap_or_default());
                     let copies = volume.copies && volume.subpath.is_none();
                     bind(&source, mount, copies.then_some("tmpcopyup"))
+                }
+                TypedSource::Disk(_) if mount.is_device() => {
+                    let disk = disk.unwrap_or_default();
+                    attachments
+                        .device_rules
+                        .push(device_rule(&disk_name(disk), mount));
+                    bind(&disk_name(disk), mount, None)
                 }
                 TypedSource::Disk(_) => bind(&volume_path(place.unwrap_or_default()), mount, None),
             };
@@ -154,6 +166,17 @@ fn bind(source: &str, mount: &TypedMount, option: Option<&str>) -> Value {
     let access = if mount.read_only { "ro" } else { "rw" };
     let options: Vec<&str> = ["rbind", access].into_iter().chain(option).collect();
     json!({ "destination": mount.destination, "type": "bind", "source": source, "options": options })
+}
+
+/// Lets a container use a disk. Which major number the guest's kernel gives disks is its own business; no other device that can do harm has
+/// the minor of one of them.
+fn device_rule(name: &str, mount: &TypedMount) -> Value {
+    /// `PART_BITS` in drivers/block/virtio_blk.c: minor numbers of a disk and its partitions.
+    const MINORS: u32 = 1 << 4;
+    let letter = name.bytes().last().unwrap_or(b'a');
+    let minor = u32::from(letter.saturating_sub(b'a')) * MINORS;
+    let access = if mount.read_only { "r" } else { "rw" };
+    json!({ "allow": true, "type": "b", "minor": minor, "access": access })
 }
 
 /// Docker's options of a file system in memory, and what was asked for.

@@ -194,6 +194,12 @@ impl TypedMount {
         }
     }
 
+    /// Whether it is a disk that the container sees as a device, and not as a file system.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        matches!(self.source, TypedSource::Disk(_)) && self.destination.starts_with("/dev/")
+    }
+
     /// Reads the value of `-v`. A source that begins with a dot is one below `directory`, the current one.
     ///
     /// # Errors

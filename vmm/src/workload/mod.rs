@@ -256,6 +256,9 @@ impl Workload {
         }
         self.has_usual_container = false;
         self.volumes.clone_from(&attachments.volumes);
+        if let Some(rules) = self.config["linux"]["resources"]["devices"].as_array_mut() {
+            rules.extend_from_slice(&attachments.device_rules);
+        }
         let Some(mounts) = self.config["mounts"].as_array_mut() else {
             self.config["mounts"] = attachments.mounts.clone().into();
             return;

@@ -5,13 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use proptest::prelude::*;
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::tests::any_descriptor;
 use super::*;
 use crate::bus::BusDevice;
-use crate::virtio::DeviceSlice;
+use crate::interrupt::Interrupt;
 use crate::virtio::mmio::register;
-use crate::virtio::testing::{DriverQueue, Machine, PATIENCE, readable, wait_for, writable};
+use crate::virtio::testing::{
+    CountingLine, DriverQueue, Machine, PATIENCE, ram, readable, wait_for, writable,
+};
+use crate::virtio::{ActiveQueue, DeviceInterrupt, DeviceSlice};
 
 const RING: u64 = 0x1_0000;
 const HEADERS: u64 = 0x2_0000;
@@ -201,6 +208,40 @@ fn a_limited_disk_takes_its_time_and_a_reset_does_not_wait_for_it() {
     let begin = Instant::now();
     machine.write(register::STATUS, 0);
     assert!(begin.elapsed() < PATIENCE / 4);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_table_of_descriptors_harms_the_threads(
+        descriptors in proptest::collection::vec(any_descriptor(), 16),
+        heads in proptest::collection::vec(0..16_u16, 1..200),
+    ) {
+        let memory = ram(1 << 20);
+        let mut driver = DriverQueue::new(&memory, RING, 128);
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let backend = RawFile::new(file.try_clone().unwrap(), Access::ReadWrite).unwrap();
+        let disk = Block::new(Arc::new(backend), DiskId::new("data")).disk;
+        let active = ActiveQueue {
+            queue: driver.device_queue(),
+            notifier: EventFd::new(EFD_NONBLOCK).unwrap(),
+        };
+        let line: Arc<dyn Interrupt> = Arc::new(CountingLine::default());
+        let interrupt = DeviceInterrupt::new(line);
+        let requests = Arc::new(Requests::new(disk, memory, active, interrupt));
+        let threads = threads(2);
+        for (index, (address, length, flags, next)) in (0..).zip(descriptors) {
+            driver.write_descriptor(index, Descriptor::new(address, length, flags, next));
+        }
+        for head in heads {
+            driver.publish(head);
+            requests.hand_out(&threads);
+        }
+        requests.when_idle(|_| ());
+        prop_assert_eq!(file.metadata().unwrap().len(), 4096);
+    }
 }
 
 #[test]
