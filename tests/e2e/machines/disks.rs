@@ -363,8 +363,8 @@ fn volumes_are_listed_chosen_and_pruned() {
     home.vmm(&["volume", "prune"])
         .input("n\n")
         .run()
-        .refused(&["not confirmed"])
-        .helped();
+        .code_is(125)
+        .stderr_has("not confirmed");
     let pruned = home.vmm(&["volume", "prune", "--all", "-f"]).run();
     pruned
         .succeeded()

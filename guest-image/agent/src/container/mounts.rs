@@ -287,8 +287,7 @@ impl ReadyMount<'_> {
                 rustix::mount::move_mount(&tree, "", CWD, destination, flags).step(step)?;
                 if let Some(hidden) = hidden {
                     let step = || format!("filling the volume at {destination}");
-                    let mounted = copy_up::open(destination).step(step)?;
-                    copy_up::fill_if_empty(&hidden, &mounted).step(step)?;
+                    copy_up::fill_if_empty(&hidden, destination).step(step)?;
                 }
                 self.mount.restrict_bind().step(step)?;
             }
