@@ -131,6 +131,9 @@ pub(super) fn open(
     choices: &MachineChoices,
     directories: &Directories,
 ) -> Result<Attachments, Report> {
+    if mounts.is_empty() {
+        return Ok(Attachments::default());
+    }
     let volumes = Volumes::new(directories.volumes());
     let registry = Registry::open(directories.machines())?;
     let sources = DiskSources {

@@ -26,13 +26,17 @@ pub(super) fn mount(device: &str, place: &str) -> Result<()> {
     rustix::mount::mount(device, place, "ext4", MountFlags::empty(), OPTIONS)
 }
 
-/// Mounts the file system on a disk that is only read. Others may read it, too.
+/// Mounts the file system on a disk that is only read, which may also be one that can only be read. Others may read it, too.
 ///
 /// # Errors
 ///
 /// The kernel's, see mount(2).
 pub(super) fn mount_read_only(device: &str, place: &str) -> Result<()> {
-    rustix::mount::mount(device, place, "ext4", MountFlags::RDONLY, c"")
+    let mount = |kind| rustix::mount::mount(device, place, kind, MountFlags::RDONLY, c"");
+    match mount("ext4") {
+        Err(Errno::INVAL) => mount("erofs"),
+        result => result,
+    }
 }
 
 /// Makes a mounted file system as large as its disk, and says how large that is. One that is damaged is left as it is.
