@@ -360,7 +360,7 @@ fn a_user_runs_programs_that_bring_privileges() {
 }
 
 /// How often a database is killed.
-const KILLS: usize = 6;
+const KILLS: usize = 20;
 
 /// Runs a program on a volume that counts up as fast as it can, prints each number once it is durable, and goes on where it was when it is
 /// started again; kills it again and again with its machine, and its monitor. Says what was lost.
