@@ -188,3 +188,117 @@ fn of_tmpfs(tmpfs: &NewTmpfs, mount: &TypedMount) -> Value {
     options.extend(mount.read_only.then(|| "ro".to_owned()));
     json!({ "destination": mount.destination, "type": "tmpfs", "source": "tmpfs", "options": options })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
+
+    use super::*;
+    use crate::volumes::store::{VolumeRecord, Volumes};
+
+    /// What these flags come to, with volumes that are made for them.
+    fn open(directory: &Path, flags: &[&str]) -> Result<Attachments, AttachError> {
+        let volumes = Volumes::new(&directory.join("volumes"));
+        let mounts: Vec<TypedMount> = flags
+            .iter()
+            .map(|flag| match flag.strip_prefix("disk=") {
+                Some(disk) => TypedMount::of_disk_flag(disk, directory).unwrap(),
+                None => TypedMount::of_volume_flag(flag, directory).unwrap(),
+            })
+            .collect();
+        for name in mounts.iter().filter_map(TypedMount::volume) {
+            volumes
+                .create(&VolumeRecord::new(name.clone(), None))
+                .unwrap();
+        }
+        let sources = DiskSources {
+            volumes: &volumes,
+            users: &|_| vec!["other".to_owned()],
+            blank: &|| {
+                let blank = tempfile::tempfile().unwrap();
+                blank.set_len(1 << 20).unwrap();
+                blank.write_all_at(b"blank", 0).unwrap();
+                Ok(blank)
+            },
+        };
+        Attachments::open(&mounts, &sources, |index| {
+            format!("/dev/vd{}", ["b", "c", "d"][index])
+        })
+    }
+
+    fn disk_image(directory: &Path, name: &str) {
+        let file = File::create(directory.join(name)).unwrap();
+        file.set_len(4096).unwrap();
+    }
+
+    #[test]
+    fn a_volume_that_is_mounted_twice_is_one_disk() {
+        let directory = tempfile::tempdir().unwrap();
+
+        let attachments = open(directory.path(), &["data:/a:ro", "data:/b", "more:/c"]).unwrap();
+
+        assert_eq!(attachments.disks.len(), 2);
+        assert_eq!(attachments.disks[0].access, Access::ReadWrite);
+        let disk = |device: &str| Volume::Disk {
+            device: device.to_owned(),
+            read_only: false,
+            directory: Some("data".to_owned()),
+        };
+        assert_eq!(attachments.volumes, [disk("/dev/vdb"), disk("/dev/vdc")]);
+        let sources: Vec<_> = attachments.mounts.iter().map(|it| &it["source"]).collect();
+        let place = |index| format!("{}/data", volume_path(index));
+        assert_eq!(sources, [&place(0), &place(0), &place(1)]);
+        assert_eq!(
+            attachments.mounts[0]["options"],
+            json!(["rbind", "ro", "tmpcopyup"])
+        );
+    }
+
+    #[test]
+    fn a_disk_that_is_a_device_is_not_mounted_and_may_be_used() {
+        let directory = tempfile::tempdir().unwrap();
+        disk_image(directory.path(), "raw");
+        disk_image(directory.path(), "image");
+
+        let flags = ["disk=raw:/dev/data:ro", "disk=image:/srv"];
+        let attachments = open(directory.path(), &flags).unwrap();
+
+        assert_eq!(attachments.disks.len(), 2);
+        assert_eq!(attachments.volumes.len(), 1);
+        assert_eq!(attachments.mounts[0]["source"], "/dev/vdb");
+        assert_eq!(attachments.mounts[1]["source"], volume_path(0));
+        assert_eq!(
+            attachments.device_rules,
+            [json!({ "allow": true, "type": "b", "minor": 16, "access": "r" })]
+        );
+    }
+
+    #[test]
+    fn who_has_a_volume_is_said() {
+        let directory = tempfile::tempdir().unwrap();
+        let _first = open(directory.path(), &["data:/a"]).unwrap();
+
+        let refused = open(directory.path(), &["data:/a"]).unwrap_err();
+
+        assert_eq!(
+            refused.to_string(),
+            "volume 'data' is in use by machine 'other'"
+        );
+    }
+
+    #[test]
+    fn more_disks_than_a_machine_has_room_for_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let flags: Vec<String> = (10..22).map(|n| format!("v{n}:/v/{n}")).collect();
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+
+        let refused = open(directory.path(), &flags).unwrap_err();
+
+        assert_eq!(
+            refused.to_string(),
+            "a machine has room for 11 volumes and disks, and is to have 12"
+        );
+    }
+}
