@@ -372,7 +372,7 @@ fn kill_again_and_again(image: &Path, place: &str, script: &str) -> String {
         "vmm load --quiet --input /image.oci --name database:1
          last=0
          for turn in $(seq {KILLS}); do
-             vmm run -i --memory 512m -v data:{place} database:1 bash < /input > /said 2> /complained &
+             vmm run --rm -i --memory 512m -v data:{place} database:1 bash < /input > /said 2> /complained &
              client=$!
              for wait in $(seq 3000); do
                  [ $(wc -l < /said) -gt $((turn * 5)) ] && break

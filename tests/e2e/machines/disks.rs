@@ -51,8 +51,12 @@ impl Home {
         self.fixture.vmm(arguments).limit(MACHINE_LIMIT)
     }
 
+    /// Runs a script in a machine of which nothing stays but its volumes.
     fn run(&self, options: &[&str], script: &str) -> Invocation {
-        let run = self.fixture.run_name(IMAGE, options, &["sh", "-c", script]);
+        let options = [&["--rm"], options].concat();
+        let run = self
+            .fixture
+            .run_name(IMAGE, &options, &["sh", "-c", script]);
         run.limit(MACHINE_LIMIT)
     }
 
@@ -122,7 +126,7 @@ fn a_volume_has_one_writer_or_several_readers_and_who_has_it_is_said() {
     let home = Home::new();
     home.done(&["-v", "data:/data"], "echo text > /data/file")
         .succeeded();
-    let options = ["-d", "--rm", "--name", "holder", "-v", "data:/data:ro"];
+    let options = ["-d", "--name", "holder", "-v", "data:/data:ro"];
     home.done(&options, "sleep 1000").succeeded();
 
     let reader = home.done(&["-v", "data:/data:ro"], "cat /data/file");
@@ -303,11 +307,8 @@ fn a_volume_grows_while_a_machine_has_it() {
     let home = Home::new();
     let create = ["volume", "create", "-o", "size=64m", "data"];
     home.vmm(&create).run().succeeded();
-    home.done(
-        &["-d", "--rm", "--name", "web", "-v", "data:/data"],
-        "sleep 1000",
-    )
-    .succeeded();
+    home.done(&["-d", "--name", "web", "-v", "data:/data"], "sleep 1000")
+        .succeeded();
     let room = "df -m /data | awk 'END { print ($2 > 100) }'";
     let asked = || home.vmm(&["exec", "web", "sh", "-c", room]).run();
     asked().stdout_is("0\n");

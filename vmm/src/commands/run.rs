@@ -35,7 +35,8 @@ use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
 use crate::snapshot::{Origin, Streams, Subject};
 use crate::state::{
-    ControlServer, ImageLabel, MachineId, NewMachine, OwnedMachine, Registry, Settings, StartReporter, detach,
+    ControlServer, ImageLabel, MachineId, NewMachine, OwnedMachine, Registry, Settings,
+    StartReporter, detach,
 };
 use crate::storage::{self, Blueprint, StorageSize};
 use crate::template::Templates;
