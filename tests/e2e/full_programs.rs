@@ -358,3 +358,71 @@ fn a_user_runs_programs_that_bring_privileges() {
          Uid:\t1000\t1000\t1000\t1000\nCapEff:\t0000000000002000\n"
     );
 }
+
+/// How often a database is killed.
+const KILLS: usize = 20;
+
+/// Runs a program on a volume that counts up as fast as it can, prints each number once it is durable, and goes on where it was when it is
+/// started again; kills it again and again with its machine, and its monitor. Says what was lost.
+fn kill_again_and_again(image: &Path, place: &str, script: &str) -> String {
+    let mut lab = lab_with(image);
+    lab.tree
+        .bytes("/input", format!("{WAIT_FOR}{script}"), 0o644);
+    let script = format!(
+        "vmm load --quiet --input /image.oci --name database:1
+         last=0
+         for turn in $(seq {KILLS}); do
+             vmm run --rm -i --memory 512m -v data:{place} database:1 bash < /input > /said 2> /complained &
+             client=$!
+             for wait in $(seq 3000); do
+                 [ $(wc -l < /said) -gt $((turn * 5)) ] && break
+                 kill -0 $client || break
+                 sleep 0.1
+             done
+             kill -9 $client
+             wait $client 2> /dev/null
+             first=$(head -n 1 /said)
+             [ \"$first\" -gt \"$last\" ] || echo \"turn $turn begins with $first after $last: $(tail -n 3 /complained)\"
+             last=$(sed '$d' /said | tail -n 1)
+         done
+         [ \"$last\" -gt 60 ] && echo done"
+    );
+    in_lab(&mut lab, &script).0
+}
+
+#[test]
+fn redis_on_a_volume_has_every_write_that_it_acknowledged_after_each_kill() {
+    let said = kill_again_and_again(
+        &real_images::debian_app("redis"),
+        "/data",
+        "
+        redis-server --dir /data --appendonly yes --appendfsync always --save '' >/dev/null &
+        wait_for redis-cli ping
+        while redis-cli incr n; do :; done
+        ",
+    );
+
+    assert_eq!(said.lines().skip(1).collect::<Vec<_>>(), ["done"], "{said}");
+}
+
+#[test]
+fn postgresql_on_a_volume_has_every_row_that_it_acknowledged_after_each_kill() {
+    let said = kill_again_and_again(
+        &real_images::debian_app("postgresql"),
+        "/var/lib/postgresql",
+        "
+        export PATH=/usr/lib/postgresql/15/bin:$PATH
+        cluster=/var/lib/postgresql/cluster
+        [ -e $cluster/PG_VERSION ] || initdb --pgdata=$cluster >/dev/null
+        rm -f $cluster/postmaster.pid
+        pg_ctl --wait --timeout=300 --pgdata=$cluster --log=/tmp/log --options='-k /tmp' start >/dev/null
+        ask() {
+            psql --host=/tmp --quiet --no-psqlrc --tuples-only --no-align --command=\"$1\" postgres
+        }
+        ask 'create table if not exists t (n int)'
+        while ask 'insert into t select count(*) + 1 from t returning n'; do :; done
+        ",
+    );
+
+    assert_eq!(said.lines().skip(1).collect::<Vec<_>>(), ["done"], "{said}");
+}

@@ -42,7 +42,10 @@ pub use self::machines::{
 };
 pub use self::statistics::{StatsArgs, TopArgs, UpdateArgs};
 pub use self::storage::{CreateArgs, RestartArgs, StartArgs, StorageArgs};
-pub use self::volumes::VolumeArgs;
+pub use self::volumes::{
+    VolumeArgs, VolumeCommand, VolumeCreateArgs, VolumeInspectArgs, VolumeListArgs,
+    VolumePruneArgs, VolumeResizeArgs, VolumeRestoreArgs, VolumeRmArgs, VolumeSnapshotArgs,
+};
 
 /// Runs OCI images, each in a microVM of its own.
 ///
@@ -162,6 +165,9 @@ pub enum Command {
     /// Manage images
     #[command(subcommand, arg_required_else_help = false)]
     Image(ImageCommand),
+    /// Manage volumes, file systems that outlive the machines that mount them
+    #[command(subcommand, arg_required_else_help = false)]
+    Volume(VolumeCommand),
     /// Show what vmm uses of this host
     #[command(subcommand, arg_required_else_help = false)]
     System(SystemCommand),
@@ -235,7 +241,8 @@ pub struct RunArgs {
             "hostname", "read_only", "fork_point", "kernel", "config", "cap_add", "cap_drop", "privileged",
             "security_opt", "ulimit", "sysctl", "device", "tmpfs", "shm_size", "pids_limit", "cpu_shares",
             "cpuset_cpus", "group_add", "userns", "uts", "ipc", "pid", "oom_score_adj", "init", "storage",
-            "storage_opt", "volume", "mount"
+            "storage_opt", "volume", "mount", "disk", "volumes_from", "device_read_bps", "device_write_bps",
+            "device_read_iops", "device_write_iops"
         ],
         help_heading = "Image"
     )]
@@ -606,8 +613,8 @@ pub struct RmArgs {
     /// Kill the machine if it runs
     #[arg(short, long)]
     pub force: bool,
-    /// Remove its volumes, too: there are none that belong to a machine
-    #[arg(long)]
+    /// Remove the volumes that were made for it, too
+    #[arg(short, long)]
     pub volumes: bool,
     /// Names, ids or beginnings of ids
     #[arg(value_name = "MACHINE", required = true)]

@@ -1,7 +1,7 @@
 //! Where `vmm` keeps things: the rules of the XDG base directory specification 0.8, and their overrides.
 //!
 //! `--root DIR` (or `VMM_ROOT`) puts everything below one directory. Otherwise images lie in
-//! `$XDG_DATA_HOME/vmm/store`, machines in `$XDG_STATE_HOME/vmm/machines`. Every directory that is
+//! `$XDG_DATA_HOME/vmm/store`, volumes beside them in `vmm/volumes`, machines in `$XDG_STATE_HOME/vmm/machines`. Every directory that is
 //! created is private to the user (0700).
 
 use std::ffi::OsString;
@@ -18,6 +18,7 @@ use crate::report::Help;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directories {
     store: PathBuf,
+    volumes: PathBuf,
     machines: PathBuf,
     cache: PathBuf,
     guest: Vec<PathBuf>,
@@ -68,7 +69,7 @@ impl Directories {
     /// if the root cannot be made absolute.
     pub fn find(environment: &Environment) -> Result<Self, DirectoriesError> {
         let data = || base(environment.data_home.as_ref(), environment, ".local/share");
-        let (store, machines, cache) = match &environment.root {
+        let (store, volumes, machines, cache) = match &environment.root {
             Some(root) => {
                 let root =
                     std::path::absolute(root).map_err(|source| DirectoriesError::RelativeRoot {
@@ -77,6 +78,7 @@ impl Directories {
                     })?;
                 (
                     root.join("store"),
+                    root.join("volumes"),
                     root.join("machines"),
                     root.join("cache"),
                 )
@@ -87,6 +89,7 @@ impl Directories {
                 let cache = base(environment.cache_home.as_ref(), environment, ".cache")?;
                 (
                     data.join("vmm/store"),
+                    data.join("vmm/volumes"),
                     state.join("vmm/machines"),
                     cache.join("vmm"),
                 )
@@ -106,6 +109,7 @@ impl Directories {
         }
         Ok(Self {
             store,
+            volumes,
             machines,
             cache,
             guest,
@@ -116,6 +120,12 @@ impl Directories {
     #[must_use]
     pub fn store(&self) -> &Path {
         &self.store
+    }
+
+    /// Returns the directory of the volumes.
+    #[must_use]
+    pub fn volumes(&self) -> &Path {
+        &self.volumes
     }
 
     /// Returns the directory of the machines' records.
@@ -229,6 +239,10 @@ mod tests {
             Path::new("/home/ann/.local/share/vmm/store")
         );
         assert_eq!(
+            directories.volumes(),
+            Path::new("/home/ann/.local/share/vmm/volumes")
+        );
+        assert_eq!(
             directories.machines(),
             Path::new("/home/ann/.local/state/vmm/machines")
         );
@@ -261,6 +275,7 @@ mod tests {
         .unwrap();
 
         assert_eq!(directories.store(), Path::new("/srv/vmm/store"));
+        assert_eq!(directories.volumes(), Path::new("/srv/vmm/volumes"));
         assert_eq!(directories.machines(), Path::new("/srv/vmm/machines"));
     }
 

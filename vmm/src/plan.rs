@@ -121,7 +121,7 @@ impl RunPlan {
                 size_bytes: choices.memory.bytes() / UPPER_SHARE,
             },
             Some(_) => Upper::Disk {
-                source: storage_device(&root).to_owned(),
+                source: storage_device(&root),
             },
         };
         let machine = machine(root, &guest, choices, quirks)?;
@@ -176,6 +176,7 @@ fn machine(
         agent: agent_window(guest)?,
         root,
         storage: None,
+        disks: Vec::new(),
         kernel_log: None,
         verbose_kernel: choices.verbose_kernel,
         quirks,
@@ -212,11 +213,25 @@ fn root(tree: RootTree) -> (Root, &'static str, Filesystem) {
 }
 
 /// The name in the guest of the machine's own disk, beside such a root.
-fn storage_device(root: &Root) -> &'static str {
+fn storage_device(root: &Root) -> String {
     match root {
-        Root::Window(_) => "/dev/vda",
-        Root::Disk { .. } => "/dev/vdb",
+        Root::Window(_) => disk_name(0),
+        Root::Disk { .. } => disk_name(1),
     }
+}
+
+/// Which of the machine's disks, in the order of their names, is the first beside the root and its own.
+#[must_use]
+pub fn first_disk(image: &StoredImage, choices: &MachineChoices) -> usize {
+    let has_root_disk = WindowClass::holding(image.root.size_bytes).is_none();
+    usize::from(has_root_disk) + usize::from(choices.storage.is_some())
+}
+
+/// What the guest calls a disk: there are fewer than letters.
+#[must_use]
+pub fn disk_name(index: usize) -> String {
+    let letter = (b'a'..=b'z').nth(index).unwrap_or(b'z');
+    format!("/dev/vd{}", char::from(letter))
 }
 
 fn agent_window(guest: &GuestImage) -> Result<Window, PlanError> {

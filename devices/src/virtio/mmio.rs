@@ -190,6 +190,7 @@ pub struct MmioTransport {
     interrupt: DeviceInterrupt,
     memory: DeviceMemory,
     workers: Handle,
+    config: Mutex<ConfigSpace>,
     registers: Mutex<Registers>,
 }
 
@@ -198,7 +199,14 @@ pub struct MmioTransport {
 struct Facts {
     device_type: DeviceType,
     features: u64,
-    config_space: Vec<u8>,
+}
+
+/// The device configuration space (VirtIO 1.2 section 2.5).
+#[derive(Debug)]
+struct ConfigSpace {
+    bytes: Vec<u8>,
+    /// Another one whenever something in it has changed.
+    generation: u32,
 }
 
 /// What the driver changes.
@@ -261,8 +269,11 @@ impl MmioTransport {
             facts: Facts {
                 device_type,
                 features: device.features() | TRANSPORT_FEATURES,
-                config_space: device.config_space(),
             },
+            config: Mutex::new(ConfigSpace {
+                bytes: device.config_space(),
+                generation: 0,
+            }),
             notifiers,
             interrupt: DeviceInterrupt::new(line),
             memory,
@@ -328,8 +339,7 @@ impl MmioTransport {
             | register::SHM_LEN_HIGH
             | register::SHM_BASE_LOW
             | register::SHM_BASE_HIGH => u32::MAX,
-            // Configuration spaces do not change (contract of `VirtioDevice`).
-            register::CONFIG_GENERATION => 0,
+            register::CONFIG_GENERATION => self.config().generation,
             _ => 0,
         }
     }
@@ -577,11 +587,28 @@ impl MmioTransport {
         registers.status = 0;
     }
 
+    /// Changes a part of the device configuration space and tells the driver. What would lie outside of it is left out.
+    pub fn change_config(&self, offset: usize, new: &[u8]) {
+        let mut config = self.config();
+        let rest = config.bytes.get_mut(offset..).unwrap_or_default();
+        for (byte, value) in rest.iter_mut().zip(new) {
+            *byte = *value;
+        }
+        config.generation = config.generation.wrapping_add(1);
+        drop(config);
+        self.interrupt.signal_configuration_change();
+    }
+
+    fn config(&self) -> MutexGuard<'_, ConfigSpace> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
+        let config = self.config();
         let rest = usize::try_from(offset)
             .ok()
-            .and_then(|offset| self.facts.config_space.get(offset..))
+            .and_then(|offset| config.bytes.get(offset..))
             .unwrap_or_default();
         for (byte, value) in data.iter_mut().zip(rest) {
             *byte = *value;

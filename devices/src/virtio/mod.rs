@@ -14,6 +14,7 @@ pub mod vsock;
 pub(crate) mod testing;
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -83,7 +84,8 @@ impl DeviceType {
 /// owns its memory again.
 ///
 /// What the driver can read at any time (type, features, configuration space) is asked for once,
-/// when the transport is made, and must not change.
+/// when the transport is made. Type and features must not change; a configuration space that does
+/// is changed by [`MmioTransport::change_config`](mmio::MmioTransport::change_config).
 pub trait VirtioDevice: Send {
     /// Returns which device this is.
     fn device_type(&self) -> DeviceType;
@@ -202,24 +204,29 @@ pub struct ActiveQueue {
 }
 
 impl ActiveQueue {
-    /// Interrupts the guest if it wants that, and comes back to the queue if there is more in it.
-    ///
-    /// A ring that cannot be used needs a reset; until then each notification fails the same way.
+    /// Does what [`finish_turn`] does after a turn on this queue.
     fn finish_turn(&self, turn: Result<Turn, QueueError>, interrupt: &DeviceInterrupt) {
-        let turn = match turn {
-            Ok(turn) => turn,
-            Err(error) => {
-                tracing::debug!(%error, "a queue of the guest is broken");
-                return interrupt.signal_needs_reset();
-            }
-        };
-        if turn.interrupt {
-            interrupt.signal_used_buffer();
+        finish_turn(turn, &self.notifier, interrupt);
+    }
+}
+
+/// Interrupts the guest if it wants that, and comes back to the queue behind `notifier` if there is more in it.
+///
+/// A ring that cannot be used needs a reset; until then each notification fails the same way.
+fn finish_turn(turn: Result<Turn, QueueError>, notifier: &EventFd, interrupt: &DeviceInterrupt) {
+    let turn = match turn {
+        Ok(turn) => turn,
+        Err(error) => {
+            tracing::debug!(%error, "a queue of the guest is broken");
+            return interrupt.signal_needs_reset();
         }
-        if turn.unfinished {
-            // The only failure is a counter at its limit: the notifier is readable already.
-            let _already_notified = self.notifier.write(1);
-        }
+    };
+    if turn.interrupt {
+        interrupt.signal_used_buffer();
+    }
+    if turn.unfinished {
+        // The only failure is a counter at its limit: the notifier is readable already.
+        let _already_notified = notifier.write(1);
     }
 }
 
@@ -246,18 +253,18 @@ struct Turn {
 }
 
 /// Takes the next available buffer; `None` if there is none, and then the guest notifies the next.
-fn next_chain<'a>(
-    queue: &mut Queue,
-    memory: &'a DeviceMemory,
-) -> Result<Option<DescriptorChain<&'a DeviceMemory>>, QueueError> {
-    if let Some(chain) = queue.iter(memory)?.next() {
+fn next_chain<M>(queue: &mut Queue, memory: M) -> Result<Option<DescriptorChain<M>>, QueueError>
+where
+    M: Deref<Target = DeviceMemory> + Clone,
+{
+    if let Some(chain) = queue.iter(memory.clone())?.next() {
         return Ok(Some(chain));
     }
-    if !queue.enable_notification(memory)? {
+    if !queue.enable_notification(&*memory)? {
         return Ok(None);
     }
     // One came between the look and the request to be notified.
-    queue.disable_notification(memory)?;
+    queue.disable_notification(&*memory)?;
     let chain = queue.iter(memory)?.next();
     chain.map(Some).ok_or(QueueError::NoEntry)
 }

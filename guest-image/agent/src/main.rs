@@ -49,6 +49,7 @@ fn be_init() -> ! {
         Ok(Vmm { doorbell, mailbox })
     });
     report(boot_and_serve(vmm.as_ref().ok()));
+    container::volumes::settle();
     rustix::fs::sync();
     match &vmm {
         Ok(vmm) => vmm.doorbell.ring(protocol::DOORBELL_END),

@@ -593,6 +593,13 @@ impl<'a> Server<'a> {
                     self.answer(number, Answer::Processes(part));
                 }
             }
+            Question::Grow => {
+                let grown = container::volumes::grow().map(Answer::Grown);
+                self.answer(
+                    number,
+                    grown.unwrap_or_else(|failure| Answer::Failed(failure.to_string())),
+                );
+            }
             Question::Limit { resources } => {
                 let limited = Resources::parse(&resources)
                     .and_then(|resources| cgroup.limit(&resources))

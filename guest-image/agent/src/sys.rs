@@ -138,6 +138,23 @@ pub(crate) fn resize_file_system(directory: &OwnedFd, blocks: u64) -> rustix::io
     Ok(())
 }
 
+/// Writes all of the file system that a directory is in to its disk, and lets nobody write to it any more.
+///
+/// # Errors
+///
+/// The kernel's, see `ioctl_fsfreeze` in fs/ioctl.c.
+pub(crate) fn freeze_file_system(directory: &OwnedFd) -> rustix::io::Result<()> {
+    /// `_IOWR('X', 119, int)`: `FIFREEZE` in include/uapi/linux/fs.h.
+    const FIFREEZE: libc::Ioctl = 0xc004_5877;
+    // SAFETY: the kernel does not look at the argument.
+    let result = unsafe { libc::ioctl(directory.as_raw_fd(), FIFREEZE, 0) };
+    if result < 0 {
+        let error = io::Error::last_os_error();
+        return Err(rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO));
+    }
+    Ok(())
+}
+
 /// While it is there, the process and what it makes stay on one processor.
 #[derive(Debug)]
 pub(crate) struct OneProcessor(());

@@ -63,8 +63,8 @@ pub use message::{
     Seccomp, StartFailure, StreamKind, Upper, Volume, WindowSize,
 };
 pub use question::{
-    Answer, MAX_ARGUMENT_BYTES, MAX_PROCESSES, MAX_SAMPLE_MS, ProcessInfo, ProcessList, Question,
-    Usage,
+    Answer, MAX_ARGUMENT_BYTES, MAX_PROCESSES, MAX_SAMPLE_MS, MAX_VOLUMES, ProcessInfo,
+    ProcessList, Question, Usage,
 };
 
 /// Version of the conversation. The two sides talk only if it is the same.

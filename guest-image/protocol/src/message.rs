@@ -264,6 +264,8 @@ pub enum Volume {
         device: String,
         /// Whether it is mounted for reading, and left as it is.
         read_only: bool,
+        /// A directory of it that the mounts show, made if it is not there: `lost+found` is none of a container's business.
+        directory: Option<String>,
     },
 }
 

@@ -20,10 +20,15 @@ pub enum Question {
         /// The `linux.resources` object of an OCI runtime-spec `config.json`, as JSON. What it does not name stays as it is.
         resources: Vec<u8>,
     },
+    /// Makes the file systems of the machine's volumes as large as their disks are by now: answered with [`Answer::Grown`].
+    Grow,
 }
 
 /// The longest time of [`Question::Usage`].
 pub const MAX_SAMPLE_MS: u32 = 10_000;
+
+/// The most volumes of a machine that are on disks.
+pub const MAX_VOLUMES: usize = 16;
 
 /// The most processes that are listed of a container.
 pub const MAX_PROCESSES: usize = 1024;
@@ -41,6 +46,8 @@ pub enum Answer {
     Processes(ProcessList),
     /// Its limits are changed.
     Limited,
+    /// The file systems are as large as their disks: the lengths of these, of which there are at most [`MAX_VOLUMES`].
+    Grown(Vec<u64>),
     /// There is no answer, for this reason. Of limits that could not all be changed, some may be.
     Failed(String),
 }

@@ -51,7 +51,13 @@ fn create() -> impl Strategy<Value = Create> {
     ];
     let volume = prop_oneof![
         any::<String>().prop_map(|tag| Volume::Share { tag }),
-        any::<(String, bool)>().prop_map(|(device, read_only)| Volume::Disk { device, read_only }),
+        any::<(String, bool, Option<String>)>().prop_map(|(device, read_only, directory)| {
+            Volume::Disk {
+                device,
+                read_only,
+                directory,
+            }
+        }),
     ];
     let config = prop::collection::vec(any::<u8>(), 0..4096);
     (

@@ -16,9 +16,10 @@ const THINGS: &str = "/things";
 const COPIES: [&str; 2] = ["templates::", "snapshots::"];
 
 /// The tests of what is done with machines that run. In `make test` they run here only: another KVM is nothing to them.
-const LIFE: [&str; 10] = [
+const LIFE: [&str; 11] = [
     "attach::",
     "copying::",
+    "disks::",
     "exec::",
     "events::",
     "foreground::",

@@ -8,6 +8,7 @@ mod complete_kvm;
 mod containers;
 mod copying;
 mod crun;
+mod disks;
 mod environment;
 mod events;
 mod exec;

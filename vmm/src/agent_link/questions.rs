@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use protocol::{Answer, MAX_PROCESSES, ProcessInfo, ProcessList};
+use protocol::{Answer, MAX_PROCESSES, MAX_VOLUMES, ProcessInfo, ProcessList};
 
 use super::clean;
 use super::event::Asker;
@@ -53,6 +53,10 @@ impl Questions {
         };
         let answer = match answer {
             Answer::Usage(_) | Answer::Limited => answer,
+            Answer::Grown(mut lengths) => {
+                lengths.truncate(MAX_VOLUMES);
+                Answer::Grown(lengths)
+            }
             Answer::Failed(_) => match answer.bounded() {
                 Answer::Failed(message) => Answer::Failed(clean(&message)),
                 other => other,

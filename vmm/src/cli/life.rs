@@ -115,7 +115,7 @@ enum TimeError {
 }
 
 /// Takes `KEY=VALUE` or `KEY`.
-fn parse_label(text: &str) -> Result<(String, String), LabelError> {
+pub(super) fn parse_label(text: &str) -> Result<(String, String), LabelError> {
     label_of(text).ok_or_else(|| LabelError(text.to_owned()))
 }
 
@@ -138,7 +138,7 @@ pub(super) struct SecondsError(String);
 /// `--label` without a key.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("'{0}' is no label as in KEY=VALUE")]
-struct LabelError(String);
+pub(super) struct LabelError(String);
 
 /// Arguments of `vmm ps`.
 #[derive(Debug, Clone, Args)]

@@ -10,6 +10,7 @@ use super::attach;
 use super::attend::{Relay, RelayChoices, report_outcome};
 use super::front;
 use super::life::{IdFiles, of_life, settings};
+use super::mounts;
 use super::output::print_line;
 use super::run::{
     Beginning, Begun, Decided, blank_if_new, decide, has_keyboard, in_background, keep,
@@ -35,7 +36,7 @@ use crate::state::{
 };
 use crate::storage::{self, Blueprint};
 use crate::timings::Timings;
-use crate::volumes::{Attachments, TypedMount};
+use crate::volumes::TypedMount;
 use crate::workload::Workload;
 
 /// Creates a machine and prints its id.
@@ -56,8 +57,9 @@ pub(super) fn create(
         image,
         reference,
         workload,
-        mounts,
+        mut mounts,
     } = decide(arguments, directories, &id)?;
+    let mut own_volumes = mounts::make(&mut mounts, directories)?;
     let new = NewMachine {
         id,
         name: arguments.name.clone(),
@@ -69,6 +71,7 @@ pub(super) fn create(
         ephemeral: false,
         settings: Settings {
             log: of_life(&arguments.life, true)?.log,
+            mounts: mounts.clone(),
             ..settings(arguments, &workload, &image.health)?
         },
     };
@@ -82,6 +85,7 @@ pub(super) fn create(
     );
     let (machine, _control) = Registry::open(directories.machines())?.create(new)?;
     let (machine, _disk) = keep(machine, &blueprint)?;
+    own_volumes.keep();
     id_files.name(machine.id())?;
     print_line(machine.id().as_str())?;
     Ok(ExitCode::SUCCESS)
@@ -299,7 +303,8 @@ impl Kept {
         streams: DeclaredStreams,
         directories: &Directories,
     ) -> Result<(RunPlan, Option<File>), Report> {
-        self.workload.attach(&Attachments::open(&self.mounts)?);
+        let attachments = mounts::open(&self.mounts, &self.image, choices, directories)?;
+        self.workload.attach(&attachments);
         let mut plan = RunPlan::decide(
             self.image,
             self.guest,
@@ -309,6 +314,7 @@ impl Kept {
             streams,
         )?;
         plan.machine.storage = Some(self.disk);
+        plan.machine.disks = attachments.disks;
         let blank = blank_if_new(&plan, directories)?;
         Ok((plan, blank))
     }

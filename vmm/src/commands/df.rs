@@ -6,21 +6,24 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::mounts;
 use super::output::{Table, print_json, spell_size};
 use crate::cli::DfArgs;
 use crate::dirs::Directories;
 use crate::image::Store;
 use crate::outcome::ExitCode;
 use crate::report::Report;
-use crate::state::Registry;
+use crate::state::{Machine, Registry};
+use crate::volumes::store::{Listed, Volumes};
 
 /// Unit of `st_blocks`, `stat(2)`.
 const BLOCK_BYTES: u64 = 512;
 
-/// Shows what images and machines take.
+/// Shows what images, machines and volumes take.
 pub(super) fn run(arguments: &DfArgs, directories: &Directories) -> Result<ExitCode, Report> {
     let usage = Store::open(directories.store())?.usage()?;
     let machines = Registry::open(directories.machines())?.list()?;
+    let volumes = volumes(&machines, directories)?;
     let disk_usage = DiskUsage {
         images: Share {
             total: usage.images,
@@ -39,6 +42,7 @@ pub(super) fn run(arguments: &DfArgs, directories: &Directories) -> Result<ExitC
                 .map(|machine| bytes_below(&machine.directory))
                 .sum(),
         },
+        volumes,
     };
     if arguments.list.is_json() {
         print_json(&disk_usage)?;
@@ -47,6 +51,7 @@ pub(super) fn run(arguments: &DfArgs, directories: &Directories) -> Result<ExitC
     let mut table = Table::new(["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"]);
     table.row(disk_usage.images.row("Images"));
     table.row(disk_usage.machines.row("Machines"));
+    table.row(disk_usage.volumes.row("Local Volumes"));
     table.print()?;
     Ok(ExitCode::SUCCESS)
 }
@@ -57,6 +62,7 @@ struct DiskUsage {
     images: Share,
     layers: usize,
     machines: Share,
+    volumes: Share,
 }
 
 /// What one kind of thing takes.
@@ -79,6 +85,22 @@ impl Share {
             spell_size(self.reclaimable_bytes),
         ]
     }
+}
+
+/// What volumes take; those that no machine needs can be had back.
+fn volumes(machines: &[Machine], directories: &Directories) -> Result<Share, Report> {
+    let listed = Volumes::new(directories.volumes()).list()?;
+    let needs = |machine: &Machine| machine.alive || machine.is_kept();
+    let (active, free): (Vec<_>, Vec<_>) = listed
+        .iter()
+        .partition(|volume| !mounts::users(machines, &volume.name, needs).is_empty());
+    let taken = |volumes: &[&Listed]| volumes.iter().map(|it| it.used_bytes).sum::<u64>();
+    Ok(Share {
+        total: listed.len(),
+        active: active.len(),
+        size_bytes: taken(&active).saturating_add(taken(&free)),
+        reclaimable_bytes: taken(&free),
+    })
 }
 
 /// Adds up what the files of a machine's directory take; what goes away meanwhile counts nothing.

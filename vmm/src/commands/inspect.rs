@@ -1,6 +1,7 @@
 //! `vmm inspect`: all that is known of machines, under docker's names where docker has one.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -16,6 +17,7 @@ use crate::outcome::{ExitCode, Outcome};
 use crate::policy::{Health, HealthConfig};
 use crate::report::Report;
 use crate::state::{Cause, Condition, Ended, Machine, Record, Registry, Signal, Status, Timestamp};
+use crate::volumes::{TypedMount, TypedSource};
 
 /// What docker prints for a time that has not come: the zero of Go's clock.
 const NEVER: &str = "0001-01-01T00:00:00Z";
@@ -35,7 +37,7 @@ pub(super) fn run(arguments: &InspectArgs, directories: &Directories) -> Result<
     };
     let mut found = Vec::new();
     let result = each(&arguments.machines, |reference| {
-        let inspected = Inspected::of(&registry.find(reference)?);
+        let inspected = Inspected::of(&registry.find(reference)?, directories.volumes());
         match &template {
             None => found.push(inspected),
             Some(template) => print_line(filled(template, &inspected)?)?,
@@ -69,6 +71,7 @@ struct Inspected {
     name: String,
     restart_count: u32,
     host_config: HostConfig,
+    mounts: Vec<MountPoint>,
     config: Config,
     vmm: Own,
 }
@@ -97,6 +100,8 @@ struct State {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct HostConfig {
+    /// What was typed with `-v`, or could have been; none where there is nothing, as with docker.
+    binds: Option<Vec<String>>,
     log_config: LogChoice,
     restart_policy: Restart,
     auto_remove: bool,
@@ -111,6 +116,65 @@ struct HostConfig {
     /// None where there is no limit.
     pids_limit: Option<i64>,
     readonly_rootfs: bool,
+}
+
+/// What it mounts beside its image.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct MountPoint {
+    r#type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    source: String,
+    destination: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    driver: Option<&'static str>,
+    mode: &'static str,
+    #[serde(rename = "RW")]
+    writable: bool,
+    propagation: String,
+}
+
+impl MountPoint {
+    fn of(mount: &TypedMount, volumes: &Path) -> Self {
+        let (kind, name, source) = match &mount.source {
+            TypedSource::Bind(bind) => ("bind", None, bind.source.display().to_string()),
+            TypedSource::Volume(volume) => {
+                let name = volume.name.as_ref().map(ToString::to_string);
+                let disk = volumes.join(name.as_deref().unwrap_or_default());
+                ("volume", name, disk.join("disk").display().to_string())
+            }
+            TypedSource::Tmpfs(_) => ("tmpfs", None, String::new()),
+            TypedSource::Disk(disk) => ("disk", None, disk.source.display().to_string()),
+        };
+        Self {
+            r#type: kind,
+            driver: name.is_some().then_some("local"),
+            name,
+            source,
+            destination: mount.destination.clone(),
+            mode: if mount.read_only { "ro" } else { "" },
+            writable: !mount.read_only,
+            propagation: match &mount.source {
+                TypedSource::Bind(bind) => bind
+                    .propagation
+                    .clone()
+                    .unwrap_or_else(|| "rprivate".to_owned()),
+                _ => String::new(),
+            },
+        }
+    }
+}
+
+/// A mount as `-v` has it; none of one that it has no words for.
+fn spell_bind(mount: &TypedMount) -> Option<String> {
+    let source = match &mount.source {
+        TypedSource::Bind(bind) => bind.source.display().to_string(),
+        TypedSource::Volume(volume) => volume.name.as_ref()?.to_string(),
+        TypedSource::Tmpfs(_) | TypedSource::Disk(_) => return None,
+    };
+    let mode = if mount.read_only { ":ro" } else { "" };
+    Some(format!("{source}:{}{mode}", mount.destination))
 }
 
 /// Its log.
@@ -163,7 +227,7 @@ struct Own {
 }
 
 impl Inspected {
-    fn of(machine: &Machine) -> Self {
+    fn of(machine: &Machine, volumes: &Path) -> Self {
         let Record {
             id,
             name,
@@ -198,7 +262,14 @@ impl Inspected {
             log_path,
             name: format!("/{name}"),
             restart_count: history.restarts,
+            mounts: settings
+                .mounts
+                .iter()
+                .map(|mount| MountPoint::of(mount, volumes))
+                .collect(),
             host_config: HostConfig {
+                binds: Some(settings.mounts.iter().filter_map(spell_bind).collect())
+                    .filter(|binds: &Vec<String>| !binds.is_empty()),
                 log_config: LogChoice::of(settings.log),
                 restart_policy: Restart {
                     name: settings.restart.name(),

@@ -1,7 +1,7 @@
 //! `vmm kill` and `vmm rm`: the end of machines, and of what is left of them.
 
 use super::output::print_line;
-use super::{each, machines, ps};
+use super::{each, machines, mounts, ps};
 use crate::cli::{KillArgs, RmArgs};
 use crate::dirs::Directories;
 use crate::outcome::ExitCode;
@@ -22,7 +22,11 @@ pub(super) fn rm(arguments: &RmArgs, directories: &Directories) -> Result<ExitCo
     ps::clean(&Registry::open(directories.machines())?);
     let machines = machines(directories)?;
     each(&arguments.machines, |reference| {
-        machines.remove(&machines.find(reference)?, arguments.force)?;
+        let machine = machines.find(reference)?;
+        machines.remove(&machine, arguments.force)?;
+        if arguments.volumes {
+            mounts::remove_own(&machine.record.settings.mounts, directories);
+        }
         print_line(reference)
     })
 }

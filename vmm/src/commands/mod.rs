@@ -29,6 +29,7 @@ mod kill;
 mod life;
 mod load;
 mod logs;
+mod mounts;
 mod output;
 mod partial;
 mod pause;
@@ -51,6 +52,7 @@ mod time;
 mod top;
 mod transfer;
 mod update;
+mod volume;
 
 use std::io::{self, Write};
 
@@ -118,6 +120,7 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
         Command::Prune(arguments) | Command::Image(ImageCommand::Prune(arguments)) => {
             rmi::prune(arguments, &here()?)
         }
+        Command::Volume(command) => volume::run(command, &here()?),
         Command::System(SystemCommand::Df(arguments)) => df::run(arguments, &here()?),
         Command::System(SystemCommand::Restore(_)) => revive::run(&here()?),
         Command::Guest(command) => guest::run(command, &here()?),

@@ -32,8 +32,8 @@ pub(super) fn prune(arguments: &PruneArgs, directories: &Directories) -> Result<
         true => (PruneScope::All, "all images that no machine uses"),
         false => (PruneScope::Unnamed, "all images without a name"),
     };
-    if !arguments.force && !is_confirmed(question)? {
-        return Err(PruneError::NotConfirmed.into());
+    if !arguments.force {
+        confirm(question)?;
     }
     let pruned = Store::open(directories.store())?.prune(scope, || needed(directories))?;
     for id in pruned.deleted {
@@ -56,6 +56,18 @@ fn needed(directories: &Directories) -> io::Result<Needed> {
             Some((image, machine.record.name.to_string()))
         })
         .collect())
+}
+
+/// Asks whether something is to be removed.
+///
+/// # Errors
+///
+/// If it is not.
+pub(super) fn confirm(what: &str) -> Result<(), Report> {
+    match is_confirmed(what)? {
+        true => Ok(()),
+        false => Err(PruneError::NotConfirmed.into()),
+    }
 }
 
 /// Asks on standard error and reads the answer from standard input, whatever they are.

@@ -14,6 +14,7 @@ use super::attend::{
 use super::front;
 use super::life::{IdFiles, settings};
 use super::load::import_options;
+use super::mounts;
 use super::progress::ImportProgress;
 use super::restore;
 use super::start::{recipes, start};
@@ -34,13 +35,14 @@ use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
 use crate::snapshot::{Origin, Streams, Subject};
 use crate::state::{
-    ControlServer, ImageLabel, MachineId, NewMachine, OwnedMachine, Registry, StartReporter, detach,
+    ControlServer, ImageLabel, MachineId, NewMachine, OwnedMachine, Registry, Settings,
+    StartReporter, detach,
 };
 use crate::storage::{self, Blueprint, StorageSize};
 use crate::template::Templates;
 use crate::timings::Timings;
 use crate::vm_process::{ChannelError, SpawnError, VmProcess};
-use crate::volumes::{Attachments, TypedMount};
+use crate::volumes::TypedMount;
 use crate::workload::container::{ContainerChoices, SecurityOption};
 use crate::workload::environment::{OwnEnvironment, read_file};
 use crate::workload::exec::Basis;
@@ -175,12 +177,16 @@ impl Opened {
             image,
             reference,
             mut workload,
-            mounts,
+            mut mounts,
         } = self;
         let id_files = IdFiles::reserve(&arguments.life)?;
         let image_id = image.id.to_string();
         let has_terminal = workload.has_terminal();
-        let settings = settings(arguments, &workload, &image.health)?;
+        let mut own_volumes = mounts::make(&mut mounts, directories)?;
+        let settings = Settings {
+            mounts: mounts.clone(),
+            ..settings(arguments, &workload, &image.health)?
+        };
         let log = settings.log;
         let new = NewMachine {
             id,
@@ -215,7 +221,8 @@ impl Opened {
                 size,
             )
         });
-        workload.attach(&Attachments::open(&mounts)?);
+        let attachments = mounts::open(&mounts, &image, &machine_choices, directories)?;
+        workload.attach(&attachments);
         let mut plan = RunPlan::decide(
             image,
             guest,
@@ -224,6 +231,7 @@ impl Opened {
             quirks,
             streams.declared(),
         )?;
+        plan.machine.disks = attachments.disks;
         // From here on a signal ends the machine in good order.
         let signals = Signals::take()?;
         let registry = Registry::open(directories.machines())?;
@@ -232,6 +240,7 @@ impl Opened {
             None => machine,
             Some(blueprint) => {
                 let (machine, disk) = keep(machine, &blueprint)?;
+                own_volumes.keep();
                 plan.machine.storage = Some(disk);
                 machine
             }
@@ -293,6 +302,7 @@ pub(super) fn decide(
         &arguments.limits,
         directories,
     )?;
+    let mounts = mounts::decide(arguments, &image, directories)?;
     let mut workload = match given {
         Some(given) => given,
         None => Workload::new(&image.config, &choices, &OwnEnvironment)?,
@@ -304,7 +314,7 @@ pub(super) fn decide(
         image,
         reference,
         workload,
-        mounts: arguments.volumes.mounts()?,
+        mounts,
     })
 }
 
@@ -445,7 +455,11 @@ impl Beginning<'_> {
             timings.end_of("plan");
             // A template knows nothing of what is on a disk.
             let has_used_disk = plan.machine.storage.is_some() && blank.is_none();
-            let recipes = match templates.no_template || has_used_disk {
+            let has_volumes = !plan.machine.disks.is_empty();
+            if has_volumes && !templates.no_template {
+                tracing::info!("the machine boots, because no template has volumes");
+            }
+            let recipes = match templates.no_template || has_used_disk || has_volumes {
                 true => Vec::new(),
                 false => recipes(&plan, &machine.record().image.id)?,
             };
@@ -487,7 +501,7 @@ impl Beginning<'_> {
             facts,
             has_terminal,
             takes_keys,
-            has_disk: plan.machine.storage.is_some(),
+            has_disk: plan.machine.keeps_something(),
             beginning: started.recipe.map_or("boot", |_| "clone"),
         };
         let finished = attended.attend(reporter, timings, |vm| {
@@ -543,6 +557,7 @@ pub(super) fn facts(
                 .ram
                 .room_bytes(plan.machine.root.window_bytes()),
         },
+        has_volumes: !plan.machine.disks.is_empty(),
         disk: disk.transpose().map_err(MonitorError::Watch)?,
         pause_mark: machine.pause_mark(),
     })

@@ -27,7 +27,11 @@ use devices::i8042::{self, I8042};
 use devices::interrupt::Interrupt;
 use devices::serial::{self, BadSerial, KernelLog, KernelLogLimits, Serial};
 use devices::virtio::VirtioDevice;
-use devices::virtio::block::{Access, Block, DiskId, Extent, Extents, ExtentsError, RawFile};
+pub use devices::virtio::block::{Access, DiskId, Rate, RateLimits};
+use devices::virtio::block::{
+    Backend as _, Block, CAPACITY_OFFSET, DiskThreads, Extent, Extents, ExtentsError, RawFile,
+    SECTOR_BYTES,
+};
 use devices::virtio::mmio::{
     EmptySlot, MmioTransport, QUEUE_NOTIFY_OFFSET, RestoreError, SaveError, TransportError,
 };
@@ -81,8 +85,10 @@ pub struct MachineConfig {
     pub agent: Window,
     /// The image's file system.
     pub root: Root,
-    /// A disk that the guest may write to and that outlives the machine: the last of its disks.
+    /// A disk that the guest may write to and that outlives the machine.
     pub storage: Option<File>,
+    /// Further disks, in the order of their names in the guest, after the two above.
+    pub disks: Vec<MachineDisk>,
     /// Where the guest kernel's log goes.
     pub kernel_log: Option<File>,
     /// Whether the guest's kernel says more than what is wrong.
@@ -104,10 +110,14 @@ impl MachineConfig {
 
     /// How many virtio devices it has: see [`virtio_devices`].
     fn device_count(&self) -> usize {
-        match self.storage {
-            None => MAX_DEVICES - 1,
-            Some(_) => MAX_DEVICES,
-        }
+        USUAL_DEVICES + usize::from(self.storage.is_some()) + self.disks.len()
+    }
+
+    /// Whether something that its guest writes outlives it.
+    #[must_use]
+    pub fn keeps_something(&self) -> bool {
+        let is_writable = |disk: &MachineDisk| disk.access == Access::ReadWrite;
+        self.storage.is_some() || self.disks.iter().any(is_writable)
     }
 
     /// The files that the guest sees through windows.
@@ -121,8 +131,37 @@ impl MachineConfig {
     }
 }
 
-/// How many virtio devices a machine may have: see [`virtio_devices`].
-const MAX_DEVICES: usize = 4;
+/// How many virtio devices every machine has: see [`virtio_devices`].
+const USUAL_DEVICES: usize = 3;
+/// How many further disks a machine may have: the bank has room for them beside all other devices, and for one more.
+pub const MAX_DISKS: usize = VIRTIO_GSIS.len() - USUAL_DEVICES - 2;
+
+/// A disk of the machine's.
+#[derive(Debug)]
+pub struct MachineDisk {
+    /// What is on it: a file, or a block device.
+    pub file: File,
+    /// What the guest may do with it.
+    pub access: Access,
+    /// What the guest reads as its identification.
+    pub id: DiskId,
+    /// How fast it may be.
+    pub limits: RateLimits,
+    /// Held for as long as the machine has the disk.
+    pub lock: Option<File>,
+}
+
+/// What is known of the disks beside the root and the machine's own.
+#[derive(Debug, Default)]
+struct Disks {
+    /// What carries out their requests: one entry for each thread.
+    threads: Vec<DiskThreads>,
+    /// What they are made of, each with its slot.
+    growing: Vec<(usize, Arc<RawFile>)>,
+}
+
+/// How many threads carry out the requests of disks without limits; one with limits has another one of its own.
+const DISK_THREADS: usize = 8;
 
 /// How the guest gets the image.
 #[derive(Debug)]
@@ -196,14 +235,17 @@ pub enum BuildError {
     /// The boot parameters do not fit the RAM.
     #[error("cannot write the boot parameters")]
     BootParameters(#[source] vm_memory::GuestMemoryError),
+    /// There are more devices than places for them.
+    #[error("a machine has room for {max} virtio devices, and is to have {0}", max = VIRTIO_GSIS.len())]
+    TooManyDevices(usize),
     /// Two devices claim one place.
     #[error("cannot place a device on its bus")]
     Bus(#[from] InsertError),
     /// A virtio transport cannot be made.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// The size of the machine's own disk cannot be found out.
-    #[error("cannot look at the machine's disk")]
+    /// The size of a disk cannot be found out.
+    #[error("cannot look at a disk of the machine")]
     Storage(#[source] io::Error),
     /// The root disk's parts do not fit together.
     #[error("cannot put the root disk together")]
@@ -265,6 +307,8 @@ struct Board {
     serial: Arc<Serial>,
     /// In the order of the slots.
     transports: Vec<Arc<MmioTransport>>,
+    /// The disks beside the root and the machine's own.
+    disks: Disks,
     buses: Buses,
     vm: VmFd,
     memory: MachineMemory,
@@ -434,6 +478,7 @@ impl Machine {
                     Order::Resume(answer) => running.resume(answer),
                     Order::Save { files, answer } => running.await_freeze(*files, answer),
                     Order::GiveUp => running.give_up(),
+                    Order::Grow(answer) => answer.tell(running.board.grow_disks()),
                 }
             }
             running.advance(kvm)?;
@@ -524,13 +569,9 @@ impl Board {
             doorbell::SIZE_BYTES,
             Arc::new(doorbell(&notifier, &gate)),
         )?;
-        let transports = place_virtio(
-            &vm,
-            &mut mmio,
-            &memory,
-            &event_loop,
-            virtio_devices(config, vsock)?,
-        )?;
+        let mut disks = Disks::default();
+        let devices = virtio_devices(config, vsock, &mut disks)?;
+        let transports = place_virtio(&vm, &mut mmio, &memory, &event_loop, devices)?;
         let mut pio = Bus::new();
         pio.insert(
             i8042::BASE,
@@ -556,6 +597,7 @@ impl Board {
             kernel_log,
             serial,
             transports,
+            disks,
             buses: Buses {
                 pio: Arc::new(pio),
                 mmio: Arc::new(mmio),
@@ -614,6 +656,22 @@ impl Board {
         })
     }
 
+    /// Makes disks as large as their files are by now, and tells their drivers; why not, as a sentence.
+    fn grow_disks(&self) -> Result<(), String> {
+        for (slot, disk) in &self.disks.growing {
+            let before = disk.size_bytes();
+            let now = disk
+                .grow()
+                .map_err(|error| format!("a disk cannot be looked at: {error}"))?;
+            let transport = self.transports.get(*slot);
+            if let Some(transport) = transport.filter(|_| now != before) {
+                let sectors = now / SECTOR_BYTES;
+                transport.change_config(CAPACITY_OFFSET, &sectors.to_le_bytes());
+            }
+        }
+        Ok(())
+    }
+
     /// Puts into the mailbox what makes this clone different from all others.
     fn hand_over(&self, generation: u32) -> Result<(), BuildError> {
         let now = std::time::SystemTime::now()
@@ -646,6 +704,8 @@ pub enum ThreadRole {
     Vcpu,
     /// Serves devices and channels, and writes the machine down while no vCPU runs.
     EventLoop,
+    /// Carries out requests of disks.
+    Disk,
 }
 
 /// A machine that could not be frozen.
@@ -704,6 +764,7 @@ fn windows(config: &MachineConfig) -> Vec<(u64, &Window)> {
 fn virtio_devices(
     config: &MachineConfig,
     vsock: Vsock,
+    disks: &mut Disks,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
         Box::new(pmem(AGENT_WINDOW_ADDRESS, &config.agent)),
@@ -715,6 +776,30 @@ fn virtio_devices(
     ];
     if let Some(file) = &config.storage {
         devices.push(Box::new(storage(file)?));
+    }
+    let shared = DiskThreads::new();
+    if config.disks.iter().any(|disk| !disk.limits.is_any()) {
+        disks
+            .threads
+            .extend(std::iter::repeat_n(shared.clone(), DISK_THREADS));
+    }
+    for disk in &config.disks {
+        let threads = match disk.limits.is_any() {
+            false => shared.clone(),
+            true => DiskThreads::new(),
+        };
+        if disk.limits.is_any() {
+            disks.threads.push(threads.clone());
+        }
+        let file = disk
+            .file
+            .try_clone()
+            .and_then(|file| RawFile::new(file, disk.access));
+        let backend = Arc::new(file.map_err(BuildError::Storage)?);
+        disks.growing.push((devices.len(), Arc::clone(&backend)));
+        devices.push(Box::new(
+            Block::new(backend, disk.id).on_threads(threads, disk.limits),
+        ));
     }
     Ok(devices)
 }
@@ -740,7 +825,7 @@ fn disk(size_bytes: u64, parts: &[Part]) -> Result<Block, BuildError> {
         .collect::<io::Result<Vec<Extent>>>()
         .map_err(|error| BuildError::Descriptor("the root disk", error))?;
     let backend = Extents::new(extents, size_bytes)?;
-    Ok(Block::new(Box::new(backend), DiskId::new("root")))
+    Ok(Block::new(Arc::new(backend), DiskId::new("root")))
 }
 
 fn storage(file: &File) -> Result<Block, BuildError> {
@@ -748,7 +833,7 @@ fn storage(file: &File) -> Result<Block, BuildError> {
         .try_clone()
         .and_then(|file| RawFile::new(file, Access::ReadWrite))
         .map_err(BuildError::Storage)?;
-    Ok(Block::new(Box::new(disk), DiskId::new("storage")))
+    Ok(Block::new(Arc::new(disk), DiskId::new("storage")))
 }
 
 fn prepare_interrupts(vm: &VmFd) -> Result<(), BuildError> {
@@ -811,12 +896,9 @@ fn place_virtio(
     event_loop: &EventLoop,
     devices: Vec<Box<dyn VirtioDevice>>,
 ) -> Result<Vec<Arc<MmioTransport>>, BuildError> {
-    const {
-        assert!(
-            MAX_DEVICES <= VIRTIO_GSIS.len(),
-            "the bank has a slot for each device"
-        )
-    };
+    if devices.len() > VIRTIO_GSIS.len() {
+        return Err(BuildError::TooManyDevices(devices.len()));
+    }
     let mut devices = devices.into_iter();
     let mut transports = Vec::new();
     for (slot, gsi) in VIRTIO_GSIS.into_iter().enumerate() {

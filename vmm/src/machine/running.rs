@@ -12,6 +12,7 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::Kvm;
 
 use super::crew::Crew;
+use super::notice::Notice;
 use super::{Board, BuildError, Machine, RunError, SavedMachine, ThreadRole, kvm_refuses, saved};
 use crate::report::chain;
 
@@ -33,6 +34,8 @@ pub enum Order {
     },
     /// Do not wait for the agent any longer.
     GiveUp,
+    /// Let the guest know how large its disks are by now.
+    Grow(Answer),
 }
 
 /// Where a machine is written down.
@@ -61,7 +64,7 @@ impl Answer {
         Self(Box::new(tell))
     }
 
-    fn tell(self, result: Result<(), String>) {
+    pub(super) fn tell(self, result: Result<(), String>) {
         (self.0)(result);
     }
 }
@@ -104,6 +107,7 @@ impl Running {
             cpuid,
             board,
         } = machine;
+        start_disk_threads(&board, jail)?;
         let crew = Crew::start(
             vcpus,
             board.gate.clone(),
@@ -244,6 +248,26 @@ impl Running {
         self.crew.go_on();
         self.motion = Motion::Going;
     }
+}
+
+/// Starts the threads that carry out requests of disks. One that cannot be jailed ends the machine before it does anything.
+fn start_disk_threads<J>(board: &Board, jail: &J) -> Result<(), RunError>
+where
+    J: Fn(ThreadRole) -> std::io::Result<()> + Clone + Send + 'static,
+{
+    for threads in &board.disks.threads {
+        let (threads, jail, notifier) = (threads.clone(), jail.clone(), board.notifier.clone());
+        std::thread::Builder::new()
+            .name("disk".to_owned())
+            .spawn(move || match jail(ThreadRole::Disk) {
+                Ok(()) => threads.work(),
+                Err(error) => notifier.notify(Notice::GuestFault(format!(
+                    "cannot jail a disk's thread: {error}"
+                ))),
+            })
+            .map_err(RunError::Thread)?;
+    }
+    Ok(())
 }
 
 /// Why an order is refused while another one is carried out.

@@ -38,6 +38,8 @@ pub struct Facts {
     pub room: Room,
     /// Its disk, if it has one.
     pub disk: Option<File>,
+    /// Whether it has disks of others, which go on after it was written down.
+    pub has_volumes: bool,
     /// Where it is written down that it is paused.
     pub pause_mark: PauseMark,
 }
@@ -147,6 +149,10 @@ impl Actions {
                 run.notes.note("pause", &[]);
                 Ok(())
             }
+            (Action::Grow, true) => {
+                Err("the machine is paused, and its guest cannot make a volume larger".to_owned())
+            }
+            (Action::Grow, false) => run.vm.grow_disks().map_err(failed),
             (Action::Resume, false) => Err("the machine is not paused".to_owned()),
             (Action::Resume, true) => {
                 // Before, so that whoever sees it resumed does not find it marked.
@@ -168,6 +174,12 @@ impl Actions {
                 },
                 false,
             ) => {
+                if self.facts.has_volumes {
+                    return Err(
+                        "it has volumes, and what is on them would not be what its memory knows of them"
+                            .to_owned(),
+                    );
+                }
                 let _calm = self.await_probe(run)?;
                 if run.sessions.load(Ordering::SeqCst) > 0 {
                     return Err(

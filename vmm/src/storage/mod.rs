@@ -22,7 +22,7 @@ use crate::limits::{ByteSize, LimitError};
 
 pub use self::blueprint::{Blueprint, BlueprintError};
 pub use self::disk::{DiskError, fill, is_blank, make, make_filled, open};
-pub use self::sparse::{DataExtent, copy_extent, data_extents};
+pub use self::sparse::{DataExtent, copy_extent, copy_whole, data_extents};
 
 /// How much a workload may write to its root: the length of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +51,12 @@ impl StorageSize {
     pub const MAX: Self = Self { bytes: 1 << 40 };
     /// The unit of sizes, a block of the file system.
     const GRAIN_BYTES: u64 = 4096;
+
+    /// The size of a disk that there is.
+    #[must_use]
+    pub fn of_bytes(bytes: u64) -> Self {
+        Self { bytes }
+    }
 
     /// Returns the size in bytes, a whole number of the file system's blocks.
     #[must_use]

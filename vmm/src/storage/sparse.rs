@@ -81,9 +81,46 @@ pub fn copy_extent(
     Ok(())
 }
 
+/// Makes an empty file a copy of another: one that shares its blocks where the file system can (ioctl_ficlone(2)), or one without its
+/// holes.
+///
+/// # Errors
+///
+/// The file systems'.
+pub fn copy_whole(from: &File, to: &File) -> io::Result<()> {
+    match rustix::fs::ioctl_ficlone(to, from) {
+        Ok(()) => return Ok(()),
+        Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::PERM) => {}
+        Err(error) => return Err(error.into()),
+    }
+    to.set_len(from.metadata()?.len())?;
+    let mut checksum = crc32fast::Hasher::new();
+    for extent in data_extents(from)? {
+        copy_extent((from, 0), (to, 0), extent, &mut checksum)?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_is_as_long_and_has_the_same_data_and_holes() {
+        use std::os::unix::fs::MetadataExt;
+
+        let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        from.set_len(64 << 20).unwrap();
+        from.write_all_at(b"middle", 32 << 20).unwrap();
+
+        copy_whole(&from, &to).unwrap();
+
+        let mut bytes = [0; 6];
+        to.read_exact_at(&mut bytes, 32 << 20).unwrap();
+        assert_eq!(&bytes, b"middle");
+        assert_eq!(to.metadata().unwrap().len(), 64 << 20);
+        assert!(to.metadata().unwrap().blocks() * 512 < 4 << 20);
+    }
 
     #[test]
     fn a_file_full_of_short_holes_has_few_extents_and_the_same_data() {

@@ -31,6 +31,8 @@ pub(super) enum Command {
     },
     /// Do not wait for the agent any longer.
     GiveUp,
+    /// Let the guest know that disks have grown; the socket that comes along gets an [`Answered`].
+    Grow,
 }
 
 /// What a command came to; why not, as one sentence.

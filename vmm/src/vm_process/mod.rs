@@ -185,6 +185,14 @@ impl VmProcess {
         self.order(&Command::Resume, &[])?.wait(ORDER_PATIENCE)
     }
 
+    /// Lets the guest know how large the machine's disks are by now.
+    ///
+    /// # Errors
+    /// When one cannot be looked at, or the VM process is gone.
+    pub fn grow_disks(&self) -> Result<(), OrderError> {
+        self.order(&Command::Grow, &[])?.wait(ORDER_PATIENCE)
+    }
+
     /// Asks for the machine to be written down when its agent lets it be frozen. Ask the agent after this.
     ///
     /// # Errors
@@ -435,6 +443,10 @@ fn leave_the_parent(
     keep.push(kvm);
     keep.extend(config.kernel_log.as_ref().map(AsFd::as_fd));
     keep.extend(config.storage.as_ref().map(AsFd::as_fd));
+    for disk in &config.disks {
+        keep.push(disk.file.as_fd());
+        keep.extend(disk.lock.as_ref().map(AsFd::as_fd));
+    }
     let root = match &config.root {
         Root::Window(window) => &window.parts,
         Root::Disk { parts, .. } => parts,
@@ -523,6 +535,7 @@ impl Control {
             }
             (Command::Pause, Some(answer), ..) => Order::Pause(answer_on(answer)),
             (Command::Resume, Some(answer), ..) => Order::Resume(answer_on(answer)),
+            (Command::Grow, Some(answer), ..) => Order::Grow(answer_on(answer)),
             (
                 Command::Save {
                     memory_offset_bytes,

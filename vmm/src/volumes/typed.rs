@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::VolumeName;
+use super::{DiskLimits, VolumeName};
 use crate::limits::ByteSize;
 use crate::report::Help;
 
@@ -30,6 +30,8 @@ pub enum TypedSource {
     Volume(NewVolume),
     /// A file system in the guest's memory.
     Tmpfs(NewTmpfs),
+    /// The file system on a disk of the host.
+    Disk(HostDisk),
 }
 
 /// A file or directory of the host.
@@ -76,6 +78,19 @@ pub struct NewVolume {
     pub labels: Vec<(String, String)>,
     /// Whether it is made the container's user's own: podman's `U`.
     pub changes_owner: bool,
+    /// How fast it may be.
+    #[serde(default)]
+    pub limits: DiskLimits,
+}
+
+/// A file or block device of the host with a file system on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostDisk {
+    /// Where it is; absolute.
+    pub source: PathBuf,
+    /// How fast it may be.
+    #[serde(default)]
+    pub limits: DiskLimits,
 }
 
 /// A file system in the guest's memory.
@@ -92,6 +107,9 @@ pub struct NewTmpfs {
 /// What was typed makes no mount.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum MountError {
+    /// A part is missing or too much.
+    #[error("'{0}' is no disk as in FILE:PATH or FILE:PATH:ro")]
+    NotADisk(String),
     /// A part is missing or too much.
     #[error("'{0}' is no volume as in DIRECTORY:PATH, NAME:PATH or PATH, with :OPTIONS if any")]
     NotAVolume(String),
@@ -167,6 +185,21 @@ const PROPAGATIONS: [&str; 6] = [
 ];
 
 impl TypedMount {
+    /// The volume that it mounts, if it is one that has a name by now.
+    #[must_use]
+    pub fn volume(&self) -> Option<&VolumeName> {
+        match &self.source {
+            TypedSource::Volume(volume) => volume.name.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a disk that the container sees as a device, and not as a file system.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        matches!(self.source, TypedSource::Disk(_)) && self.destination.starts_with("/dev/")
+    }
+
     /// Reads the value of `-v`. A source that begins with a dot is one below `directory`, the current one.
     ///
     /// # Errors
@@ -216,6 +249,32 @@ impl TypedMount {
             source,
             destination: destination(place)?,
             read_only: options.read_only,
+        })
+    }
+
+    /// Reads the value of `--disk`. A relative path begins at `directory`, the current one.
+    ///
+    /// # Errors
+    ///
+    /// [`MountError`].
+    pub fn of_disk_flag(text: &str, directory: &Path) -> Result<Self, MountError> {
+        let wrong = || MountError::NotADisk(text.to_owned());
+        let parts: Vec<&str> = text.split(':').collect();
+        let (source, place, read_only) = match parts.as_slice() {
+            [source, place] | [source, place, "rw"] => (*source, *place, false),
+            [source, place, "ro"] => (*source, *place, true),
+            _ => return Err(wrong()),
+        };
+        if source.is_empty() {
+            return Err(wrong());
+        }
+        Ok(Self {
+            source: TypedSource::Disk(HostDisk {
+                source: clean(&directory.join(source)),
+                limits: DiskLimits::default(),
+            }),
+            destination: destination(place)?,
+            read_only,
         })
     }
 

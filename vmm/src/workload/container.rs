@@ -376,6 +376,12 @@ impl FromStr for Tmpfs {
 }
 
 impl Tmpfs {
+    /// Where it is mounted.
+    #[must_use]
+    pub fn destination(&self) -> &str {
+        &self.destination
+    }
+
     fn mount(&self) -> Value {
         json!({ "destination": self.destination, "type": "tmpfs", "source": "tmpfs", "options": self.options })
     }

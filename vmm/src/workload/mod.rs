@@ -256,6 +256,9 @@ impl Workload {
         }
         self.has_usual_container = false;
         self.volumes.clone_from(&attachments.volumes);
+        if let Some(rules) = self.config["linux"]["resources"]["devices"].as_array_mut() {
+            rules.extend_from_slice(&attachments.device_rules);
+        }
         let Some(mounts) = self.config["mounts"].as_array_mut() else {
             self.config["mounts"] = attachments.mounts.clone().into();
             return;
@@ -265,6 +268,30 @@ impl Workload {
             !attachments.mounts.iter().any(is_there)
         });
         mounts.extend_from_slice(&attachments.mounts);
+        let kinds = self.config["linux"]["namespaces"].as_array();
+        let has_own_users = kinds.is_some_and(|kinds| kinds.iter().any(|it| it["type"] == "user"));
+        if has_own_users {
+            self.map_ids_of_disks();
+        }
+    }
+
+    /// Shows the owners of files on disks as the container's users.
+    fn map_ids_of_disks(&mut self) {
+        let places: Vec<String> = (0..)
+            .zip(&self.volumes)
+            .filter(|(_, volume)| matches!(volume, Volume::Disk { .. }))
+            .map(|(index, _)| protocol::volume_path(index))
+            .collect();
+        for mount in self.config["mounts"].as_array_mut().into_iter().flatten() {
+            let source = mount["source"].as_str().unwrap_or_default();
+            let is_on_disk = places.iter().any(|place| {
+                let rest = source.strip_prefix(place.as_str());
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            });
+            if let (true, Some(options)) = (is_on_disk, mount["options"].as_array_mut()) {
+                options.push("idmap".into());
+            }
+        }
     }
 
     /// Changes limits in `linux.resources`; what is not named stays as it is.

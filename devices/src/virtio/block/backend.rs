@@ -4,9 +4,10 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::virtio::DeviceSlice;
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use thiserror::Error;
 
 use crate::guest_io;
@@ -39,11 +40,11 @@ impl DiskRange {
 
 /// The storage of a disk.
 ///
-/// Called by the device's worker, on the event loop's thread, with ranges that lie within
-/// [`size_bytes`](Self::size_bytes); the four that change something only if the disk is writable.
-/// A call blocks the event loop until it is done. An error becomes an I/O error in the guest.
-pub trait Backend: Send {
-    /// Returns the size; it does not change.
+/// Called by the device's worker, on the event loop's thread or on several [`DiskThreads`](super::DiskThreads) at once, with ranges
+/// that lie within [`size_bytes`](Self::size_bytes); the four that change something only if the disk is writable.
+/// A call on the event loop's thread blocks that until it is done. An error becomes an I/O error in the guest.
+pub trait Backend: Send + Sync {
+    /// Returns the size; it only grows.
     fn size_bytes(&self) -> u64;
 
     /// Returns what the disk may be used for; it does not change.
@@ -155,7 +156,7 @@ fn take<'a>(memory: &[DeviceSlice<'a>], mut count: usize) -> Vec<DeviceSlice<'a>
 #[derive(Debug)]
 pub struct RawFile {
     file: File,
-    size_bytes: u64,
+    size_bytes: AtomicU64,
     access: Access,
 }
 
@@ -169,12 +170,23 @@ impl RawFile {
     ///
     /// Returns the error of asking for the file's size.
     pub fn new(file: File, access: Access) -> io::Result<Self> {
-        let size_bytes = file.metadata()?.len();
+        let size_bytes = AtomicU64::new(size_of(&file)?);
         Ok(Self {
             file,
             size_bytes,
             access,
         })
+    }
+
+    /// Makes the disk as large as its file is by now, and returns that. It never becomes smaller.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of asking for the file's size.
+    pub fn grow(&self) -> io::Result<u64> {
+        let now = size_of(&self.file)?;
+        let before = self.size_bytes.fetch_max(now, Ordering::SeqCst);
+        Ok(before.max(now))
     }
 
     fn writable(&self) -> io::Result<&File> {
@@ -199,9 +211,15 @@ impl RawFile {
     }
 }
 
+/// The size of a file or of a block device.
+fn size_of(file: &File) -> io::Result<u64> {
+    // Of a block device, stat(2) says nothing. Nobody uses the file's own offset.
+    Ok(rustix::fs::seek(file, SeekFrom::End(0))?)
+}
+
 impl Backend for RawFile {
     fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.size_bytes.load(Ordering::SeqCst)
     }
 
     fn access(&self) -> Access {

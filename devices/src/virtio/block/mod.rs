@@ -1,16 +1,22 @@
 //! The virtio-blk device (VirtIO 1.2 section 5.2): a disk on a [`Backend`].
 //!
-//! Requests are carried out one after the other, straight between guest memory and the backend's
-//! file, on the event loop's thread.
+//! Requests are carried out straight between guest memory and the backend's file: one after the
+//! other on the event loop's thread, or several at once on [`DiskThreads`], in any order.
 
 mod backend;
 mod queue;
+mod rate;
+mod requests;
+mod threads;
 mod worker;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod threads_tests;
 
 use std::fmt;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
@@ -20,6 +26,10 @@ use virtio_bindings::virtio_blk::{
 use super::{ActivateError, Activation, DeviceType, VirtioDevice, Worker};
 
 pub use backend::{Access, Backend, DiskRange, Extent, Extents, ExtentsError, RawFile};
+use rate::{Direction, Throttle};
+pub use rate::{Rate, RateLimits};
+use requests::Requests;
+pub use threads::DiskThreads;
 
 /// Entries of the one queue.
 const QUEUE_SIZES: [u16; 1] = [128];
@@ -27,6 +37,10 @@ const QUEUE_SIZES: [u16; 1] = [128];
 /// The unit of addresses and lengths, whatever the backend's block size (VirtIO 1.2 section
 /// 5.2.4).
 pub const SECTOR_BYTES: u64 = 512;
+
+/// Where the capacity in sectors is in the configuration space, eight bytes (VirtIO 1.2 section
+/// 5.2.4).
+pub const CAPACITY_OFFSET: usize = 0;
 
 /// Length of the identification (VirtIO 1.2 section 5.2.6).
 const ID_BYTES: usize = 20;
@@ -73,11 +87,21 @@ impl fmt::Debug for DiskId {
 }
 
 /// What the device is backed by and called.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Disk {
-    backend: Box<dyn Backend>,
+    backend: Arc<dyn Backend>,
     id: DiskId,
     durability: Durability,
+    throttle: Option<Arc<Throttle>>,
+}
+
+impl Disk {
+    /// Waits until the disk's rate lets a request be carried out.
+    fn pass(&self, direction: Direction, bytes: u64) {
+        if let Some(throttle) = &self.throttle {
+            throttle.pass(direction, bytes);
+        }
+    }
 }
 
 /// When a write has to be durable (VirtIO 1.2 section 5.2.6.2).
@@ -103,19 +127,31 @@ impl Durability {
 #[derive(Debug)]
 pub struct Block {
     disk: Disk,
+    /// None where requests are carried out on the event loop.
+    threads: Option<DiskThreads>,
 }
 
 impl Block {
     /// Makes a disk on `backend`; a rest of its size that fills no sector is not shown.
     #[must_use]
-    pub fn new(backend: Box<dyn Backend>, id: DiskId) -> Self {
+    pub fn new(backend: Arc<dyn Backend>, id: DiskId) -> Self {
         Self {
             disk: Disk {
                 backend,
                 id,
                 durability: Durability::AtOnce,
+                throttle: None,
             },
+            threads: None,
         }
+    }
+
+    /// Has requests carried out on threads. A disk with limits keeps one of them waiting, so it needs one of its own.
+    #[must_use]
+    pub fn on_threads(mut self, threads: DiskThreads, limits: RateLimits) -> Self {
+        self.threads = Some(threads);
+        self.disk.throttle = limits.is_any().then(|| Arc::new(Throttle::new(limits)));
+        self
     }
 }
 
@@ -167,12 +203,11 @@ impl VirtioDevice for Block {
     ) -> Result<Box<dyn Worker>, (Box<dyn VirtioDevice>, ActivateError)> {
         self.disk.durability = Durability::negotiated(activation.features);
         match <[_; 1]>::try_from(activation.queues) {
-            Ok([queue]) => Ok(Box::new(worker::BlockWorker::new(
-                *self,
-                activation.memory,
-                queue,
-                activation.interrupt,
-            ))),
+            Ok([queue]) => {
+                let disk = self.disk.clone();
+                let requests = Requests::new(disk, activation.memory, queue, activation.interrupt);
+                Ok(Box::new(worker::BlockWorker::new(*self, requests)))
+            }
             Err(queues) => Err((
                 self,
                 ActivateError::WrongQueueCount {

@@ -6,6 +6,7 @@
 //! A request without a place for its status cannot be answered and is used with length 0.
 
 use std::io;
+use std::ops::Deref;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
@@ -15,6 +16,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::{GuestMemory, Permissions};
 
+use super::rate::Direction;
 use super::{Access, Disk, DiskRange, Durability, SECTOR_BYTES, limit};
 use crate::virtio::{DeviceMemory, DeviceSlice, QueueError, Turn, next_chain};
 
@@ -91,11 +93,14 @@ pub(super) fn process(
 
 /// Carries out one request and returns how many bytes were written from the start of its writable
 /// part; `None` if there is no place for the status.
-fn answer(
+pub(super) fn answer<M>(
     disk: &Disk,
-    chain: DescriptorChain<&DeviceMemory>,
+    chain: DescriptorChain<M>,
     memory: &DeviceMemory,
-) -> Option<u32> {
+) -> Option<u32>
+where
+    M: Deref<Target = DeviceMemory>,
+{
     let request = Request::parse(chain, memory)?;
     let status = request.carry_out(disk);
     request.status.copy_from(&[status.byte()]);
@@ -128,7 +133,10 @@ struct Header {
 
 impl<'a> Request<'a> {
     /// Collects the parts of a request; `None` if there is no place for the status.
-    fn parse(chain: DescriptorChain<&DeviceMemory>, memory: &'a DeviceMemory) -> Option<Self> {
+    fn parse<M>(chain: DescriptorChain<M>, memory: &'a DeviceMemory) -> Option<Self>
+    where
+        M: Deref<Target = DeviceMemory>,
+    {
         let mut input = Vec::new();
         let mut output: Vec<DeviceSlice<'a>> = Vec::new();
         let mut is_sound = true;
@@ -173,11 +181,15 @@ impl<'a> Request<'a> {
         }
         match header.request_type {
             VIRTIO_BLK_T_IN => match data_range(disk, header.sector, &self.output) {
-                Some(range) => disk.backend.read(&self.output, range.offset_bytes).into(),
+                Some(range) => {
+                    disk.pass(Direction::Read, range.length_bytes);
+                    disk.backend.read(&self.output, range.offset_bytes).into()
+                }
                 None => Status::IoError,
             },
             VIRTIO_BLK_T_OUT => match data_range(disk, header.sector, &input) {
                 Some(range) if disk.backend.access() == Access::ReadWrite => {
+                    disk.pass(Direction::Write, range.length_bytes);
                     let written = disk.backend.write(&input, range.offset_bytes);
                     written.and_then(|()| settle(disk)).into()
                 }

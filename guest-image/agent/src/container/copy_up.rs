@@ -1,4 +1,5 @@
-//! `tmpcopyup`: a new file system begins with what it hides (runtime-spec `config.md`, "Linux mount options").
+//! `tmpcopyup`: a new file system begins with what it hides (runtime-spec `config.md`, "Linux mount options"). So does a volume that is
+//! bound with this option and has nothing in it.
 //!
 //! What is copied comes from an image, so nothing of it is trusted: no link is followed, and the depth takes no stack.
 
@@ -21,6 +22,66 @@ const MAX_XATTR_BYTES: usize = 64 << 10;
 pub(super) fn open(path: &str) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty())
+}
+
+/// Stands at a directory while it is filled.
+const BEING_FILLED: &CStr = c"trusted.vmm.filling";
+
+/// Makes a directory with nothing in it what another one is: entries, owner, permissions. One that cannot be written to stays empty, one
+/// that was not filled to the end is filled anew. The umask must be 0.
+///
+/// # Errors
+///
+/// The kernel's, for example when the target is full.
+pub(super) fn fill_if_empty(from: &OwnedFd, path: &str) -> rustix::io::Result<()> {
+    let to = open(path)?;
+    let is_begun = rustix::fs::fgetxattr(&to, BEING_FILLED, &mut [0; 1]).is_ok();
+    if is_begun {
+        clear(path)?;
+    } else if !is_empty(&to)? {
+        return Ok(());
+    }
+    let is_marked = match rustix::fs::fsetxattr(&to, BEING_FILLED, b"", XattrFlags::empty()) {
+        Ok(()) => true,
+        Err(Errno::ROFS) => return Ok(()),
+        // Not a container's with users of its own.
+        Err(Errno::PERM | Errno::OPNOTSUPP) => false,
+        Err(error) => return Err(error),
+    };
+    copy(from, &to)?;
+    take_over(from.as_fd(), to.as_fd(), &rustix::fs::fstat(from)?)?;
+    rustix::fs::syncfs(&to)?;
+    if !is_marked {
+        return Ok(());
+    }
+    rustix::fs::fremovexattr(&to, BEING_FILLED)?;
+    // What the workload writes from now on must not be taken for what was copied.
+    rustix::fs::fsync(&to)
+}
+
+fn is_empty(directory: &OwnedFd) -> rustix::io::Result<bool> {
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        if entry.file_name() != c"." && entry.file_name() != c".." {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Removes all that is in a directory.
+fn clear(path: &str) -> rustix::io::Result<()> {
+    let remove = || -> std::io::Result<()> {
+        for entry in std::fs::read_dir(path)? {
+            let entry = entry?;
+            match entry.file_type()?.is_dir() {
+                true => std::fs::remove_dir_all(entry.path())?,
+                false => std::fs::remove_file(entry.path())?,
+            }
+        }
+        Ok(())
+    };
+    remove().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
 /// Copies all that is in one directory into another one. The umask must be 0.

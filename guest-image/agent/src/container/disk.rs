@@ -26,28 +26,32 @@ pub(super) fn mount(device: &str, place: &str) -> Result<()> {
     rustix::mount::mount(device, place, "ext4", MountFlags::empty(), OPTIONS)
 }
 
-/// Mounts the file system on a disk that is only read. Others may read it, too.
+/// Mounts the file system on a disk that is only read, which may also be one that can only be read. Others may read it, too.
 ///
 /// # Errors
 ///
 /// The kernel's, see mount(2).
 pub(super) fn mount_read_only(device: &str, place: &str) -> Result<()> {
-    rustix::mount::mount(device, place, "ext4", MountFlags::RDONLY, c"")
+    let mount = |kind| rustix::mount::mount(device, place, kind, MountFlags::RDONLY, c"");
+    match mount("ext4") {
+        Err(Errno::INVAL) => mount("erofs"),
+        result => result,
+    }
 }
 
-/// Makes a mounted file system as large as its disk. One that is damaged is left as it is.
+/// Makes a mounted file system as large as its disk, and says how large that is. One that is damaged is left as it is.
 ///
 /// # Errors
 ///
 /// The kernel's.
-pub(super) fn grow(device: &str, place: &str) -> Result<()> {
+pub(super) fn grow(device: &str, place: &str) -> Result<u64> {
     let open = |path: &str| -> Result<OwnedFd> {
         rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
     };
     let disk_bytes = rustix::fs::seek(open(device)?, SeekFrom::End(0))?;
     match sys::resize_file_system(&open(place)?, disk_bytes / BLOCK_BYTES) {
         // ext4_resize_begin in fs/ext4/resize.c: it has errors, or was remounted read-only for them.
-        Err(Errno::PERM | Errno::ROFS) => Ok(()),
-        result => result,
+        Err(Errno::PERM | Errno::ROFS) => Ok(disk_bytes),
+        result => result.map(|()| disk_bytes),
     }
 }

@@ -35,7 +35,7 @@ mod staged;
 mod sysctl;
 mod upper;
 mod user;
-mod volumes;
+pub(crate) mod volumes;
 
 use rustix::fs::{Mode, OFlags};
 

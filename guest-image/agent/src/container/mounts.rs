@@ -71,15 +71,15 @@ impl Mount {
             let message = format!("option {option} of {destination}: {message}");
             Err(unsupported("mounts.options", message))
         };
-        if options.copy_up && kind != "tmpfs" {
-            return option_error("tmpcopyup", "only a tmpfs takes a copy");
-        }
         let field = format!("mounts[{destination}]");
         let mappings = IdMappings::new(&field, &mount.uid_mappings, &mount.gid_mappings)?;
         if mappings.is_some() && options.id_map.is_none() {
             options.id_map = Some(IdMap::This);
         }
         let is_bind = !options.remount && (options.bind || kind == "bind");
+        if options.copy_up && !is_bind && kind != "tmpfs" {
+            return option_error("tmpcopyup", "only a tmpfs or a volume takes a copy");
+        }
         if options.id_map.is_some() {
             if !is_bind {
                 return option_error("idmap", "only a bind mount can have other ids");
@@ -272,6 +272,10 @@ impl ReadyMount<'_> {
                 }
             }
             (_, Some((tree, is_directory))) => {
+                let hidden = match options.copy_up {
+                    true => copy_up::open(destination).ok(),
+                    false => None,
+                };
                 if is_directory {
                     make_directories(destination)
                 } else {
@@ -281,6 +285,10 @@ impl ReadyMount<'_> {
                 let flags =
                     MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
                 rustix::mount::move_mount(&tree, "", CWD, destination, flags).step(step)?;
+                if let Some(hidden) = hidden {
+                    let step = || format!("filling the volume at {destination}");
+                    copy_up::fill_if_empty(&hidden, destination).step(step)?;
+                }
                 self.mount.restrict_bind().step(step)?;
             }
             (Kind::Bind { .. }, None) => (),

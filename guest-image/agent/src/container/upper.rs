@@ -37,5 +37,7 @@ fn mount_tmpfs(size_bytes: u64, place: &str) -> Result<(), StartFailure> {
 
 fn mount_disk(source: &str, place: &str) -> Result<(), StartFailure> {
     disk::mount(source, place).step(|| format!("mounting the writable layer from {source}"))?;
-    disk::grow(source, place).step(|| format!("growing the writable layer on {source}"))
+    disk::grow(source, place)
+        .map(drop)
+        .step(|| format!("growing the writable layer on {source}"))
 }

@@ -2,16 +2,19 @@
 //!
 //! They belong to the machine: they stay mounted when a container ends, and are synced when the machine does.
 
-use protocol::{StartFailure, VOLUMES, Volume, volume_path};
-use rustix::fs::Mode;
+use protocol::{MAX_VOLUMES, StartFailure, VOLUMES, Volume, volume_path};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use super::disk;
 use crate::step::Step as _;
+use crate::sys;
 
 /// Permissions of the directories that volumes are mounted on.
 const PLACE_MODE: Mode = Mode::from_raw_mode(0o700);
+/// Permissions of a new volume, docker's.
+const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
 
 /// Mounts each volume at its [`volume_path`]. One that is mounted already, for a container before, is left as it is.
 ///
@@ -56,13 +59,69 @@ fn mount_one(volume: &Volume, place: &str) -> Result<(), StartFailure> {
             rustix::mount::mount(tag.as_str(), place, "virtiofs", MountFlags::empty(), None)
                 .step(|| format!("mounting the share {tag}"))
         }
-        Volume::Disk { device, read_only } => {
+        Volume::Disk {
+            device,
+            read_only,
+            directory,
+        } => {
             let step = || format!("mounting the volume on {device}");
             if *read_only {
                 return disk::mount_read_only(device, place).step(step);
             }
             disk::mount(device, place).step(step)?;
-            disk::grow(device, place).step(|| format!("growing the volume on {device}"))
+            disk::grow(device, place)
+                .map(drop)
+                .step(|| format!("growing the volume on {device}"))?;
+            match directory {
+                Some(name) => make_directory(&format!("{place}/{name}")),
+                None => Ok(()),
+            }
         }
+    }
+}
+
+/// Makes the directory of a volume that mounts show. On a file system that is damaged, and therefore not written to, what is there
+/// can still be read.
+fn make_directory(path: &str) -> Result<(), StartFailure> {
+    match rustix::fs::mkdir(path, DIRECTORY_MODE) {
+        Ok(()) => rustix::fs::chmod(path, DIRECTORY_MODE).step(|| format!("making {path}")),
+        Err(Errno::EXIST | Errno::ROFS) => Ok(()),
+        Err(error) => Err(error).step(|| format!("making {path}")),
+    }
+}
+
+/// Makes the file system of every volume on a disk as large as that is by now, and says how large that is.
+///
+/// # Errors
+///
+/// If one cannot be made so large.
+pub(crate) fn grow() -> Result<Vec<u64>, StartFailure> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts")
+        .step(|| "looking for the volumes".to_owned())?;
+    mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ');
+            let (device, place, kind) = (fields.next()?, fields.next()?, fields.next()?);
+            (place.starts_with(VOLUMES) && kind == "ext4").then_some((device, place))
+        })
+        .take(MAX_VOLUMES)
+        .map(|(device, place)| {
+            disk::grow(device, place).step(|| format!("growing the volume on {device}"))
+        })
+        .collect()
+}
+
+/// Puts every volume on a disk in order, at the end of the machine: all is written, and the journal is empty, so that the disk can be
+/// read by who may not write to it. Nothing writes to a volume after that.
+pub(crate) fn settle() {
+    let Ok(places) = std::fs::read_dir(VOLUMES) else {
+        return;
+    };
+    for place in places.flatten() {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(place.path(), flags, Mode::empty());
+        // A share has nothing to put in order, and a disk that fails stays as it is.
+        let _ = opened.and_then(|directory| sys::freeze_file_system(&directory));
     }
 }

@@ -130,6 +130,44 @@ fn a_tmpfs_may_begin_with_what_it_hides() -> Test {
 }
 
 #[test]
+fn a_bind_mount_may_begin_with_what_it_hides_and_is_then_left_alone() -> Test {
+    needs_containers!();
+    let outside = tempfile::tempdir()?;
+    let source = outside.path().to_str().ok_or("a path that is no text")?;
+    let mount = json!({ "destination": "/data", "type": "bind", "source": source, "options": ["rbind", "tmpcopyup"] });
+    let prepare = |agent: &Agent| -> Test {
+        let data = agent.image().join("data");
+        std::fs::create_dir(&data)?;
+        std::fs::write(data.join("file"), "of the image\n")?;
+        let all = std::fs::Permissions::from_mode(0o666);
+        std::fs::set_permissions(data.join("file"), all)?;
+        std::os::unix::fs::chown(&data, Some(7), Some(8))?;
+        Ok(std::fs::set_permissions(
+            &data,
+            std::fs::Permissions::from_mode(0o1757),
+        )?)
+    };
+    let script = "cat /data/file; stat -c '%a %u:%g' /data; echo changed > /data/file";
+
+    let first = run_in(&with_mount(script, &mount), prepare)?.output()?;
+    let second = run_in(&with_mount(script, &mount), prepare)?.output()?;
+
+    assert_eq!(first, "of the image\n1757 7:8\n");
+    assert_eq!(second, "changed\n1757 7:8\n");
+    // One that was not filled to the end.
+    rustix::fs::setxattr(
+        source,
+        "trusted.vmm.filling",
+        b"",
+        rustix::fs::XattrFlags::empty(),
+    )?;
+    std::fs::write(outside.path().join("half"), "")?;
+    let again = run_in(&with_mount("ls /data; cat /data/file", &mount), prepare)?.output()?;
+    assert_eq!(again, "file\nof the image\n");
+    Ok(())
+}
+
+#[test]
 fn a_copy_that_does_not_fit_is_said() -> Test {
     needs_containers!();
     let mount = json!({ "destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup", "size=64k"] });

@@ -163,6 +163,8 @@ pub enum Action {
         /// And end it then.
         stop: bool,
     },
+    /// Let its guest know that disks have grown.
+    Grow,
 }
 
 /// What the monitor says.

@@ -60,7 +60,7 @@ impl Control for Monitor {
             ..ProcessInfo::default()
         };
         std::thread::spawn(move || match question {
-            Question::Usage { .. } => drop(answerer),
+            Question::Usage { .. } | Question::Grow => drop(answerer),
             Question::Limit { .. } => answerer.answer(Answer::Failed("no".to_owned())),
             Question::Processes => answerer.answer_slowly(Answer::Processes(ProcessList {
                 processes: vec![process; 1000],
