@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
+use crate::machine::ShareFailure;
 use crate::volumes::{MountError, TypedMount, in_order};
 
 /// Directories of the host, volumes, file systems in memory.
@@ -28,9 +29,31 @@ pub struct VolumeArgs {
         value_parser = TypedMount::of_mount_flag
     )]
     mount: Vec<TypedMount>,
+    /// What becomes of the machine when the process that serves the host's directories fails
+    #[arg(long, value_enum, value_name = "ACTION", default_value_t)]
+    on_share_failure: OnShareFailure,
+}
+
+/// What becomes of a machine whose directories of the host are not served any more.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum OnShareFailure {
+    /// It ends
+    #[default]
+    End,
+    /// It goes on, and what it does there fails with an I/O error
+    Continue,
 }
 
 impl VolumeArgs {
+    /// What becomes of the machine when what it sees of the host is not served any more.
+    #[must_use]
+    pub fn on_share_failure(&self) -> ShareFailure {
+        match self.on_share_failure {
+            OnShareFailure::End => ShareFailure::End,
+            OnShareFailure::Continue => ShareFailure::Continue,
+        }
+    }
+
     /// All that was asked for, in the order in which it is mounted.
     ///
     /// # Errors

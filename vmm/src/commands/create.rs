@@ -23,6 +23,7 @@ use crate::cli::{
 use crate::dirs::Directories;
 use crate::guest::{GuestDirectory, GuestImage};
 use crate::image::StoredImage;
+use crate::machine::ShareFailure;
 use crate::machine::host::{Quirks, open_kvm};
 use crate::machines::{Ending, Machines};
 use crate::monitor::{MonitorError, Signals};
@@ -69,9 +70,12 @@ pub(super) fn create(
         ephemeral: false,
         settings: Settings {
             log: of_life(&arguments.life, true)?.log,
+            mounts: mounts.clone(),
             ..settings(arguments, &workload, &image.health)?
         },
     };
+    // What is missing is said now, and not at the first start.
+    Attachments::check_shares(&mounts, &directories.own())?;
     let blueprint = Blueprint::new(
         workload,
         mounts,
@@ -79,7 +83,8 @@ pub(super) fn create(
         true,
         &choices,
         size,
-    );
+    )
+    .with_share_failure(arguments.volumes.on_share_failure());
     let (machine, _control) = Registry::open(directories.machines())?.create(new)?;
     let (machine, _disk) = keep(machine, &blueprint)?;
     id_files.name(machine.id())?;
@@ -285,6 +290,8 @@ pub(super) struct Kept {
     pub(super) image: StoredImage,
     pub(super) workload: Workload,
     pub(super) mounts: Vec<TypedMount>,
+    /// What becomes of it when what it sees of the host is not served any more.
+    pub(super) on_share_failure: ShareFailure,
     /// Whether its input is to be open, and to end with that of the client that has it.
     pub(super) interactive: bool,
     pub(super) passes_end: bool,
@@ -299,7 +306,8 @@ impl Kept {
         streams: DeclaredStreams,
         directories: &Directories,
     ) -> Result<(RunPlan, Option<File>), Report> {
-        self.workload.attach(&Attachments::open(&self.mounts)?);
+        let attachments = Attachments::open(&self.mounts, &directories.own())?;
+        self.workload.attach(&attachments);
         let mut plan = RunPlan::decide(
             self.image,
             self.guest,
@@ -309,6 +317,8 @@ impl Kept {
             streams,
         )?;
         plan.machine.storage = Some(self.disk);
+        plan.shares = attachments.shares;
+        plan.on_share_failure = self.on_share_failure;
         let blank = blank_if_new(&plan, directories)?;
         Ok((plan, blank))
     }
@@ -333,6 +343,7 @@ pub(super) fn open_kept(machine: &OwnedMachine, directories: &Directories) -> Re
         image,
         workload: blueprint.workload,
         mounts: blueprint.mounts,
+        on_share_failure: blueprint.on_share_failure,
         interactive: blueprint.interactive,
         passes_end: blueprint.passes_end,
     })

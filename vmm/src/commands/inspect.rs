@@ -16,6 +16,7 @@ use crate::outcome::{ExitCode, Outcome};
 use crate::policy::{Health, HealthConfig};
 use crate::report::Report;
 use crate::state::{Cause, Condition, Ended, Machine, Record, Registry, Signal, Status, Timestamp};
+use crate::volumes::{TypedMount, TypedSource};
 
 /// What docker prints for a time that has not come: the zero of Go's clock.
 const NEVER: &str = "0001-01-01T00:00:00Z";
@@ -70,6 +71,7 @@ struct Inspected {
     restart_count: u32,
     host_config: HostConfig,
     config: Config,
+    mounts: Vec<Mount>,
     vmm: Own,
 }
 
@@ -146,6 +148,23 @@ struct Config {
     stop_timeout: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     healthcheck: Option<HealthConfig>,
+}
+
+/// Something that it sees beside its image.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Mount {
+    r#type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    source: String,
+    destination: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    driver: Option<&'static str>,
+    mode: String,
+    #[serde(rename = "RW")]
+    rw: bool,
+    propagation: String,
 }
 
 /// What docker has no name for.
@@ -229,6 +248,7 @@ impl Inspected {
                 stop_timeout: settings.stop_timeout_seconds,
                 healthcheck: settings.health.as_ref().map(|check| check.config.clone()),
             },
+            mounts: settings.mounts.iter().map(Mount::of).collect(),
             vmm: Own {
                 directory: machine.directory.display().to_string(),
                 cause: match condition {
@@ -242,6 +262,40 @@ impl Inspected {
                     .map(|it| it.to_string()),
                 last_log_lines: ended.map_or_else(Vec::new, |it| it.last_log_lines.clone()),
             },
+        }
+    }
+}
+
+impl Mount {
+    fn of(mount: &TypedMount) -> Self {
+        let access = if mount.read_only { "ro" } else { "" };
+        let it = Self {
+            r#type: "tmpfs",
+            name: None,
+            source: String::new(),
+            destination: mount.destination.clone(),
+            driver: None,
+            mode: access.to_owned(),
+            rw: !mount.read_only,
+            propagation: String::new(),
+        };
+        match &mount.source {
+            TypedSource::Bind(bind) => Self {
+                r#type: "bind",
+                source: bind.source.display().to_string(),
+                propagation: bind
+                    .propagation
+                    .clone()
+                    .unwrap_or_else(|| "rprivate".to_owned()),
+                ..it
+            },
+            TypedSource::Volume(volume) => Self {
+                r#type: "volume",
+                name: volume.name.as_ref().map(ToString::to_string),
+                driver: Some("local"),
+                ..it
+            },
+            TypedSource::Tmpfs(_) => it,
         }
     }
 }

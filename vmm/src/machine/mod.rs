@@ -28,6 +28,8 @@ use devices::interrupt::Interrupt;
 use devices::serial::{self, BadSerial, KernelLog, KernelLogLimits, Serial};
 use devices::virtio::VirtioDevice;
 use devices::virtio::block::{Access, Block, DiskId, Extent, Extents, ExtentsError, RawFile};
+use devices::virtio::fs::channel::Channel;
+use devices::virtio::fs::{self, FailureReport, Fs, Tag};
 use devices::virtio::mmio::{
     EmptySlot, MmioTransport, QUEUE_NOTIFY_OFFSET, RestoreError, SaveError, TransportError,
 };
@@ -40,7 +42,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use protocol::{Create, FrameError, Handover};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -83,6 +85,8 @@ pub struct MachineConfig {
     pub root: Root,
     /// A disk that the guest may write to and that outlives the machine: the last of its disks.
     pub storage: Option<File>,
+    /// Directories of the host, if it has a device for them.
+    pub shares: Option<Shares>,
     /// Where the guest kernel's log goes.
     pub kernel_log: Option<File>,
     /// Whether the guest's kernel says more than what is wrong.
@@ -104,10 +108,7 @@ impl MachineConfig {
 
     /// How many virtio devices it has: see [`virtio_devices`].
     fn device_count(&self) -> usize {
-        match self.storage {
-            None => MAX_DEVICES - 1,
-            Some(_) => MAX_DEVICES,
-        }
+        MAX_DEVICES - usize::from(self.storage.is_none()) - usize::from(self.shares.is_none())
     }
 
     /// The files that the guest sees through windows.
@@ -122,7 +123,31 @@ impl MachineConfig {
 }
 
 /// How many virtio devices a machine may have: see [`virtio_devices`].
-const MAX_DEVICES: usize = 4;
+const MAX_DEVICES: usize = 5;
+
+/// Who serves the directories of the host.
+#[derive(Debug)]
+pub enum Shares {
+    /// Nobody: the device is there for those that will be served.
+    Unserved,
+    /// The process at the other end.
+    Served {
+        /// The way to it.
+        channel: Channel,
+        /// What becomes of the machine when it fails.
+        on_failure: ShareFailure,
+    },
+}
+
+/// What becomes of a machine whose directories of the host are not served any more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ShareFailure {
+    /// It ends.
+    #[default]
+    End,
+    /// It goes on, and what it does there fails.
+    Continue,
+}
 
 /// How the guest gets the image.
 #[derive(Debug)]
@@ -529,7 +554,7 @@ impl Board {
             &mut mmio,
             &memory,
             &event_loop,
-            virtio_devices(config, vsock)?,
+            virtio_devices(config, vsock, &notifier)?,
         )?;
         let mut pio = Bus::new();
         pio.insert(
@@ -704,6 +729,7 @@ fn windows(config: &MachineConfig) -> Vec<(u64, &Window)> {
 fn virtio_devices(
     config: &MachineConfig,
     vsock: Vsock,
+    notifier: &Notifier,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
         Box::new(pmem(AGENT_WINDOW_ADDRESS, &config.agent)),
@@ -713,6 +739,9 @@ fn virtio_devices(
         },
         Box::new(vsock),
     ];
+    if let Some(shares) = &config.shares {
+        devices.push(Box::new(file_system(shares, notifier)?));
+    }
     if let Some(file) = &config.storage {
         devices.push(Box::new(storage(file)?));
     }
@@ -749,6 +778,30 @@ fn storage(file: &File) -> Result<Block, BuildError> {
         .and_then(|file| RawFile::new(file, Access::ReadWrite))
         .map_err(BuildError::Storage)?;
     Ok(Block::new(Box::new(disk), DiskId::new("storage")))
+}
+
+fn file_system(shares: &Shares, notifier: &Notifier) -> Result<Fs, BuildError> {
+    let server = match shares {
+        Shares::Unserved => fs::Server::Nobody,
+        Shares::Served {
+            channel,
+            on_failure,
+        } => {
+            let (notifier, on_failure) = (notifier.clone(), *on_failure);
+            let channel = channel
+                .try_clone()
+                .map_err(|error| BuildError::Descriptor("the shared directories", error))?;
+            fs::Server::Process {
+                channel,
+                on_failure: FailureReport::new(move |error| {
+                    if on_failure == ShareFailure::End {
+                        notifier.notify(Notice::GuestFault(error.to_string()));
+                    }
+                }),
+            }
+        }
+    };
+    Ok(Fs::new(Tag::new(crate::share::TAG), server))
 }
 
 fn prepare_interrupts(vm: &VmFd) -> Result<(), BuildError> {

@@ -36,6 +36,8 @@ pub struct Facts {
     pub ram_bytes: u64,
     /// How large it is for its workload.
     pub room: Room,
+    /// Whether it sees something of the host.
+    pub has_shares: bool,
     /// Its disk, if it has one.
     pub disk: Option<File>,
     /// Where it is written down that it is paused.
@@ -168,6 +170,12 @@ impl Actions {
                 },
                 false,
             ) => {
+                if self.facts.has_shares {
+                    return Err(
+                        "the machine sees directories of the host, and knows open files there that a copy would not have"
+                            .to_owned(),
+                    );
+                }
                 let _calm = self.await_probe(run)?;
                 if run.sessions.load(Ordering::SeqCst) > 0 {
                     return Err(

@@ -8,6 +8,7 @@ use super::Signal;
 use super::record::shortened;
 use crate::logs::LogConfig;
 use crate::policy::{HealthCheck, RestartPolicy};
+use crate::volumes::TypedMount;
 
 /// What was chosen for a machine. Records of earlier versions have none of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +46,8 @@ pub struct Settings {
     pub nano_cpus: u64,
     /// Its other limits.
     pub limits: OtherLimits,
+    /// What it mounts beside its image.
+    pub mounts: Vec<TypedMount>,
 }
 
 /// Limits that are not those of every machine, in docker's numbers: 0, or nothing, where there is none.

@@ -28,7 +28,7 @@ use self::channel::{Answered, Channel, Command, cut};
 pub use self::channel::{ChannelError, End, Report};
 use crate::machine::{
     Answer, FrozenMachine, Heard, Machine, MachineConfig, MachineEnd, Order, Root, RunError,
-    SaveFiles,
+    SaveFiles, Shares,
 };
 use crate::process;
 use crate::report::chain;
@@ -435,6 +435,9 @@ fn leave_the_parent(
     keep.push(kvm);
     keep.extend(config.kernel_log.as_ref().map(AsFd::as_fd));
     keep.extend(config.storage.as_ref().map(AsFd::as_fd));
+    if let Some(Shares::Served { channel, .. }) = &config.shares {
+        keep.extend(channel.descriptors());
+    }
     let root = match &config.root {
         Root::Window(window) => &window.parts,
         Root::Disk { parts, .. } => parts,

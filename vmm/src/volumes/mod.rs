@@ -5,10 +5,12 @@
 
 mod attachments;
 mod name;
+mod shares;
 mod typed;
 
 pub use attachments::{AttachError, Attachments};
 pub use name::{VolumeName, VolumeNameError};
+pub use shares::ShareSourceError;
 pub use typed::{
     Bind, CacheMode, MountError, NewTmpfs, NewVolume, TypedMount, TypedSource, destination,
     in_order,
