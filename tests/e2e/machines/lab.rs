@@ -16,7 +16,7 @@ const THINGS: &str = "/things";
 const COPIES: [&str; 2] = ["templates::", "snapshots::"];
 
 /// The tests of what is done with machines that run. In `make test` they run here only: another KVM is nothing to them.
-const LIFE: [&str; 10] = [
+const LIFE: [&str; 11] = [
     "attach::",
     "copying::",
     "exec::",
@@ -27,6 +27,7 @@ const LIFE: [&str; 10] = [
     "policies::",
     "statistics::",
     "storage::",
+    "volumes::",
 ];
 
 /// The tests that take minutes.

@@ -30,6 +30,7 @@ mod storage;
 mod streams;
 mod templates;
 mod terminal;
+mod volumes;
 
 use std::path::PathBuf;
 
