@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         ["process-identity", prefix] => process_identity(prefix),
         ["clocks"] => clocks(),
         ["status", field] => status(field),
+        ["lock", file] => lock(file),
         ["arguments", rest @ ..] => rest.iter().for_each(|argument| println!("[{argument}]")),
         _ => {
             eprintln!("probe: unknown: {arguments:?}");
@@ -37,6 +38,16 @@ fn main() -> ExitCode {
 
 fn number(text: &str) -> usize {
     text.parse().unwrap_or_else(|_| exit(98))
+}
+
+/// Locks a file: says when it is refused, and then waits for it.
+fn lock(path: &str) {
+    let file = File::options().read(true).write(true).open(path).unwrap_or_else(|_| exit(92));
+    if file.try_lock().is_err() {
+        println!("refused");
+        file.lock().unwrap_or_else(|_| exit(91));
+    }
+    println!("locked");
 }
 
 /// Prints one line of what the kernel says of this process.

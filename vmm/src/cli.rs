@@ -427,6 +427,9 @@ pub struct PrepareArgs {
     /// Make a template for every image of about this size
     #[arg(long)]
     pub base: bool,
+    /// With the device for directories of the host
+    #[arg(long, hide = true)]
+    pub shares: bool,
     /// Print nothing
     #[arg(short, long)]
     pub quiet: bool,

@@ -140,6 +140,12 @@ impl Directories {
         &self.cache
     }
 
+    /// Returns all that only vmm itself may write to.
+    #[must_use]
+    pub fn own(&self) -> [&Path; 4] {
+        [&self.store, &self.machines, &self.volumes, &self.cache]
+    }
+
     /// Returns the file that remembers what the host's KVM can do.
     #[must_use]
     pub fn host_cache(&self) -> PathBuf {

@@ -22,6 +22,7 @@ pub mod policy;
 pub mod process;
 pub mod report;
 pub mod sandbox;
+pub mod share;
 pub mod snapshot;
 pub mod state;
 pub mod storage;

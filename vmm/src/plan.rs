@@ -16,9 +16,10 @@ use crate::image::{RootTree, StoredImage};
 use crate::limits::{CpuQuota, MemoryLimit};
 use crate::machine::host::Quirks;
 use crate::machine::{
-    MachineConfig, Part, RamSize, Root, ShapeError, VcpuCount, Window, WindowClass,
+    MachineConfig, Part, RamSize, Root, ShapeError, ShareFailure, VcpuCount, Window, WindowClass,
 };
 use crate::report::Help;
+use crate::share::Share;
 use crate::storage::StorageSize;
 use crate::workload::{Workload, WorkloadError};
 
@@ -80,6 +81,10 @@ pub struct RunPlan {
     pub container: Create,
     /// Whether that is the container of most runs of the image.
     pub has_usual_container: bool,
+    /// What of the host is to be served to it.
+    pub shares: Vec<Share>,
+    /// What becomes of it when they are not served any more.
+    pub on_share_failure: ShareFailure,
     // Held so that neither is removed while the machine runs.
     _image: StoredImage,
     guest: GuestImage,
@@ -138,6 +143,8 @@ impl RunPlan {
             create,
             container,
             has_usual_container,
+            shares: Vec::new(),
+            on_share_failure: ShareFailure::default(),
             _image: image,
             guest,
         })
@@ -177,6 +184,7 @@ fn machine(
         root,
         storage: None,
         disks: Vec::new(),
+        shares: None,
         kernel_log: None,
         verbose_kernel: choices.verbose_kernel,
         quirks,

@@ -214,7 +214,7 @@ mod tests {
             report.to_string(),
             "vmm: cannot open /etc/nothing: no such file\nhelp: create it"
         );
-        assert_eq!(report.exit_code(), ExitCode::APPLIANCE_FAILED);
+        assert_eq!(report.exit_code(), ExitCode::FAILURE);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! else a device needs stands beside them. The list of devices stands here, once.
 
 pub mod block;
+pub mod fs;
 pub mod mmio;
 pub mod pmem;
 pub mod vsock;
@@ -50,6 +51,8 @@ pub enum DeviceType {
     Block,
     /// A socket to the host (section 5.10).
     Vsock,
+    /// A file system of the host (section 5.11).
+    Fs,
     /// A window of persistent memory (section 5.19).
     Pmem,
 }
@@ -61,6 +64,7 @@ impl DeviceType {
         match self {
             Self::Block => 2,
             Self::Vsock => 19,
+            Self::Fs => 26,
             Self::Pmem => 27,
         }
     }

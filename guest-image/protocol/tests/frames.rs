@@ -386,7 +386,7 @@ fn the_encoding_of_the_first_fields_is_fixed() {
     )
     .unwrap();
 
-    assert_eq!(hello, [6, 0, 0, 0, 0xF6, 0xDA, 0xB5, 0x03, 6, 0]);
+    assert_eq!(hello, [6, 0, 0, 0, 0xF6, 0xDA, 0xB5, 0x03, 7, 0]);
     assert_eq!(welcome, [2, 0, 0, 0, 0, 1]);
 }
 

@@ -16,7 +16,7 @@ const THINGS: &str = "/things";
 const COPIES: [&str; 2] = ["templates::", "snapshots::"];
 
 /// The tests of what is done with machines that run. In `make test` they run here only: another KVM is nothing to them.
-const LIFE: [&str; 11] = [
+const LIFE: [&str; 12] = [
     "attach::",
     "copying::",
     "disks::",
@@ -28,6 +28,7 @@ const LIFE: [&str; 11] = [
     "policies::",
     "statistics::",
     "storage::",
+    "volumes::",
 ];
 
 /// The tests that take minutes.

@@ -31,6 +31,7 @@ mod storage;
 mod streams;
 mod templates;
 mod terminal;
+mod volumes;
 
 use std::path::PathBuf;
 

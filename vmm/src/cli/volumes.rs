@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::Later;
 use super::life::parse_label;
+use crate::machine::ShareFailure;
 use crate::storage::{StorageSize, StorageSizeError};
 use crate::volumes::{Limited, MountError, RateError, TypedMount, TypedRate, VolumeName, in_order};
 
@@ -49,9 +50,31 @@ pub struct VolumeArgs {
     /// Write no more than so many times a second
     #[arg(long, value_name = "DISK:COUNT")]
     device_write_iops: Vec<TypedRate>,
+    /// What becomes of the machine when the process that serves the host's directories fails
+    #[arg(long, value_enum, value_name = "ACTION", default_value_t)]
+    on_share_failure: OnShareFailure,
+}
+
+/// What becomes of a machine whose directories of the host are not served any more.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum OnShareFailure {
+    /// It ends
+    #[default]
+    End,
+    /// It goes on, and what it does there fails with an I/O error
+    Continue,
 }
 
 impl VolumeArgs {
+    /// What becomes of the machine when what it sees of the host is not served any more.
+    #[must_use]
+    pub fn on_share_failure(&self) -> ShareFailure {
+        match self.on_share_failure {
+            OnShareFailure::End => ShareFailure::End,
+            OnShareFailure::Continue => ShareFailure::Continue,
+        }
+    }
+
     /// All that was asked for, in the order in which it is mounted.
     ///
     /// # Errors

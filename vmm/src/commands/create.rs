@@ -24,6 +24,7 @@ use crate::cli::{
 use crate::dirs::Directories;
 use crate::guest::{GuestDirectory, GuestImage};
 use crate::image::StoredImage;
+use crate::machine::ShareFailure;
 use crate::machine::host::{Quirks, open_kvm};
 use crate::machines::{Ending, Machines};
 use crate::monitor::{MonitorError, Signals};
@@ -36,7 +37,7 @@ use crate::state::{
 };
 use crate::storage::{self, Blueprint};
 use crate::timings::Timings;
-use crate::volumes::TypedMount;
+use crate::volumes::{Attachments, TypedMount};
 use crate::workload::Workload;
 
 /// Creates a machine and prints its id.
@@ -75,6 +76,8 @@ pub(super) fn create(
             ..settings(arguments, &workload, &image.health)?
         },
     };
+    // What is missing is said now, and not at the first start.
+    Attachments::check_shares(&mounts, &directories.own())?;
     let blueprint = Blueprint::new(
         workload,
         mounts,
@@ -82,7 +85,8 @@ pub(super) fn create(
         true,
         &choices,
         size,
-    );
+    )
+    .with_share_failure(arguments.volumes.on_share_failure());
     let (machine, _control) = Registry::open(directories.machines())?.create(new)?;
     let (machine, _disk) = keep(machine, &blueprint)?;
     own_volumes.keep();
@@ -289,6 +293,8 @@ pub(super) struct Kept {
     pub(super) image: StoredImage,
     pub(super) workload: Workload,
     pub(super) mounts: Vec<TypedMount>,
+    /// What becomes of it when what it sees of the host is not served any more.
+    pub(super) on_share_failure: ShareFailure,
     /// Whether its input is to be open, and to end with that of the client that has it.
     pub(super) interactive: bool,
     pub(super) passes_end: bool,
@@ -315,6 +321,8 @@ impl Kept {
         )?;
         plan.machine.storage = Some(self.disk);
         plan.machine.disks = attachments.disks;
+        plan.shares = attachments.shares;
+        plan.on_share_failure = self.on_share_failure;
         let blank = blank_if_new(&plan, directories)?;
         Ok((plan, blank))
     }
@@ -339,6 +347,7 @@ pub(super) fn open_kept(machine: &OwnedMachine, directories: &Directories) -> Re
         image,
         workload: blueprint.workload,
         mounts: blueprint.mounts,
+        on_share_failure: blueprint.on_share_failure,
         interactive: blueprint.interactive,
         passes_end: blueprint.passes_end,
     })

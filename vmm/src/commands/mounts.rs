@@ -149,9 +149,13 @@ pub(super) fn open(
         },
     };
     let first = first_disk(image, choices);
-    Ok(Attachments::open(mounts, &sources, |index| {
-        disk_name(first + index)
-    })?)
+    let name = |index| disk_name(first + index);
+    Ok(Attachments::open(
+        mounts,
+        &sources,
+        name,
+        &directories.own(),
+    )?)
 }
 
 /// The machines that mount a volume, by their names.

@@ -15,6 +15,7 @@ use super::start::recipes;
 use crate::cli::{ImportLimitArgs, PrepareArgs, RunArgs, RunImage};
 use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
+use crate::machine::Shares;
 use crate::machine::host::{Quirks, open_kvm};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
@@ -86,6 +87,7 @@ fn make(
     let workload = Workload::new(&image.config, &anything, &OwnEnvironment)?;
     let no_streams = DeclaredStreams::default();
     let mut plan = RunPlan::decide(image, guest, workload, &choices, quirks, no_streams)?;
+    plan.machine.shares = arguments.shares.then_some(Shares::Unserved);
     if let Some(size) = storage {
         plan.machine.storage = Some(scratch_disk(size, directories)?);
     }
@@ -114,11 +116,18 @@ fn make(
     Ok(made)
 }
 
+/// What the machine of a run has beside its root.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) storage: Option<StorageSize>,
+    pub(super) has_shares: bool,
+}
+
 /// Starts `vmm prepare` for the machine of a run that booted, and does not wait for it.
 pub(super) fn in_background(
     image_id: &str,
     arguments: &RunArgs,
-    storage: Option<StorageSize>,
+    shape: Shape,
     root: Option<&Path>,
 ) {
     let mut words: Vec<OsString> = Vec::new();
@@ -132,7 +141,11 @@ pub(super) fn in_background(
         "--memory".into(),
         arguments.memory.to_string().into(),
     ]);
-    match storage {
+    if shape.has_shares {
+        // Containers that see directories of the host are all different: what their machines have in common is the base.
+        words.extend(["--base", "--shares"].map(Into::into));
+    }
+    match shape.storage {
         Some(size) => words.extend(["--storage".into(), size.to_string().into()]),
         None => words.push("--rm".into()),
     }

@@ -28,11 +28,13 @@ use crate::image::{
     FindError, ImageSource, ImportError, ImportOptions, Store, StoreError, StoredImage,
 };
 use crate::limits::{ByteSize, CpuQuota, MemoryLimit};
+use crate::machine::Shares;
 use crate::machine::host::{ProbeError, Quirks, open_kvm};
 use crate::monitor::{Facts, MonitorError, Signals, client_streams, window_size};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
+use crate::share::ShareProcess;
 use crate::snapshot::{Origin, Streams, Subject};
 use crate::state::{
     ControlServer, ImageLabel, MachineId, NewMachine, OwnedMachine, Registry, Settings,
@@ -220,6 +222,7 @@ impl Opened {
                 &machine_choices,
                 size,
             )
+            .with_share_failure(arguments.volumes.on_share_failure())
         });
         let attachments = mounts::open(&mounts, &image, &machine_choices, directories)?;
         workload.attach(&attachments);
@@ -232,6 +235,9 @@ impl Opened {
             streams.declared(),
         )?;
         plan.machine.disks = attachments.disks;
+        plan.shares = attachments.shares;
+        let has_shares = !plan.shares.is_empty();
+        plan.on_share_failure = arguments.volumes.on_share_failure();
         // From here on a signal ends the machine in good order.
         let signals = Signals::take()?;
         let registry = Registry::open(directories.machines())?;
@@ -265,8 +271,11 @@ impl Opened {
         let has_best_template = begun.has_best_template;
         let outcome = again::conclude(begun, &registry, directories);
         if !has_best_template && outcome.workload_ran() {
-            let storage = machine_choices.storage;
-            super::prepare::in_background(&image_id, arguments, storage, global.root.as_deref());
+            let shape = super::prepare::Shape {
+                storage: machine_choices.storage,
+                has_shares,
+            };
+            super::prepare::in_background(&image_id, arguments, shape, global.root.as_deref());
         }
         timings.end_of("end");
         print_timings(arguments.timings, &timings);
@@ -451,6 +460,7 @@ impl Beginning<'_> {
         } = self;
         let decided = (|| {
             let console_log = machine.create_console_log()?;
+            let share_process = serve(&mut plan)?;
             plan.machine.kernel_log = Some(console_log.try_clone().map_err(MonitorError::Watch)?);
             timings.end_of("plan");
             // A template knows nothing of what is on a disk.
@@ -471,9 +481,10 @@ impl Beginning<'_> {
                 plan.create.streams.into(),
                 Basis::of(&plan.create),
             )?;
-            Ok((console_log, recipes, facts))
+            Ok((console_log, recipes, facts, share_process))
         })();
-        let (console_log, recipes, facts) = match decided {
+        // It serves until the machine has ended.
+        let (console_log, recipes, facts, _share_process) = match decided {
             Ok(decided) => decided,
             Err(report) => {
                 give_up(machine, &report);
@@ -518,6 +529,20 @@ impl Beginning<'_> {
     }
 }
 
+/// Starts the server of what the machine sees of the host, if it sees any.
+fn serve(plan: &mut RunPlan) -> Result<Option<ShareProcess>, Report> {
+    let shares = std::mem::take(&mut plan.shares);
+    if shares.is_empty() {
+        return Ok(None);
+    }
+    let (process, channel) = ShareProcess::spawn(shares)?;
+    plan.machine.shares = Some(Shares::Served {
+        channel,
+        on_failure: plan.on_share_failure,
+    });
+    Ok(Some(process))
+}
+
 /// Refuses to pass on keys where there is no keyboard.
 pub(super) fn has_keyboard(interactive: bool, tty: bool) -> Result<(), RunError> {
     match tty && interactive && !io::stdin().is_terminal() {
@@ -558,6 +583,7 @@ pub(super) fn facts(
                 .room_bytes(plan.machine.root.window_bytes()),
         },
         has_volumes: !plan.machine.disks.is_empty(),
+        has_shares: plan.machine.shares.is_some(),
         disk: disk.transpose().map_err(MonitorError::Watch)?,
         pause_mark: machine.pause_mark(),
     })

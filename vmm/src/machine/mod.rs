@@ -32,6 +32,8 @@ use devices::virtio::block::{
     Backend as _, Block, CAPACITY_OFFSET, DiskThreads, Extent, Extents, ExtentsError, RawFile,
     SECTOR_BYTES,
 };
+use devices::virtio::fs::channel::Channel;
+use devices::virtio::fs::{self, FailureReport, Fs, Tag};
 use devices::virtio::mmio::{
     EmptySlot, MmioTransport, QUEUE_NOTIFY_OFFSET, RestoreError, SaveError, TransportError,
 };
@@ -44,7 +46,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use protocol::{Create, FrameError, Handover};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -87,6 +89,8 @@ pub struct MachineConfig {
     pub root: Root,
     /// A disk that the guest may write to and that outlives the machine.
     pub storage: Option<File>,
+    /// Directories of the host, if it has a device for them.
+    pub shares: Option<Shares>,
     /// Further disks, in the order of their names in the guest, after the two above.
     pub disks: Vec<MachineDisk>,
     /// Where the guest kernel's log goes.
@@ -110,7 +114,10 @@ impl MachineConfig {
 
     /// How many virtio devices it has: see [`virtio_devices`].
     fn device_count(&self) -> usize {
-        USUAL_DEVICES + usize::from(self.storage.is_some()) + self.disks.len()
+        USUAL_DEVICES
+            + usize::from(self.storage.is_some())
+            + usize::from(self.shares.is_some())
+            + self.disks.len()
     }
 
     /// Whether something that its guest writes outlives it.
@@ -162,6 +169,30 @@ struct Disks {
 
 /// How many threads carry out the requests of disks without limits; one with limits has another one of its own.
 const DISK_THREADS: usize = 8;
+
+/// Who serves the directories of the host.
+#[derive(Debug)]
+pub enum Shares {
+    /// Nobody: the device is there for those that will be served.
+    Unserved,
+    /// The process at the other end.
+    Served {
+        /// The way to it.
+        channel: Channel,
+        /// What becomes of the machine when it fails.
+        on_failure: ShareFailure,
+    },
+}
+
+/// What becomes of a machine whose directories of the host are not served any more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ShareFailure {
+    /// It ends.
+    #[default]
+    End,
+    /// It goes on, and what it does there fails.
+    Continue,
+}
 
 /// How the guest gets the image.
 #[derive(Debug)]
@@ -570,7 +601,7 @@ impl Board {
             Arc::new(doorbell(&notifier, &gate)),
         )?;
         let mut disks = Disks::default();
-        let devices = virtio_devices(config, vsock, &mut disks)?;
+        let devices = virtio_devices(config, vsock, &notifier, &mut disks)?;
         let transports = place_virtio(&vm, &mut mmio, &memory, &event_loop, devices)?;
         let mut pio = Bus::new();
         pio.insert(
@@ -764,6 +795,7 @@ fn windows(config: &MachineConfig) -> Vec<(u64, &Window)> {
 fn virtio_devices(
     config: &MachineConfig,
     vsock: Vsock,
+    notifier: &Notifier,
     disks: &mut Disks,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
@@ -774,6 +806,9 @@ fn virtio_devices(
         },
         Box::new(vsock),
     ];
+    if let Some(shares) = &config.shares {
+        devices.push(Box::new(file_system(shares, notifier)?));
+    }
     if let Some(file) = &config.storage {
         devices.push(Box::new(storage(file)?));
     }
@@ -834,6 +869,30 @@ fn storage(file: &File) -> Result<Block, BuildError> {
         .and_then(|file| RawFile::new(file, Access::ReadWrite))
         .map_err(BuildError::Storage)?;
     Ok(Block::new(Arc::new(disk), DiskId::new("storage")))
+}
+
+fn file_system(shares: &Shares, notifier: &Notifier) -> Result<Fs, BuildError> {
+    let server = match shares {
+        Shares::Unserved => fs::Server::Nobody,
+        Shares::Served {
+            channel,
+            on_failure,
+        } => {
+            let (notifier, on_failure) = (notifier.clone(), *on_failure);
+            let channel = channel
+                .try_clone()
+                .map_err(|error| BuildError::Descriptor("the shared directories", error))?;
+            fs::Server::Process {
+                channel,
+                on_failure: FailureReport::new(move |error| {
+                    if on_failure == ShareFailure::End {
+                        notifier.notify(Notice::GuestFault(error.to_string()));
+                    }
+                }),
+            }
+        }
+    };
+    Ok(Fs::new(Tag::new(crate::share::TAG), server))
 }
 
 fn prepare_interrupts(vm: &VmFd) -> Result<(), BuildError> {

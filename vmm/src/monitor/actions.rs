@@ -36,6 +36,8 @@ pub struct Facts {
     pub ram_bytes: u64,
     /// How large it is for its workload.
     pub room: Room,
+    /// Whether it sees something of the host.
+    pub has_shares: bool,
     /// Its disk, if it has one.
     pub disk: Option<File>,
     /// Whether it has disks of others, which go on after it was written down.
@@ -177,6 +179,12 @@ impl Actions {
                 if self.facts.has_volumes {
                     return Err(
                         "it has volumes, and what is on them would not be what its memory knows of them"
+                            .to_owned(),
+                    );
+                }
+                if self.facts.has_shares {
+                    return Err(
+                        "the machine sees directories of the host, and knows open files there that a copy would not have"
                             .to_owned(),
                     );
                 }

@@ -133,6 +133,57 @@ const KVM_RUNS: &[u64] = &[
     KVM_GET_XCRS,
 ];
 
+/// What a thread that serves shared directories needs beside it. Landlock says of which files.
+const SHARE: &[i64] = &[
+    // The device's requests and the replies to them.
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    // Files are opened, by a name in an open directory or by their descriptor's; looked at; closed.
+    libc::SYS_open,
+    libc::SYS_openat,
+    libc::SYS_close,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_fstatfs,
+    libc::SYS_readlinkat,
+    libc::SYS_getdents64,
+    // A directory's position, and where data and holes are.
+    libc::SYS_lseek,
+    // Contents.
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_ftruncate,
+    libc::SYS_fallocate,
+    libc::SYS_copy_file_range,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_syncfs,
+    // Names.
+    libc::SYS_mkdirat,
+    libc::SYS_mknodat,
+    libc::SYS_symlinkat,
+    libc::SYS_linkat,
+    libc::SYS_unlinkat,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    // Attributes, and the umask of what is made.
+    libc::SYS_chmod,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_utimensat,
+    libc::SYS_umask,
+    libc::SYS_getxattr,
+    libc::SYS_setxattr,
+    libc::SYS_listxattr,
+    libc::SYS_removexattr,
+    // Locks.
+    libc::SYS_fcntl,
+    libc::SYS_flock,
+];
+
 /// The system calls of a thread, and the requests to ioctl(2), which is none of them.
 fn allowed(role: ThreadRole) -> (Vec<i64>, Vec<u64>) {
     match role {
@@ -158,6 +209,15 @@ const X86_64: u32 = 0xc000_003e;
 /// twice, and goes through it for every call that there is (`seccomp_cache_prepare` in kernel/seccomp.c). Sets of bits take a tenth.
 pub(super) fn program(role: ThreadRole) -> BpfProgram {
     let (calls, requests) = allowed(role);
+    program_of(&calls, &requests)
+}
+
+/// The filter of a thread that serves shared directories.
+pub(super) fn share_program() -> BpfProgram {
+    program_of(&[COMMON, SHARE].concat(), &[])
+}
+
+fn program_of(calls: &[i64], requests: &[u64]) -> BpfProgram {
     let number = |call: &i64| u32::try_from(*call).ok();
     let request = |request: &u64| u32::try_from(request & u64::from(REQUEST_MASK)).ok();
     let calls = is_one_of(NUMBER, u32::MAX, calls.iter().filter_map(number));

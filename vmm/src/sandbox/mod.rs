@@ -50,3 +50,11 @@ fn restrict_to_nothing() -> Result<(), landlock::RulesetError> {
 pub fn enter_thread(role: ThreadRole) -> io::Result<()> {
     seccompiler::apply_filter(&filter::program(role)).map_err(io::Error::other)
 }
+
+/// Restricts the calling thread to the system calls of a server of shared directories.
+///
+/// # Errors
+/// When the filter cannot be installed; the thread must then not go on.
+pub fn enter_share_thread() -> io::Result<()> {
+    seccompiler::apply_filter(&filter::share_program()).map_err(io::Error::other)
+}

@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use super::StorageSize;
 use crate::limits::{CpuQuota, MemoryLimit};
+use crate::machine::ShareFailure;
 use crate::plan::MachineChoices;
 use crate::report::Help;
 use crate::state::BLUEPRINT;
@@ -36,6 +37,9 @@ pub struct Blueprint {
     /// What it sees beside its image.
     #[serde(default)]
     pub mounts: Vec<TypedMount>,
+    /// What becomes of it when what it sees of the host is not served any more.
+    #[serde(default)]
+    pub on_share_failure: ShareFailure,
     /// Whether its standard input is to be open.
     pub interactive: bool,
     /// Whether that ends with the input of the client that has it. Earlier versions had no other.
@@ -116,11 +120,21 @@ impl Blueprint {
             format: FORMAT,
             workload,
             mounts,
+            on_share_failure: ShareFailure::default(),
             interactive,
             passes_end,
             cpus: choices.cpus.to_string(),
             memory: choices.memory.to_string(),
             storage: storage.to_string(),
+        }
+    }
+
+    /// Notes what becomes of the machine when what it sees of the host is not served any more.
+    #[must_use]
+    pub fn with_share_failure(self, on_share_failure: ShareFailure) -> Self {
+        Self {
+            on_share_failure,
+            ..self
         }
     }
 

@@ -79,6 +79,8 @@ pub struct Recipe {
     window_mib: u64,
     /// The length of the machine's own disk, 0 for none.
     storage_bytes: u64,
+    /// Whether it has a device for directories of the host, which nobody serves.
+    has_shares: bool,
     host_kernel: String,
     container: Option<ContainerRecipe>,
 }
@@ -149,6 +151,7 @@ impl Recipe {
             ram_mib: machine.ram.mib(),
             window_mib: window.class.bytes() >> 20,
             storage_bytes: storage.map_or(0, |metadata| metadata.len()),
+            has_shares: machine.shares.is_some(),
             host_kernel: rustix::system::uname()
                 .release()
                 .to_string_lossy()
@@ -190,6 +193,7 @@ impl Recipe {
             ram_mib: 128,
             window_mib: 64,
             storage_bytes: 0,
+            has_shares: false,
             host_kernel: "6.1".to_owned(),
             container: None,
         }

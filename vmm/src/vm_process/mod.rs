@@ -28,7 +28,7 @@ use self::channel::{Answered, Channel, Command, cut};
 pub use self::channel::{ChannelError, End, Report};
 use crate::machine::{
     Answer, FrozenMachine, Heard, Machine, MachineConfig, MachineEnd, Order, Root, RunError,
-    SaveFiles,
+    SaveFiles, Shares,
 };
 use crate::process;
 use crate::report::chain;
@@ -446,6 +446,9 @@ fn leave_the_parent(
     for disk in &config.disks {
         keep.push(disk.file.as_fd());
         keep.extend(disk.lock.as_ref().map(AsFd::as_fd));
+    }
+    if let Some(Shares::Served { channel, .. }) = &config.shares {
+        keep.extend(channel.descriptors());
     }
     let root = match &config.root {
         Root::Window(window) => &window.parts,

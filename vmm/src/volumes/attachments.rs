@@ -1,7 +1,7 @@
 //! What a machine is given beside its root, for one start.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use protocol::{Volume, volume_path};
 use serde_json::{Value, json};
@@ -9,10 +9,11 @@ use thiserror::Error;
 
 use super::disks::{self, DiskSources};
 use super::store::VolumeError;
-use super::{NewTmpfs, TypedMount, TypedSource};
+use super::{Bind, NewTmpfs, ShareSourceError, TypedMount, TypedSource, shares};
 use crate::guest::GuestError;
 use crate::machine::{Access, MAX_DISKS, MachineDisk};
 use crate::report::Help;
+use crate::share::{self, Share};
 
 /// The directory of a volume that its mounts show.
 const DATA: &str = "data";
@@ -28,6 +29,8 @@ pub struct Attachments {
     pub device_rules: Vec<Value>,
     /// The machine's disks, in the order of their names.
     pub disks: Vec<MachineDisk>,
+    /// What is shown of the host, in the order of their names in the tree that is served.
+    pub shares: Vec<Share>,
 }
 
 /// A mount that cannot be had.
@@ -69,12 +72,16 @@ pub enum AttachError {
     /// The guest image is an old one.
     #[error("the guest image has no empty file system, as a volume begins with")]
     NoBlank,
+    /// Something of the host cannot be shown.
+    #[error(transparent)]
+    Share(#[from] ShareSourceError),
 }
 
 impl Help for AttachError {
     fn help(&self) -> Option<String> {
         let help = match self {
             Self::Volume(error) => return error.help(),
+            Self::Share(error) => return error.help(),
             Self::Guest(error) => return error.help(),
             Self::NoBlank => "install a newer guest image",
             Self::EmptyDisk(_) => {
@@ -92,7 +99,7 @@ impl Help for AttachError {
 
 impl Attachments {
     /// Opens what these mounts name. They are in order: see [`in_order`](super::in_order). `disk_name` says what the guest calls the
-    /// disk with this number.
+    /// disk with this number. Nothing is shown of the directories `own`.
     ///
     /// # Errors
     ///
@@ -101,8 +108,12 @@ impl Attachments {
         mounts: &[TypedMount],
         sources: &DiskSources<'_>,
         disk_name: impl Fn(usize) -> String,
+        own: &[&Path],
     ) -> Result<Self, AttachError> {
-        let mut attachments = Self::default();
+        let mut attachments = Self {
+            shares: shares::open(mounts, own)?,
+            ..Self::default()
+        };
         let (disks, places) = disks::open(mounts, sources)?;
         let mut volume_of_disk = vec![None; disks.len()];
         for (mount, place) in mounts.iter().zip(&places) {
@@ -123,11 +134,20 @@ impl Attachments {
             });
         }
         attachments.disks = disks;
+        let tree = volume_path(attachments.volumes.len());
+        if !attachments.shares.is_empty() {
+            let tag = share::TAG.to_owned();
+            attachments.volumes.push(Volume::Share { tag });
+        }
+        let mut next_share = 0..attachments.shares.len();
         for (mount, disk) in mounts.iter().zip(places) {
             let place = disk.and_then(|disk| volume_of_disk.get(disk).copied().flatten());
             let value = match &mount.source {
                 TypedSource::Tmpfs(tmpfs) => of_tmpfs(tmpfs, mount),
-                TypedSource::Bind(_) => return Err(AttachError::NotYet("directories of the host")),
+                TypedSource::Bind(bind) => {
+                    let name = next_share.next().unwrap_or_default();
+                    of_share(&format!("{tree}/{name}"), bind, mount)
+                }
                 TypedSource::Volume(volume) => {
                     let place =
                         place.ok_or_else(|| AttachError::NotMade(mount.destination.clone()))?;
@@ -154,6 +174,16 @@ impl Attachments {
         Ok(attachments)
     }
 
+    /// Refuses what of the host cannot be shown, as [`open`](Self::open) does.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError`].
+    pub fn check_shares(mounts: &[TypedMount], own: &[&Path]) -> Result<(), AttachError> {
+        shares::open(mounts, own)?;
+        Ok(())
+    }
+
     /// Whether there is nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -177,6 +207,14 @@ fn device_rule(name: &str, mount: &TypedMount) -> Value {
     let minor = u32::from(letter.saturating_sub(b'a')) * MINORS;
     let access = if mount.read_only { "r" } else { "rw" };
     json!({ "allow": true, "type": "b", "minor": minor, "access": access })
+}
+
+/// A part of the tree of shares, with docker's options.
+fn of_share(source: &str, bind: &Bind, mount: &TypedMount) -> Value {
+    let access = if mount.read_only { "ro" } else { "rw" };
+    let propagation = bind.propagation.as_deref().unwrap_or("rprivate");
+    let options = ["rbind", access, propagation];
+    json!({ "destination": mount.destination, "type": "bind", "source": source, "options": options })
 }
 
 /// Docker's options of a file system in memory, and what was asked for.
@@ -223,9 +261,8 @@ mod tests {
                 Ok(blank)
             },
         };
-        Attachments::open(&mounts, &sources, |index| {
-            format!("/dev/vd{}", ["b", "c", "d"][index])
-        })
+        let name = |index| format!("/dev/vd{}", ["b", "c", "d"][index]);
+        Attachments::open(&mounts, &sources, name, &[])
     }
 
     fn disk_image(directory: &Path, name: &str) {

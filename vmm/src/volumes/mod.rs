@@ -8,6 +8,7 @@ mod attachments;
 mod disks;
 mod name;
 mod rate;
+mod shares;
 pub mod store;
 mod typed;
 
@@ -15,6 +16,7 @@ pub use attachments::{AttachError, Attachments};
 pub use disks::DiskSources;
 pub use name::{VolumeName, VolumeNameError};
 pub use rate::{DiskLimits, Limited, RateError, TypedRate};
+pub use shares::ShareSourceError;
 pub use typed::{
     Bind, CacheMode, HostDisk, MountError, NewTmpfs, NewVolume, TypedMount, TypedSource,
     destination, in_order,

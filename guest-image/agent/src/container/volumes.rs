@@ -42,6 +42,19 @@ pub(super) fn mount(volumes: &[Volume]) -> Result<(), StartFailure> {
     })
 }
 
+/// Lets files be read in as large pieces as the device takes, where the kernel would take an eighth of that. It goes without.
+fn read_far_ahead(place: &str) {
+    const KIBIBYTES: &str = "1024";
+    if let Ok(stat) = rustix::fs::stat(place) {
+        let (major, minor) = (
+            rustix::fs::major(stat.st_dev),
+            rustix::fs::minor(stat.st_dev),
+        );
+        let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+        let _as_it_was = std::fs::write(file, KIBIBYTES);
+    }
+}
+
 /// Makes room for the places: the agent's own tree is read-only.
 fn make_places() -> Result<(), StartFailure> {
     if rustix::fs::stat(VOLUMES).is_ok() {
@@ -57,7 +70,9 @@ fn mount_one(volume: &Volume, place: &str) -> Result<(), StartFailure> {
     match volume {
         Volume::Share { tag } => {
             rustix::mount::mount(tag.as_str(), place, "virtiofs", MountFlags::empty(), None)
-                .step(|| format!("mounting the share {tag}"))
+                .step(|| format!("mounting the share {tag}"))?;
+            read_far_ahead(place);
+            Ok(())
         }
         Volume::Disk {
             device,

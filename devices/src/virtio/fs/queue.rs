@@ -1,0 +1,441 @@
+//! The queues of the file system device (VirtIO 1.2 section 5.11.6, "Device Operation").
+//!
+//! A request is taken as two runs of bytes, what the device reads and what it writes, however the driver cuts it into descriptors.
+//! The first is copied to a slot, the second is filled from there when the server has replied. Where the reply goes is kept as
+//! addresses, and looked up anew.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use virtio_queue::{DescriptorChain, Queue, QueueT};
+use vm_memory::{GuestAddress, GuestMemory, Permissions, VolatileSlice};
+
+use super::channel::{
+    Channel, ChannelError, REQUESTS_A_MESSAGE, Reply, Request, SLOT_BYTES, SLOTS, Slots,
+};
+use super::{FailureReport, QUEUE_SIZES, Server};
+use crate::virtio::{DeviceMemory, QueueError, Turn, next_chain};
+
+/// Most descriptors of a request: as many as the queue has.
+const MAX_DESCRIPTORS: usize = 512;
+/// Length of `struct fuse_in_header` up to `unique`, and to its end (include/uapi/linux/fuse.h).
+const UNIQUE_OFFSET: usize = 8;
+const UNIQUE_END: usize = 16;
+/// Length of `struct fuse_out_header` (include/uapi/linux/fuse.h).
+const OUT_HEADER_BYTES: u32 = 16;
+
+/// Which queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Which {
+    /// Of requests that come first.
+    Hiprio,
+    /// Of all others.
+    Requests,
+}
+
+/// The requests that the server has, and the way to it.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    server: Option<Connected>,
+    /// The way to a server that failed, for whoever waits for it to let go of.
+    lost: Option<Channel>,
+}
+
+#[derive(Debug)]
+struct Connected {
+    channel: Channel,
+    slots: Slots,
+    on_failure: FailureReport,
+    /// The one that was used last is used next.
+    free: Vec<u32>,
+    /// What each slot is used for, if it is.
+    uses: Vec<Option<Use>>,
+    replies: Vec<Reply>,
+}
+
+/// What a slot is used for.
+#[derive(Debug)]
+enum Use {
+    /// A request that the guest waits for.
+    Pending(Pending),
+    /// A request of a driver that is gone.
+    Abandoned,
+}
+
+#[derive(Debug)]
+struct Pending {
+    which: Which,
+    head: u16,
+    request: Request,
+    unique: [u8; 8],
+    output: Vec<Range>,
+}
+
+/// A piece of guest memory.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    address: GuestAddress,
+    length_bytes: u32,
+}
+
+/// A request as it lies in guest memory.
+#[derive(Debug, Default)]
+struct Parts {
+    input: Vec<Range>,
+    output: Vec<Range>,
+}
+
+impl Exchange {
+    pub(super) fn new(server: Server) -> Self {
+        let server = match server {
+            Server::Nobody => None,
+            Server::Process {
+                channel,
+                on_failure,
+            } => Connected::new(channel, on_failure),
+        };
+        Self { server, lost: None }
+    }
+
+    /// Becomes readable when there are replies; none without a server.
+    pub(super) fn replies(&self) -> Option<BorrowedFd<'_>> {
+        self.server.as_ref().map(|server| server.channel.as_fd())
+    }
+
+    /// Hands over what is not to be waited for any longer, once.
+    pub(super) fn take_lost(&mut self) -> Option<Channel> {
+        self.lost.take()
+    }
+
+    /// Hands requests of a queue to the server, as many as it takes.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`QueueError`] if the ring cannot be used.
+    pub(super) fn take_requests(
+        &mut self,
+        which: Which,
+        queue: &mut Queue,
+        memory: &DeviceMemory,
+    ) -> Result<Turn, QueueError> {
+        let mut turn = Turn::default();
+        let mut batch = Vec::new();
+        let mut answered = 0_usize;
+        queue.disable_notification(memory)?;
+        loop {
+            if self
+                .server
+                .as_ref()
+                .is_some_and(|server| server.free.is_empty())
+            {
+                turn.stalled = true;
+                break;
+            }
+            let Some(chain) = next_chain(queue, memory)? else {
+                break;
+            };
+            let head = chain.head_index();
+            let parts = Parts::of(chain);
+            let given = match (&mut self.server, &parts) {
+                (Some(server), Some(parts)) => server.put(which, head, parts, memory),
+                _ => None,
+            };
+            match given {
+                Some(request) => batch.push(request),
+                None => {
+                    let written = parts.map_or(0, |parts| parts.refuse(memory));
+                    queue.add_used(memory, head, written)?;
+                    answered += 1;
+                }
+            }
+            // A ring of chains that are answered at once could go on for ever.
+            if answered >= usize::from(QUEUE_SIZES[1]) {
+                turn.unfinished = true;
+                break;
+            }
+        }
+        self.send(&batch);
+        turn.interrupt = answered > 0 && queue.needs_notification(memory)?;
+        Ok(turn)
+    }
+
+    /// A failure shows when replies are waited for.
+    fn send(&self, batch: &[Request]) {
+        let Some(server) = &self.server else {
+            return;
+        };
+        for requests in batch.chunks(REQUESTS_A_MESSAGE) {
+            if let Err(error) = server.channel.send_requests(requests) {
+                tracing::debug!(%error, "requests of a file system were not sent");
+                // Both ends see the hang-up.
+                let _ = rustix::net::shutdown(&server.channel, rustix::net::Shutdown::Both);
+                return;
+            }
+        }
+    }
+
+    /// Brings the replies that have come to the guest. The server is given up when it fails, and what it still has is refused.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`QueueError`] if a ring cannot be used.
+    pub(super) fn take_replies(
+        &mut self,
+        queues: [&mut Queue; 2],
+        memory: &DeviceMemory,
+    ) -> Result<[Turn; 2], QueueError> {
+        let [hiprio, requests] = queues;
+        let mut used = [false; 2];
+        let mut complete = |pending: &Pending, written: u32| {
+            let (queue, used) = match pending.which {
+                Which::Hiprio => (&mut *hiprio, &mut used[0]),
+                Which::Requests => (&mut *requests, &mut used[1]),
+            };
+            *used = true;
+            queue.add_used(memory, pending.head, written)
+        };
+        if let Some(server) = &mut self.server {
+            let failure = loop {
+                let mut replies = std::mem::take(&mut server.replies);
+                match server.channel.take_replies(&mut replies) {
+                    Ok(false) => break None,
+                    Err(error) => break Some(error),
+                    Ok(true) => {}
+                }
+                let mut is_sound = true;
+                for reply in &replies {
+                    match server.finish(*reply, memory) {
+                        Some(Use::Pending(pending)) => complete(&pending, reply.written_bytes)?,
+                        Some(Use::Abandoned) => {}
+                        None => is_sound = false,
+                    }
+                }
+                server.replies = replies;
+                if !is_sound {
+                    break Some(ChannelError::Nonsense);
+                }
+            };
+            if let Some(error) = failure {
+                tracing::warn!(%error, "shared directories fail from now on");
+                (server.on_failure.0)(&error);
+                for pending in server.give_up() {
+                    let written = refuse(&pending.output, pending.unique, memory);
+                    complete(&pending, written)?;
+                }
+                self.lost = self.server.take().map(|server| server.channel);
+            }
+        }
+        let mut turns = [Turn::default(); 2];
+        for ((turn, queue), used) in turns.iter_mut().zip([hiprio, requests]).zip(used) {
+            turn.interrupt = used && queue.needs_notification(memory)?;
+        }
+        Ok(turns)
+    }
+
+    /// Forgets what the driver waits for: it has reset the device. The server still has the slots.
+    pub(super) fn abandon(&mut self) {
+        for used in self.server.iter_mut().flat_map(|server| &mut server.uses) {
+            if used.is_some() {
+                *used = Some(Use::Abandoned);
+            }
+        }
+    }
+}
+
+impl Connected {
+    fn new(channel: Channel, mut on_failure: FailureReport) -> Option<Self> {
+        let slots = match channel.map() {
+            Ok(slots) => slots,
+            Err(error) => {
+                (on_failure.0)(&ChannelError::Socket(error));
+                return None;
+            }
+        };
+        Some(Self {
+            channel,
+            slots,
+            on_failure,
+            free: (0..SLOTS).rev().collect(),
+            uses: (0..SLOTS).map(|_| None).collect(),
+            replies: Vec::new(),
+        })
+    }
+
+    /// Copies a request to a slot; none if it does not fit one, or is not all there.
+    fn put(
+        &mut self,
+        which: Which,
+        head: u16,
+        parts: &Parts,
+        memory: &DeviceMemory,
+    ) -> Option<Request> {
+        let slot = *self.free.last()?;
+        let request = Request {
+            slot,
+            asked_bytes: length_of(&parts.input)?,
+            room_bytes: length_of(&parts.output)?.min(SLOT_BYTES),
+        };
+        if !request.is_sound() {
+            return None;
+        }
+        let mut rest = self.slots.asked(&request)?;
+        for range in &parts.input {
+            let length = usize::try_from(range.length_bytes).ok()?;
+            for slice in memory
+                .get_slices(range.address, length, Permissions::Read)
+                .ok()?
+            {
+                let slice = slice.ok()?;
+                slice.copy_to_volatile_slice(rest);
+                rest = rest.offset(slice.len()).ok()?;
+            }
+        }
+        self.free.pop();
+        let pending = Pending {
+            which,
+            head,
+            request,
+            unique: unique_of(self.slots.asked(&request)?),
+            output: parts.output.clone(),
+        };
+        *self.uses.get_mut(usize::try_from(slot).ok()?)? = Some(Use::Pending(pending));
+        Some(request)
+    }
+
+    /// Takes a slot back and copies its reply to the guest; none if the server does not have the slot, or says that it wrote more
+    /// than there was room for.
+    fn finish(&mut self, reply: Reply, memory: &DeviceMemory) -> Option<Use> {
+        let place = self.uses.get_mut(usize::try_from(reply.slot).ok()?)?;
+        if let Some(Use::Pending(pending)) = place
+            && reply.written_bytes > pending.request.room_bytes
+        {
+            // It stays pending, to be refused with the others.
+            return None;
+        }
+        let used = place.take()?;
+        self.free.push(reply.slot);
+        if let Use::Pending(pending) = &used {
+            let room = self.slots.room(&pending.request)?;
+            let written = room
+                .subslice(0, usize::try_from(reply.written_bytes).ok()?)
+                .ok()?;
+            if fill(&pending.output, written, memory).is_none() {
+                tracing::debug!("the place for a reply is not in the guest's memory");
+            }
+        }
+        Some(used)
+    }
+
+    fn give_up(&mut self) -> Vec<Pending> {
+        let uses = std::mem::take(&mut self.uses).into_iter().flatten();
+        uses.filter_map(|used| match used {
+            Use::Pending(pending) => Some(pending),
+            Use::Abandoned => None,
+        })
+        .collect()
+    }
+}
+
+impl Parts {
+    /// Collects the parts of a request; none if it is none.
+    fn of(chain: DescriptorChain<&DeviceMemory>) -> Option<Self> {
+        let mut parts = Self::default();
+        for (count, descriptor) in chain.enumerate() {
+            if count == MAX_DESCRIPTORS {
+                return None;
+            }
+            let range = Range {
+                address: descriptor.addr(),
+                length_bytes: descriptor.len(),
+            };
+            match (descriptor.is_write_only(), parts.output.is_empty()) {
+                (true, _) => parts.output.push(range),
+                (false, true) => parts.input.push(range),
+                // What is written stands behind what is read (VirtIO 1.2 section 2.7.4.2).
+                (false, false) => return None,
+            }
+        }
+        Some(parts)
+    }
+
+    /// What the driver knows the request by, if it is one of FUSE.
+    fn unique(&self, memory: &DeviceMemory) -> [u8; 8] {
+        let mut header = [0; UNIQUE_END];
+        let mut filled = 0;
+        for range in &self.input {
+            let Some(rest) = header.get_mut(filled..).filter(|rest| !rest.is_empty()) else {
+                break;
+            };
+            let length = usize::try_from(range.length_bytes).unwrap_or(usize::MAX);
+            let Ok(slices) =
+                memory.get_slices(range.address, length.min(rest.len()), Permissions::Read)
+            else {
+                break;
+            };
+            for slice in slices.flatten() {
+                let rest = header.get_mut(filled..).unwrap_or_default();
+                filled += slice.copy_to(rest);
+            }
+        }
+        let unique = header.get(UNIQUE_OFFSET..).unwrap_or_default();
+        unique.try_into().unwrap_or_default()
+    }
+
+    /// Says to the guest that the request fails; returns how much that is.
+    fn refuse(&self, memory: &DeviceMemory) -> u32 {
+        refuse(&self.output, self.unique(memory), memory)
+    }
+}
+
+/// What the driver knows the request by that this copy is of, if it is one of FUSE.
+fn unique_of(request: VolatileSlice<'_>) -> [u8; 8] {
+    let mut header = [0; UNIQUE_END];
+    request.copy_to(&mut header);
+    let [.., u0, u1, u2, u3, u4, u5, u6, u7] = header;
+    [u0, u1, u2, u3, u4, u5, u6, u7]
+}
+
+/// Writes that a request failed, where a reply is due: `struct fuse_out_header` (include/uapi/linux/fuse.h). The driver takes no
+/// other word for it.
+fn refuse(output: &[Range], unique: [u8; 8], memory: &DeviceMemory) -> u32 {
+    if length_of(output).is_none_or(|room| room < OUT_HEADER_BYTES) {
+        return 0;
+    }
+    let error = io::Error::from(rustix::io::Errno::IO);
+    let error = error.raw_os_error().unwrap_or_default().wrapping_neg();
+    let [l0, l1, l2, l3] = OUT_HEADER_BYTES.to_le_bytes();
+    let [e0, e1, e2, e3] = error.to_le_bytes();
+    let [u0, u1, u2, u3, u4, u5, u6, u7] = unique;
+    let mut header = [
+        l0, l1, l2, l3, e0, e1, e2, e3, u0, u1, u2, u3, u4, u5, u6, u7,
+    ];
+    let header = VolatileSlice::from(&mut header[..]);
+    fill(output, header, memory).map_or(0, |()| OUT_HEADER_BYTES)
+}
+
+/// Copies `from` to the start of `output`; none if that is not all in the guest's memory.
+fn fill(output: &[Range], mut from: VolatileSlice<'_>, memory: &DeviceMemory) -> Option<()> {
+    for range in output {
+        let length = usize::try_from(range.length_bytes).ok()?.min(from.len());
+        if length == 0 {
+            break;
+        }
+        for slice in memory
+            .get_slices(range.address, length, Permissions::Write)
+            .ok()?
+        {
+            let slice = slice.ok()?;
+            from.subslice(0, slice.len())
+                .ok()?
+                .copy_to_volatile_slice(slice);
+            from = from.offset(slice.len()).ok()?;
+        }
+    }
+    Some(())
+}
+
+fn length_of(ranges: &[Range]) -> Option<u32> {
+    ranges
+        .iter()
+        .try_fold(0_u32, |sum, range| sum.checked_add(range.length_bytes))
+}

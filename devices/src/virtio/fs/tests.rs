@@ -1,0 +1,311 @@
+//! The device between a driver in memory and a server of the test's.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::channel::{Channel, Reply, Request, SLOT_BYTES, SLOTS, Slots};
+use super::{FailureReport, Fs, Server, Tag};
+use crate::virtio::mmio::register;
+use crate::virtio::testing::{DriverQueue, Machine, Part, ram, readable, wait_for, writable};
+
+const HIPRIO: u32 = 0;
+const REQUESTS: u32 = 1;
+/// Where the queues and the buffers are.
+const HIPRIO_QUEUE: u64 = 0x1_0000;
+const REQUEST_QUEUE: u64 = 0x2_0000;
+const ASKED: u64 = 0x10_0000;
+const ROOM: u64 = 0x20_0000;
+
+/// A machine with the device, its driver, and the server's end.
+struct Rig {
+    machine: Machine,
+    requests: DriverQueue,
+    hiprio: DriverQueue,
+    server: Option<Channel>,
+    slots: Slots,
+    failures: Arc<AtomicUsize>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let (device, server) = Channel::pair().unwrap();
+        let failures = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&failures);
+        let slots = server.map().unwrap();
+        let on_failure = FailureReport::new(move |_| {
+            counter.fetch_add(1, Ordering::SeqCst);
+        });
+        let device = Fs::new(
+            Tag::new("tree"),
+            Server::Process {
+                channel: device,
+                on_failure,
+            },
+        );
+        Self::with(device, Some(server), slots, failures)
+    }
+
+    fn with(device: Fs, server: Option<Channel>, slots: Slots, failures: Arc<AtomicUsize>) -> Self {
+        let machine = Machine::restored(Box::new(device), ram(8 << 20), None).unwrap();
+        machine.negotiate();
+        let hiprio = machine.set_up_queue(HIPRIO, HIPRIO_QUEUE);
+        let requests = machine.set_up_queue(REQUESTS, REQUEST_QUEUE);
+        machine.driver_ok();
+        Self {
+            machine,
+            requests,
+            hiprio,
+            server,
+            slots,
+            failures,
+        }
+    }
+
+    fn unserved() -> Self {
+        let (_, server) = Channel::pair().unwrap();
+        let slots = server.map().unwrap();
+        let device = Fs::new(Tag::new("tree"), Server::Nobody);
+        Self::with(device, None, slots, Arc::default())
+    }
+
+    fn notify(&self, queue: u32) {
+        self.machine.write(register::QUEUE_NOTIFY, queue);
+    }
+
+    /// Asks with bytes at one place and room at another.
+    fn ask(&mut self, bytes: &[u8], room_bytes: u32) -> u16 {
+        let memory = &self.machine.memory;
+        memory.write_slice(bytes, GuestAddress(ASKED)).unwrap();
+        let length = u32::try_from(bytes.len()).unwrap();
+        self.ask_parts(&[readable(ASKED, length), writable(ROOM, room_bytes)])
+    }
+
+    fn ask_parts(&mut self, parts: &[Part]) -> u16 {
+        let head = self.requests.add(parts);
+        self.notify(REQUESTS);
+        head
+    }
+
+    fn heard(&self) -> Vec<Request> {
+        let mut requests = Vec::new();
+        let server = self.server.as_ref().unwrap();
+        server.await_requests(&mut requests).unwrap();
+        requests
+    }
+
+    fn reply(&self, request: &Request, bytes: &[u8]) {
+        self.slots.room(request).unwrap().copy_from(bytes);
+        let written_bytes = u32::try_from(bytes.len()).unwrap();
+        self.reply_raw(request.slot, written_bytes);
+    }
+
+    fn reply_raw(&self, slot: u32, written_bytes: u32) {
+        let reply = Reply {
+            slot,
+            written_bytes,
+        };
+        self.server
+            .as_ref()
+            .unwrap()
+            .send_replies(&[reply])
+            .unwrap();
+    }
+
+    fn used(&mut self) -> (u16, u32) {
+        wait_for(|| self.requests.take_used())
+    }
+
+    fn room(&self, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        let memory = &self.machine.memory;
+        memory.read_slice(&mut bytes, GuestAddress(ROOM)).unwrap();
+        bytes
+    }
+
+    /// What a request gets that fails: `struct fuse_out_header` with EIO.
+    #[track_caller]
+    fn is_refused(&mut self, head: u16, unique: u64) {
+        assert_eq!(self.used(), (head, 16));
+        let header = self.room(16);
+        assert_eq!(header[..4], 16_u32.to_le_bytes());
+        assert_eq!(header[4..8], (-libc::EIO).to_le_bytes());
+        assert_eq!(header[8..], unique.to_le_bytes());
+    }
+}
+
+/// A request that is known by this number.
+fn known_by(unique: u64) -> Vec<u8> {
+    let mut bytes = vec![0; 40];
+    bytes[8..16].copy_from_slice(&unique.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn the_configuration_has_the_tag_and_one_request_queue() {
+    let rig = Rig::unserved();
+    let word = |offset| rig.machine.read(register::CONFIG + offset);
+    assert_eq!(word(0), u32::from_le_bytes(*b"tree"));
+    assert_eq!(word(4), 0);
+    assert_eq!(word(36), 1);
+}
+
+#[test]
+fn a_request_goes_to_the_server_and_its_reply_to_the_guest() {
+    let mut rig = Rig::new();
+    let head = rig.ask(b"what is asked", 100);
+    let [request] = rig.heard()[..] else {
+        unreachable!("one request was made")
+    };
+    let mut asked = [0; 13];
+    rig.slots.asked(&request).unwrap().copy_to(&mut asked[..]);
+    assert_eq!(&asked, b"what is asked");
+    assert_eq!(request.room_bytes, 100);
+
+    rig.reply(&request, b"the answer");
+    assert_eq!(rig.used(), (head, 10));
+    assert_eq!(rig.room(12), b"the answer\0\0");
+    assert!(rig.machine.line.count() > 0);
+}
+
+#[test]
+fn a_request_in_pieces_is_one_and_so_is_its_reply() {
+    let mut rig = Rig::new();
+    let memory = rig.machine.memory.clone();
+    memory.write_slice(b"abcdef", GuestAddress(ASKED)).unwrap();
+    let parts = [
+        readable(ASKED, 2),
+        readable(ASKED + 2, 4),
+        writable(ROOM, 3),
+        writable(ROOM + 8, 10),
+    ];
+    let head = rig.ask_parts(&parts);
+    let request = rig.heard()[0];
+    assert_eq!((request.asked_bytes, request.room_bytes), (6, 13));
+    rig.reply(&request, b"12345");
+    assert_eq!(rig.used(), (head, 5));
+    assert_eq!(rig.room(10), b"123\0\0\0\0\x0045");
+}
+
+#[test]
+fn a_request_that_wants_no_reply_gets_none() {
+    let mut rig = Rig::new();
+    let head = rig.hiprio.add(&[readable(ASKED, 48)]);
+    rig.notify(HIPRIO);
+    let request = rig.heard()[0];
+    assert_eq!(request.room_bytes, 0);
+    rig.reply_raw(request.slot, 0);
+    assert_eq!(wait_for(|| rig.hiprio.take_used()), (head, 0));
+}
+
+#[test]
+fn more_requests_than_slots_wait_for_slots() {
+    let mut rig = Rig::new();
+    let count = usize::try_from(SLOTS).unwrap() + 20;
+    for _ in 0..count {
+        rig.requests.add(&[readable(ASKED, 40), writable(ROOM, 16)]);
+    }
+    rig.notify(REQUESTS);
+    let mut answered = 0;
+    while answered < count {
+        for request in rig.heard() {
+            rig.reply_raw(request.slot, 16);
+            answered += 1;
+        }
+    }
+    for _ in 0..count {
+        rig.used();
+    }
+    assert_eq!(rig.requests.take_used(), None);
+}
+
+#[test]
+fn a_request_that_fits_no_slot_is_refused() {
+    let mut rig = Rig::new();
+    let bytes = known_by(77);
+    rig.machine
+        .memory
+        .write_slice(&bytes, GuestAddress(ASKED))
+        .unwrap();
+    let head = rig.ask_parts(&[readable(ASKED, SLOT_BYTES + 1), writable(ROOM, 100)]);
+    rig.is_refused(head, 77);
+    let outside = rig.ask_parts(&[readable(0xffff_0000_0000, 40), writable(ROOM, 100)]);
+    rig.is_refused(outside, 0);
+    let wrong_order = rig.ask_parts(&[writable(ROOM, 100), readable(ASKED, 40)]);
+    assert_eq!(rig.used(), (wrong_order, 0));
+}
+
+#[test]
+fn a_reply_to_a_place_that_is_not_there_does_no_harm() {
+    let mut rig = Rig::new();
+    let head = rig.ask_parts(&[readable(ASKED, 40), writable(0xffff_0000_0000, 100)]);
+    let request = rig.heard()[0];
+    rig.reply(&request, b"lost");
+    assert_eq!(rig.used().0, head);
+}
+
+#[test]
+fn without_a_server_every_request_is_refused() {
+    let mut rig = Rig::unserved();
+    let head = rig.ask(&known_by(5), 100);
+    rig.is_refused(head, 5);
+}
+
+#[test]
+fn a_server_that_goes_is_reported_once_and_all_requests_fail() {
+    let mut rig = Rig::new();
+    let pending = rig.ask(&known_by(3), 100);
+    rig.heard();
+    rig.server = None;
+    rig.is_refused(pending, 3);
+    let later = rig.ask(&known_by(4), 100);
+    rig.is_refused(later, 4);
+    assert_eq!(rig.failures.load(Ordering::SeqCst), 1);
+}
+
+/// What the server says of a request: a slot, seen from the request's, and how much it wrote there.
+#[track_caller]
+fn is_not_believed(slot: impl Fn(u32) -> u32, written_bytes: u32) {
+    let mut rig = Rig::new();
+    let head = rig.ask(&known_by(9), 100);
+    let request = rig.heard()[0];
+    rig.reply_raw(slot(request.slot), written_bytes);
+    rig.is_refused(head, 9);
+    let later = rig.ask(&known_by(10), 100);
+    rig.is_refused(later, 10);
+    assert_eq!(rig.failures.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_server_that_speaks_of_slots_that_it_does_not_have_is_not_believed() {
+    is_not_believed(|_| SLOTS, 0);
+    is_not_believed(|_| u32::MAX, 0);
+    is_not_believed(|slot| slot + 1, 0);
+}
+
+#[test]
+fn a_server_that_wrote_more_than_there_was_room_for_is_not_believed() {
+    is_not_believed(|slot| slot, 101);
+    is_not_believed(|slot| slot, u32::MAX);
+}
+
+#[test]
+fn the_memory_cannot_be_pulled_away() {
+    let (device, server) = Channel::pair().unwrap();
+    let [_, memory] = server.descriptors();
+    assert!(rustix::fs::ftruncate(memory, 0).is_err());
+    drop(device);
+}
+
+proptest! {
+    #[test]
+    fn a_slot_ends_where_the_next_begins(slot in any::<u32>(), asked in any::<u32>(), room in any::<u32>()) {
+        let request = Request { slot, asked_bytes: asked % (2 * SLOT_BYTES), room_bytes: room % (2 * SLOT_BYTES) };
+        let (_, server) = Channel::pair().unwrap();
+        let slots = server.map().unwrap();
+        let both = slots.asked(&request).is_some() && slots.room(&request).is_some();
+        prop_assert_eq!(request.is_sound(), both);
+    }
+}

@@ -1,0 +1,3 @@
+//! What a workload sees beside its image.
+
+mod shares;
