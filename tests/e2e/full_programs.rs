@@ -426,3 +426,42 @@ fn postgresql_on_a_volume_has_every_row_that_it_acknowledged_after_each_kill() {
 
     assert_eq!(said.lines().skip(1).collect::<Vec<_>>(), ["done"], "{said}");
 }
+
+/// Adds one to a number in a database so many times, each in a transaction of its own, in each of so many processes.
+const COUNT_IN_SQLITE: &str = "
+import sqlite3, subprocess, sys
+times, processes = int(sys.argv[1]), int(sys.argv[2])
+if processes > 1:
+    again = [sys.executable, '-c', sys.argv[3], str(times), '1', '']
+    workers = [subprocess.Popen(again) for _ in range(processes)]
+    sys.exit(max(worker.wait() for worker in workers))
+db = sqlite3.connect('/share/db', timeout=300, isolation_level=None)
+for _ in range(times):
+    db.execute('begin immediate')
+    (n,) = db.execute('select n from t').fetchone()
+    db.execute('update t set n = ?', (n + 1,))
+    db.execute('commit')
+";
+
+#[test]
+fn sqlite_on_a_share_loses_nothing_with_two_processes_and_with_two_machines() {
+    let mut lab = lab_with(&real_images::python3());
+    lab.tree.bytes("/count.py", COUNT_IN_SQLITE, 0o644);
+    let script = "
+        mkdir /shared; vmm load --quiet --input /image.oci --name python:1 > /dev/null
+        python() { vmm run --rm --memory 256m -v /shared:/share python:1 python3 -c \"$@\"; }
+        count() { python \"$(cat /count.py)\" $1 $2 \"$(cat /count.py)\"; }
+        ask() { python \"import sqlite3; print(*sqlite3.connect('/share/db').execute('$1'))\"; }
+        python \"import sqlite3; db = sqlite3.connect('/share/db'); db.execute('create table t (n)');
+db.execute('insert into t values (0)'); db.commit()\"
+        count 25 2; echo ended $?; ask 'select n from t'
+        count 25 1 & one=$!; count 25 1 & other=$!
+        wait $one; echo ended $?; wait $other; echo ended $?; ask 'select n from t'; ask 'pragma integrity_check'";
+
+    let (said, complaint) = in_lab(&mut lab, script);
+
+    assert_eq!(
+        said, "ended 0\n(50,)\nended 0\nended 0\n(100,)\n('ok',)\n",
+        "{complaint}"
+    );
+}
