@@ -358,7 +358,7 @@ fn what_a_machine_has_changed_is_listed_exported_and_becomes_an_image() {
     machine
         .vmm(["commit", "-c", "RUN make", "web"])
         .run()
-        .failed(&["RUN"]);
+        .refused(&["RUN"]);
     machine
         .vmm(["commit", "web", "Bad Name"])
         .run()

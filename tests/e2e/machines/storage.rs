@@ -313,7 +313,7 @@ fn what_makes_no_sense_for_a_kept_machine_is_refused() {
     refused(&["create", "--rm", IMAGE], &["--rm"]);
     refused(&["create", "-d", IMAGE], &["--detach"]);
     refused(&["create", "no-such-image"], &["no-such-image"]);
-    refused(&["run", "--storage", "1g", IMAGE], &["storage"]);
+    refused(&["run", "--rm", "--storage", "1g", IMAGE], &["storage"]);
     refused(&["start", "nobody"], &["nobody"]);
     refused(&["restart", "nobody"], &["nobody"]);
     assert_eq!(home.fixture.machines_listing(), "");
