@@ -580,3 +580,43 @@ fn a_limited_volume_takes_its_time() {
     .refused(&["other"])
     .helped();
 }
+
+#[test]
+fn machines_that_are_kept_have_a_volume_one_after_the_other() {
+    let home = Home::new();
+    let run = |script: &str| {
+        let command = ["run", "-v", "data:/data", IMAGE, "sh", "-c", script];
+        home.vmm(&command).run()
+    };
+
+    run("echo one > /data/file").succeeded();
+    run("echo two >> /data/file").succeeded();
+    let third = run("cat /data/file");
+    home.vmm(&["volume", "snapshot", "data", "copy"])
+        .run()
+        .succeeded();
+
+    third.code_is(0).stdout_is("one\ntwo\n").stderr_is("");
+}
+
+#[test]
+fn what_a_person_has_named_and_what_others_mount_is_never_removed_with_a_machine() {
+    let home = Home::with_declared_volume();
+    let made = home.vmm(&["volume", "create"]).run();
+    let named = made.succeeded().stdout_text().trim().to_owned();
+    let volume = format!("{named}:/mine");
+    let first = ["run", "--name", "first", "-v", &volume, IMAGE, "true"];
+    home.vmm(&first).run().succeeded();
+    let other = ["create", "--name", "other", "--volumes-from", "first"];
+    home.vmm(&[&other[..], &[IMAGE, "cat", "/srv/data/file"]].concat())
+        .run()
+        .succeeded();
+
+    home.vmm(&["rm", "-v", "first"]).run().succeeded();
+
+    assert!(home.volumes().contains(&named));
+    home.vmm(&["start", "-a", "other"])
+        .run()
+        .code_is(0)
+        .stdout_is("of the image\n");
+}

@@ -47,15 +47,16 @@ impl Home {
         directory.join("disk")
     }
 
-    /// Ends the VM process of a machine whose monitor this is.
-    #[track_caller]
     /// The monitor of a machine that runs.
+    #[track_caller]
     fn monitor(&self, name: &str) -> Pid {
         let pid = self.vmm(&["inspect", "-f", "{{.State.Pid}}", name]).run();
         let pid = pid.succeeded().stdout_text().trim().parse().ok();
         pid.and_then(Pid::from_raw).expect("the machine runs")
     }
 
+    /// Ends the VM process of a machine that runs.
+    #[track_caller]
     fn kill_vm_process(&self, name: &str) {
         let monitor = self.monitor(name).as_raw_nonzero();
         let children = format!("/proc/{monitor}/task/{monitor}/children");
@@ -317,4 +318,23 @@ fn what_makes_no_sense_for_a_kept_machine_is_refused() {
     refused(&["start", "nobody"], &["nobody"]);
     refused(&["restart", "nobody"], &["nobody"]);
     assert_eq!(home.fixture.machines_listing(), "");
+}
+
+#[test]
+fn a_machine_that_ends_when_it_is_asked_is_restarted_with_what_it_wrote() {
+    let home = Home::new();
+    let script = "trap 'echo x >> /n; exit 0' TERM; echo up $(cat /n); while :; do sleep 0.1; done";
+    home.create("web", &[], script);
+    let started = home.start("web");
+    started.wait_for_stdout("up\n");
+
+    for _ in 0..3 {
+        home.vmm(&["restart", "web"]).run().succeeded();
+    }
+    started.finish();
+    let log = home.vmm(&["logs", "-f", "web"]).start();
+    log.wait_for_stdout("up x x x\n");
+    home.vmm(&["rm", "-f", "web"]).run().succeeded();
+    log.finish();
+    home.fixture.nothing_runs();
 }

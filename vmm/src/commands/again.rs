@@ -17,6 +17,7 @@ pub(super) fn conclude(begun: Begun, registry: &Registry, directories: &Director
     let Begun {
         mut finished,
         mut vm,
+        mut share_process,
         ..
     } = begun;
     loop {
@@ -28,11 +29,14 @@ pub(super) fn conclude(begun: Begun, registry: &Registry, directories: &Director
             Err(outcome) => return outcome,
         };
         vm.reap();
+        drop(share_process);
         if let Some(order) = waiting.wait(delay) {
             return waiting.conclude(order);
         }
         match start(waiting, directories) {
-            Ok(begun) => (finished, vm) = (begun.finished, begun.vm),
+            Ok(begun) => {
+                (finished, vm, share_process) = (begun.finished, begun.vm, begun.share_process);
+            }
             Err(report) => {
                 return Outcome::HostFailed {
                     message: report.sentence(),

@@ -174,6 +174,7 @@ pub(super) fn restart(
         Blueprint::read(&machine.directory, machine.record.name.as_str())?;
         let (id, record) = (machine.record.id.clone(), machine.record.clone());
         machines.end(machine, ending)?;
+        machines.await_free(&id)?;
         in_background(|reporter| start_here(&id, verbose_kernel, directories, reporter))?;
         machines.note(&record, "restart");
         print_line(reference)

@@ -72,7 +72,9 @@ fn hold_here(
     let registry = Registry::open(directories.machines())?;
     // From here on nobody else starts or removes it.
     let (machine, control) = registry.hold(id)?;
-    let kept = open_kept(&machine, directories)?;
+    let mut kept = open_kept(&machine, directories)?;
+    // Its root alone: what it mounts may be with others by now.
+    kept.mounts.clear();
     let kvm = open_kvm()?;
     let quirks = Quirks::of_host(&directories.host_cache())?;
     let streams = ClientStreams {

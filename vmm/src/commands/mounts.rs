@@ -19,9 +19,9 @@ use crate::volumes::{
 };
 
 /// How long the end of a machine may take until its volumes are free.
-const RELEASE_PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const RELEASE_PATIENCE: Duration = Duration::from_secs(75);
 /// How long to wait before looking again.
-const PAUSE: Duration = Duration::from_millis(10);
+pub(super) const PAUSE: Duration = Duration::from_millis(10);
 
 /// All that a new machine mounts: what was typed, what other machines mount, and a volume of its own for each of the image's that is
 /// none of these.
@@ -85,6 +85,9 @@ fn mounts_of(typed: &str, directories: &Directories) -> Result<Vec<TypedMount>, 
     let mut mounts = machine.record.settings.mounts;
     for mount in &mut mounts {
         mount.read_only |= read_only;
+        if let TypedSource::Volume(volume) = &mut mount.source {
+            volume.is_own = false;
+        }
     }
     Ok(mounts)
 }
@@ -97,6 +100,7 @@ pub(super) fn make(
 ) -> Result<OwnVolumes, Report> {
     let volumes = Volumes::new(directories.volumes());
     let mut own = OwnVolumes {
+        directories: directories.clone(),
         volumes,
         names: Vec::new(),
     };
@@ -114,6 +118,7 @@ pub(super) fn make(
         if volume.name.is_none() {
             own.names.push(record.name.clone());
             volume.name = Some(record.name);
+            volume.is_own = true;
         }
     }
     Ok(own)
@@ -140,7 +145,8 @@ pub(super) fn open(
         volumes: &volumes,
         users: &|name| {
             let machines = registry.list().unwrap_or_default();
-            users(&machines, name, |machine| machine.alive)
+            // One that is held for what its guest still writes lets go of it.
+            users(&machines, name, Machine::runs)
         },
         blank: &|| {
             let guest = GuestDirectory::find(directories)?.open_current(directories.cache())?;
@@ -190,27 +196,45 @@ pub(super) fn needing(
 /// Removes the volumes that were made for a machine which is gone.
 pub(super) fn remove_own(mounts: &[TypedMount], directories: &Directories) {
     let volumes = Volumes::new(directories.volumes());
-    let names = mounts.iter().filter_map(TypedMount::volume);
-    let own = names.filter(|name| volumes.look(name).is_anonymous());
-    for name in own {
-        remove_one(&volumes, name, || needing(name, directories));
+    for mount in mounts {
+        if let TypedSource::Volume(volume) = &mount.source
+            && volume.is_own
+            && let Some(name) = &volume.name
+        {
+            remove_one(&volumes, name, || needing(name, directories));
+        }
     }
 }
 
-/// Removes a volume once its machine's VM process has let go of it.
+/// Removes a volume that was made for a machine.
 fn remove_one(
     volumes: &Volumes,
     name: &VolumeName,
     users: impl Fn() -> Result<Vec<String>, VolumeError>,
 ) {
+    match remove_free(volumes, name, users) {
+        // One that another machine took over is that one's.
+        Err(VolumeError::InUse { users, .. }) if !users.is_empty() => {}
+        Err(VolumeError::None(_)) | Ok(_) => {}
+        Err(error) => tracing::warn!("{}", chain(&error)),
+    }
+}
+
+/// Removes a volume once the VM process of a machine that is gone has let go of it, and says how much room that makes.
+pub(super) fn remove_free(
+    volumes: &Volumes,
+    name: &VolumeName,
+    users: impl Fn() -> Result<Vec<String>, VolumeError>,
+) -> Result<u64, VolumeError> {
     let deadline = Instant::now() + RELEASE_PATIENCE;
     loop {
         match volumes.remove(name, &users) {
-            // One that another machine took over is that one's.
-            Err(VolumeError::InUse { users, .. }) if !users.is_empty() => return,
-            Err(VolumeError::InUse { .. }) if Instant::now() < deadline => sleep(PAUSE),
-            Err(VolumeError::None(_)) | Ok(_) => return,
-            Err(error) => return tracing::warn!("{}", chain(&error)),
+            Err(VolumeError::InUse { users, .. })
+                if users.is_empty() && Instant::now() < deadline =>
+            {
+                sleep(PAUSE);
+            }
+            result => return result,
         }
     }
 }
@@ -218,6 +242,7 @@ fn remove_one(
 /// The volumes that were made for one machine: gone when this is, unless they are kept.
 #[derive(Debug)]
 pub(super) struct OwnVolumes {
+    directories: Directories,
     volumes: Volumes,
     names: Vec<VolumeName>,
 }
@@ -232,7 +257,8 @@ impl OwnVolumes {
 impl Drop for OwnVolumes {
     fn drop(&mut self) {
         for name in &self.names {
-            remove_one(&self.volumes, name, || Ok(Vec::new()));
+            // Others may mount them by now.
+            remove_one(&self.volumes, name, || needing(name, &self.directories));
         }
     }
 }

@@ -432,6 +432,8 @@ pub(super) struct Begun {
     pub(super) finished: Finished,
     /// What is left of its VM process.
     pub(super) vm: VmProcess,
+    /// What serves it the host's directories: until the VM process has ended.
+    pub(super) share_process: Option<ShareProcess>,
     /// Whether it began with the best template that there could have been.
     pub(super) has_best_template: bool,
 }
@@ -483,8 +485,7 @@ impl Beginning<'_> {
             )?;
             Ok((console_log, recipes, facts, share_process))
         })();
-        // It serves until the machine has ended.
-        let (console_log, recipes, facts, _share_process) = match decided {
+        let (console_log, recipes, facts, share_process) = match decided {
             Ok(decided) => decided,
             Err(report) => {
                 give_up(machine, &report);
@@ -525,6 +526,7 @@ impl Beginning<'_> {
             // The first is the best that there could have been.
             has_best_template: started.recipe == recipes.first(),
             vm: started.vm,
+            share_process,
         })
     }
 }

@@ -288,7 +288,9 @@ fn remove(
     each(&arguments.volumes, |typed| {
         let name: Option<VolumeName> = typed.parse().ok();
         let removed = match name {
-            Some(name) => volumes.remove(&name, || mounts::needing(&name, directories)),
+            Some(name) => {
+                mounts::remove_free(volumes, &name, || mounts::needing(&name, directories))
+            }
             None => Err(VolumeError::None(typed.to_owned())),
         };
         match removed {
@@ -352,12 +354,18 @@ fn hold(
     volumes: &Volumes,
     directories: &Directories,
 ) -> Result<HeldVolume, Report> {
-    match volumes.hold(name, wanted) {
-        Err(VolumeError::InUse { name, .. }) => {
-            let users = mounts::users(&machines(directories)?, &name, |machine| machine.alive);
-            Err(VolumeError::InUse { name, users }.into())
+    let deadline = Instant::now() + mounts::RELEASE_PATIENCE;
+    loop {
+        match volumes.hold(name, wanted) {
+            Err(VolumeError::InUse { name, .. }) => {
+                let users = mounts::users(&machines(directories)?, &name, Machine::runs);
+                if !users.is_empty() || Instant::now() >= deadline {
+                    return Err(VolumeError::InUse { name, users }.into());
+                }
+                sleep(mounts::PAUSE);
+            }
+            held => return Ok(held?),
         }
-        held => Ok(held?),
     }
 }
 

@@ -48,7 +48,7 @@ pub use self::limits::UpdateError;
 /// How long a workload may take to end unless somebody says otherwise, docker's number.
 const DEFAULT_TIMEOUT_SECONDS: i64 = 10;
 /// How long a killed machine may take to be gone: its guest writes to its disk.
-const KILL_TIMEOUT: Duration = Duration::from_secs(20);
+const KILL_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long to wait before looking again whether it is gone.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -214,7 +214,7 @@ impl Machines {
     /// [`StateError::Alive`] if it was never started.
     pub fn wait(&self, machine: Machine) -> Result<u8, MachinesError> {
         let id = &machine.record.id;
-        if machine.alive {
+        if machine.runs() {
             // Its disk may still be written then.
             let told =
                 ControlClient::connect(&machine.directory).and_then(|client| client.wait(None));
@@ -223,7 +223,7 @@ impl Machines {
             }
             self.registry.await_end(id)?;
         }
-        let ended = match machine.alive {
+        let ended = match machine.runs() {
             true => self.registry.find(id.as_str())?,
             false => machine,
         };
@@ -266,6 +266,18 @@ impl Machines {
                 other => return Ok(other?),
             }
         }
+    }
+
+    /// Waits until a machine that has ended is not held any more, for its files or by its guest.
+    ///
+    /// # Errors
+    ///
+    /// If it was removed, or its lock cannot be waited for.
+    pub fn await_free(&self, id: &MachineId) -> Result<(), MachinesError> {
+        if self.registry.find(id.as_str())?.is_held() {
+            self.registry.await_end(id)?;
+        }
+        Ok(())
     }
 
     /// Gives a machine as it is once nothing more is written to its disk after the end of its workload.

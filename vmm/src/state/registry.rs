@@ -319,7 +319,7 @@ impl Registry {
             return Err(StateError::Unknown(id.to_string()));
         };
         let lock_file = private_file(&directory.join(LOCK)).map_err(failed)?;
-        match lock_file.try_lock() {
+        match lock_unwatched(&lock_file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StateError::Alive(id.clone())),
             Err(TryLockError::Error(error)) => return Err(failed(error)),
@@ -823,6 +823,21 @@ pub struct OwnedMachine {
     directory: PathBuf,
     owner: u32,
     _lock: File,
+}
+
+/// Locks a machine. Those who waited for its end have the lock for a moment, too, and are waited for.
+fn lock_unwatched(lock: &File) -> Result<(), TryLockError> {
+    loop {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                // Refused if somebody is the machine's monitor.
+                lock.try_lock_shared()?;
+                lock.unlock().map_err(TryLockError::Error)?;
+                std::thread::yield_now();
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Notes in the journal what happens to a machine.

@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::FallocateFlags;
 use thiserror::Error;
 
 use super::StorageSize;
@@ -109,17 +110,26 @@ pub fn fill(disk: &File, from: &File) -> io::Result<()> {
         ));
     }
     let length_bytes = disk.metadata()?.len();
-    disk.set_len(0)?;
+    empty(disk, length_bytes)?;
     // A file system that can share the data copies none of it: FICLONE in ioctl_ficlonerange(2).
     if rustix::fs::ioctl_ficlone(disk, from).is_ok() {
         disk.set_len(length_bytes)?;
         return disk.sync_all();
     }
-    disk.set_len(length_bytes)?;
     copy_data(from, disk)?;
     disk.sync_all()?;
     // Last: a disk that has its beginning has all.
     disk.write_all_at(&beginning, 0)
+}
+
+/// Lets go of what a disk holds. It is as long as before at any moment, where the file system knows holes.
+fn empty(disk: &File, length_bytes: u64) -> io::Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    if rustix::fs::fallocate(disk, flags, 0, length_bytes).is_ok() {
+        return Ok(());
+    }
+    disk.set_len(0)?;
+    disk.set_len(length_bytes)
 }
 
 /// Tells whether nothing is on a disk yet: where a file system begins there are zeros.

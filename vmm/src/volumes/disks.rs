@@ -13,7 +13,7 @@ use super::{DiskLimits, TypedMount, TypedSource, VolumeName};
 use crate::machine::{Access, DiskId, MAX_DISKS, MachineDisk, RateLimits};
 
 /// How long a VM process that was killed may take to let go of its volumes.
-const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
+const RELEASE_PATIENCE: Duration = Duration::from_secs(75);
 /// How long to wait before looking again whether it has.
 const PAUSE: Duration = Duration::from_millis(10);
 /// The smallest disk that can be one.

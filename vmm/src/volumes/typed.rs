@@ -68,6 +68,9 @@ pub enum CacheMode {
 pub struct NewVolume {
     /// None for one that belongs to its machine.
     pub name: Option<VolumeName>,
+    /// Whether the name was made up for that machine, with which it goes.
+    #[serde(default)]
+    pub is_own: bool,
     /// Whether a volume with nothing in it begins with what the image has at that place.
     pub copies: bool,
     /// A directory of the volume that is mounted in place of the whole.

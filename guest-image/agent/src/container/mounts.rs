@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use protocol::StartFailure;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 
@@ -208,14 +208,37 @@ impl Mount {
 fn open_tree(source: &str, recursive: bool) -> Result<(OwnedFd, bool), StartFailure> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-    let tree = rustix::mount::open_tree(CWD, source, flags)
-        .step(|| format!("opening {source} to bind it"))?;
+    let step = || format!("opening {source} to bind it");
+    let tree = match in_volume(source).step(step)? {
+        Some(place) => {
+            let flags = flags | OpenTreeFlags::AT_EMPTY_PATH;
+            rustix::mount::open_tree(&place, "", flags)
+        }
+        None => rustix::mount::open_tree(CWD, source, flags),
+    }
+    .step(step)?;
     let stat = rustix::fs::statat(&tree, "", AtFlags::EMPTY_PATH)
         .step(|| format!("looking at {source}"))?;
     Ok((
         tree,
         FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
     ))
+}
+
+/// Opens a path in a volume, if it is one. What is in a volume is a workload's, whose links lead nowhere but into it.
+fn in_volume(path: &str) -> rustix::io::Result<Option<OwnedFd>> {
+    let Some(below) = path
+        .strip_prefix(protocol::VOLUMES)
+        .and_then(|rest| rest.strip_prefix('/'))
+    else {
+        return Ok(None);
+    };
+    let (index, rest) = below.split_once('/').unwrap_or((below, "."));
+    let volume = format!("{}/{index}", protocol::VOLUMES);
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let volume = rustix::fs::open(volume, flags, Mode::empty())?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(volume, rest, flags, Mode::empty(), resolve).map(Some)
 }
 
 impl ReadyMount<'_> {

@@ -272,3 +272,24 @@ fn what_cannot_be_shown_is_refused_with_help() {
     let below_file = format!("{}/below:/x", below_file.display());
     refuse("-v", &below_file, "cannot open");
 }
+
+#[test]
+fn what_is_written_beside_a_share_is_there_at_the_next_start_and_for_cp() {
+    let home = Home::new();
+    let script = "cat /n 2>/dev/null; echo x >> /n; echo y >> /shared/m";
+    let volume = home.volume("");
+    let first = [
+        "run", "--name", "job", "-v", &volume, IMAGE, "sh", "-c", script,
+    ];
+    home.vmm(&first).run().succeeded().stdout_is("");
+
+    for expected in ["x\n", "x\nx\n"] {
+        let again = home.vmm(&["start", "-a", "job"]).run();
+        again.code_is(0).stdout_is(expected).stderr_is("");
+    }
+    let copied = home.vmm(&["cp", "job:/n", "-"]).run();
+
+    copied.succeeded().stdout_has("x\nx\nx\n");
+    let written = fs::read_to_string(home.shared.join("m")).unwrap();
+    assert_eq!(written, "y\ny\ny\n");
+}
