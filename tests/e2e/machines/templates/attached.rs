@@ -145,3 +145,17 @@ fn the_limits_of_a_clones_volume_hold() {
 
     home.sh(&options, script).is_clone().says("slow\n");
 }
+
+#[test]
+fn a_clone_on_two_processors_has_its_volume() {
+    let home = Home::new();
+    home.prepare(&["--cpus", "2", "--base", "--disks", "1"])
+        .succeeded();
+
+    home.sh(
+        &["--cpus", "2", "-v", "data:/data"],
+        "echo text > /data/file; cat /data/file; nproc",
+    )
+    .is_clone()
+    .says("text\n2\n");
+}
