@@ -68,7 +68,7 @@ pub use question::{
 };
 
 /// Version of the conversation. The two sides talk only if it is the same.
-pub const VERSION: u16 = 7;
+pub const VERSION: u16 = 8;
 
 /// The vsock port on which the agent listens.
 pub const AGENT_PORT: u32 = 1024;
