@@ -430,6 +430,9 @@ pub struct PrepareArgs {
     /// With the device for directories of the host
     #[arg(long, hide = true)]
     pub shares: bool,
+    /// With so many volumes and disks of the host
+    #[arg(long, hide = true, value_name = "NUMBER", default_value_t = 0)]
+    pub disks: u8,
     /// Print nothing
     #[arg(short, long)]
     pub quiet: bool,

@@ -17,6 +17,7 @@ use crate::limits::{CpuQuota, MemoryLimit};
 use crate::machine::host::Quirks;
 use crate::machine::{
     MachineConfig, Part, RamSize, Root, ShapeError, ShareFailure, VcpuCount, Window, WindowClass,
+    disk_name,
 };
 use crate::report::Help;
 use crate::share::Share;
@@ -233,13 +234,6 @@ fn storage_device(root: &Root) -> String {
 pub fn first_disk(image: &StoredImage, choices: &MachineChoices) -> usize {
     let has_root_disk = WindowClass::holding(image.root.size_bytes).is_none();
     usize::from(has_root_disk) + usize::from(choices.storage.is_some())
-}
-
-/// What the guest calls a disk: there are fewer than letters.
-#[must_use]
-pub fn disk_name(index: usize) -> String {
-    let letter = (b'a'..=b'z').nth(index).unwrap_or(b'z');
-    format!("/dev/vd{}", char::from(letter))
 }
 
 fn agent_window(guest: &GuestImage) -> Result<Window, PlanError> {

@@ -138,6 +138,23 @@ pub(crate) fn resize_file_system(directory: &OwnedFd, blocks: u64) -> rustix::io
     Ok(())
 }
 
+/// Has the kernel refuse what would write to a disk.
+///
+/// # Errors
+///
+/// The kernel's, see `blkdev_roset` in block/ioctl.c.
+pub(crate) fn make_disk_read_only(disk: &OwnedFd) -> io::Result<()> {
+    /// `_IO(0x12, 93)`: `BLKROSET` in include/uapi/linux/fs.h.
+    const BLKROSET: libc::Ioctl = 0x125d;
+    let is_read_only: c_int = 1;
+    // SAFETY: the kernel reads the number, and nothing else.
+    let result = unsafe { libc::ioctl(disk.as_raw_fd(), BLKROSET, &raw const is_read_only) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Writes all of the file system that a directory is in to its disk, and lets nobody write to it any more.
 ///
 /// # Errors

@@ -58,9 +58,9 @@ pub use frame::{
     FrameBuffer, FrameError, MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES, encode,
 };
 pub use message::{
-    ContainerId, Create, DeclaredStreams, Exec, Exit, ExitStatus, FailureKind, Filesystem,
-    Handover, Hello, MAGIC, Process, ProcessId, Report, Request, Role, RootSource, SEED_BYTES,
-    Seccomp, StartFailure, StreamKind, Upper, Volume, WindowSize,
+    ContainerId, Create, DeclaredStreams, DiskHandover, Exec, Exit, ExitStatus, FailureKind,
+    Filesystem, Handover, Hello, MAGIC, Process, ProcessId, Report, Request, Role, RootSource,
+    SEED_BYTES, Seccomp, StartFailure, StreamKind, Upper, Volume, WindowSize,
 };
 pub use question::{
     Answer, MAX_ARGUMENT_BYTES, MAX_PROCESSES, MAX_SAMPLE_MS, MAX_VOLUMES, ProcessInfo,
@@ -68,7 +68,7 @@ pub use question::{
 };
 
 /// Version of the conversation. The two sides talk only if it is the same.
-pub const VERSION: u16 = 7;
+pub const VERSION: u16 = 8;
 
 /// The vsock port on which the agent listens.
 pub const AGENT_PORT: u32 = 1024;

@@ -146,6 +146,19 @@ pub struct Handover {
     pub realtime_ns: u64,
     /// Which copy this is, from 1; what a process reads at its fork point. 0 where there is one only.
     pub generation: u32,
+    /// The disks that the template had without contents, and that have got some since.
+    pub disks: Vec<DiskHandover>,
+}
+
+/// A disk of a clone's own, of which its kernel is about to learn how large it is.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct DiskHandover {
+    /// The guest's name of it, such as `/dev/vda`.
+    pub device: String,
+    /// How large it is, in whole sectors.
+    pub size_bytes: u64,
+    /// Whether nothing may be written to it. The kernel does not know: it has seen a disk that may be written to.
+    pub read_only: bool,
 }
 
 impl fmt::Debug for Handover {

@@ -242,6 +242,17 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         is_long: false,
     },
     Scenario {
+        name: "vmm-run-warm-volume",
+        says: "`vmm run` of hello as a clone with a volume",
+        takes: &[Vmm, HelloImage],
+        before: "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare --rm --base --disks 1 hello:1; \
+                 lab time 1 0 vmm run --rm -v data:/data hello:1; lab time 1 0 vmm run --rm -v data:/data hello:1",
+        command: "vmm run --rm -v data:/data hello:1",
+        code: 0,
+        clock: Clock::Outside,
+        is_long: false,
+    },
+    Scenario {
         name: "vmm-run-warm",
         says: "`vmm run` of hello, image in the store, as a clone",
         takes: &[Vmm, HelloImage],

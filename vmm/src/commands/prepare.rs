@@ -15,8 +15,8 @@ use super::start::recipes;
 use crate::cli::{ImportLimitArgs, PrepareArgs, RunArgs, RunImage};
 use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
-use crate::machine::Shares;
 use crate::machine::host::{Quirks, open_kvm};
+use crate::machine::{Access, DiskId, MachineDisk, RateLimits, Shares};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
@@ -89,7 +89,10 @@ fn make(
     let mut plan = RunPlan::decide(image, guest, workload, &choices, quirks, no_streams)?;
     plan.machine.shares = arguments.shares.then_some(Shares::Unserved);
     if let Some(size) = storage {
-        plan.machine.storage = Some(scratch_disk(size, directories)?);
+        plan.machine.storage = Some(scratch_disk(size.bytes(), directories)?);
+    }
+    for _ in 0..arguments.disks {
+        plan.machine.disks.push(empty_disk(directories)?);
     }
     let blank = blank(&plan, directories)?;
     let blank = blank.as_ref();
@@ -121,6 +124,8 @@ fn make(
 pub(super) struct Shape {
     pub(super) storage: Option<StorageSize>,
     pub(super) has_shares: bool,
+    /// How many volumes and disks of the host.
+    pub(super) disks: usize,
 }
 
 /// Starts `vmm prepare` for the machine of a run that booted, and does not wait for it.
@@ -141,9 +146,15 @@ pub(super) fn in_background(
         "--memory".into(),
         arguments.memory.to_string().into(),
     ]);
+    if shape.has_shares || shape.disks > 0 {
+        // Containers that see volumes are all different: what their machines have in common is the base.
+        words.push("--base".into());
+    }
     if shape.has_shares {
-        // Containers that see directories of the host are all different: what their machines have in common is the base.
-        words.extend(["--base", "--shares"].map(Into::into));
+        words.push("--shares".into());
+    }
+    if shape.disks > 0 {
+        words.extend(["--disks".into(), shape.disks.to_string().into()]);
     }
     match shape.storage {
         Some(size) => words.extend(["--storage".into(), size.to_string().into()]),
@@ -162,11 +173,22 @@ pub(super) fn in_background(
     }
 }
 
+/// A disk of which a clone has its own: the guest sees that it is there, and that nothing is on it.
+fn empty_disk(directories: &Directories) -> Result<MachineDisk, PrepareError> {
+    Ok(MachineDisk {
+        file: scratch_disk(0, directories)?,
+        access: Access::ReadWrite,
+        id: DiskId::new("template"),
+        limits: RateLimits::default(),
+        lock: None,
+    })
+}
+
 /// A disk without a name, with nothing on it.
-fn scratch_disk(size: StorageSize, directories: &Directories) -> Result<File, PrepareError> {
+fn scratch_disk(size_bytes: u64, directories: &Directories) -> Result<File, PrepareError> {
     let made = || {
         let disk = tempfile::tempfile_in(directories.cache())?;
-        disk.set_len(size.bytes())?;
+        disk.set_len(size_bytes)?;
         Ok(disk)
     };
     made().map_err(PrepareError::Disk)

@@ -236,7 +236,11 @@ impl Opened {
         )?;
         plan.machine.disks = attachments.disks;
         plan.shares = attachments.shares;
-        let has_shares = !plan.shares.is_empty();
+        let shape = super::prepare::Shape {
+            storage: machine_choices.storage,
+            has_shares: !plan.shares.is_empty(),
+            disks: plan.machine.disks.len(),
+        };
         plan.on_share_failure = arguments.volumes.on_share_failure();
         // From here on a signal ends the machine in good order.
         let signals = Signals::take()?;
@@ -271,10 +275,6 @@ impl Opened {
         let has_best_template = begun.has_best_template;
         let outcome = again::conclude(begun, &registry, directories);
         if !has_best_template && outcome.workload_ran() {
-            let shape = super::prepare::Shape {
-                storage: machine_choices.storage,
-                has_shares,
-            };
             super::prepare::in_background(&image_id, arguments, shape, global.root.as_deref());
         }
         timings.end_of("end");
@@ -467,11 +467,7 @@ impl Beginning<'_> {
             timings.end_of("plan");
             // A template knows nothing of what is on a disk.
             let has_used_disk = plan.machine.storage.is_some() && blank.is_none();
-            let has_volumes = !plan.machine.disks.is_empty();
-            if has_volumes && !templates.no_template {
-                tracing::info!("the machine boots, because no template has volumes");
-            }
-            let recipes = match templates.no_template || has_used_disk || has_volumes {
+            let recipes = match templates.no_template || has_used_disk {
                 true => Vec::new(),
                 false => recipes(&plan, &machine.record().image.id)?,
             };

@@ -45,7 +45,7 @@ use kvm_bindings::{
     kvm_enable_cap, kvm_pit_config,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
-use protocol::{Create, FrameError, Handover};
+use protocol::{Create, DiskHandover, FrameError, Handover};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
@@ -120,6 +120,11 @@ impl MachineConfig {
             + self.disks.len()
     }
 
+    /// Which of its disks, in the order of their names, is the first beside the root and its own.
+    fn first_disk(&self) -> usize {
+        usize::from(matches!(self.root, Root::Disk { .. })) + usize::from(self.storage.is_some())
+    }
+
     /// Whether something that its guest writes outlives it.
     #[must_use]
     pub fn keeps_something(&self) -> bool {
@@ -143,6 +148,13 @@ const USUAL_DEVICES: usize = 3;
 /// How many further disks a machine may have: the bank has room for them beside all other devices, and for one more.
 pub const MAX_DISKS: usize = VIRTIO_GSIS.len() - USUAL_DEVICES - 2;
 
+/// What the guest calls a disk: there are fewer than letters.
+#[must_use]
+pub fn disk_name(index: usize) -> String {
+    let letter = (b'a'..=b'z').nth(index).unwrap_or(b'z');
+    format!("/dev/vd{}", char::from(letter))
+}
+
 /// A disk of the machine's.
 #[derive(Debug)]
 pub struct MachineDisk {
@@ -163,8 +175,24 @@ pub struct MachineDisk {
 struct Disks {
     /// What carries out their requests: one entry for each thread.
     threads: Vec<DiskThreads>,
-    /// What they are made of, each with its slot.
+    /// What they are made of, in the order of their names, each with its slot.
     growing: Vec<(usize, Arc<RawFile>)>,
+    /// Whether their drivers asked the empty ones of a template, which may be written to, what they may do.
+    are_of_a_clone: bool,
+}
+
+impl Disks {
+    /// What the agent of a clone is told of them; the first has the name with this index.
+    fn handover(&self, first: usize) -> Vec<DiskHandover> {
+        let disks = self.growing.iter().enumerate();
+        disks
+            .map(|(index, (_, disk))| DiskHandover {
+                device: disk_name(first.saturating_add(index)),
+                size_bytes: disk.size_bytes() / SECTOR_BYTES * SECTOR_BYTES,
+                read_only: disk.access() == Access::ReadOnly,
+            })
+            .collect()
+    }
 }
 
 /// How many threads carry out the requests of disks without limits; one with limits has another one of its own.
@@ -439,7 +467,8 @@ impl Machine {
         for (transport, saved) in board.transports.iter().zip(&state.transports) {
             transport.restore(saved, &mut board.event_loop)?;
         }
-        board.hand_over(frozen.generation)?;
+        board.announce_disks();
+        board.hand_over(frozen.generation, config.first_disk())?;
         Ok(Self {
             vcpus,
             cpuid,
@@ -600,7 +629,10 @@ impl Board {
             doorbell::SIZE_BYTES,
             Arc::new(doorbell(&notifier, &gate)),
         )?;
-        let mut disks = Disks::default();
+        let mut disks = Disks {
+            are_of_a_clone: frozen.is_some(),
+            ..Disks::default()
+        };
         let devices = virtio_devices(config, vsock, &notifier, &mut disks)?;
         let transports = place_virtio(&vm, &mut mmio, &memory, &event_loop, devices)?;
         let mut pio = Bus::new();
@@ -694,17 +726,29 @@ impl Board {
             let now = disk
                 .grow()
                 .map_err(|error| format!("a disk cannot be looked at: {error}"))?;
-            let transport = self.transports.get(*slot);
-            if let Some(transport) = transport.filter(|_| now != before) {
-                let sectors = now / SECTOR_BYTES;
-                transport.change_config(CAPACITY_OFFSET, &sectors.to_le_bytes());
+            if now != before {
+                self.tell_size(*slot, now);
             }
         }
         Ok(())
     }
 
-    /// Puts into the mailbox what makes this clone different from all others.
-    fn hand_over(&self, generation: u32) -> Result<(), BuildError> {
+    /// Tells the drivers of a clone how large its disks are: where it was frozen they were empty.
+    fn announce_disks(&self) {
+        for (slot, disk) in &self.disks.growing {
+            self.tell_size(*slot, disk.size_bytes());
+        }
+    }
+
+    fn tell_size(&self, slot: usize, size_bytes: u64) {
+        if let Some(transport) = self.transports.get(slot) {
+            let sectors = size_bytes / SECTOR_BYTES;
+            transport.change_config(CAPACITY_OFFSET, &sectors.to_le_bytes());
+        }
+    }
+
+    /// Puts into the mailbox what makes this clone different from all others. Its first disk has the name with this index.
+    fn hand_over(&self, generation: u32, first_disk: usize) -> Result<(), BuildError> {
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
@@ -712,6 +756,7 @@ impl Board {
             seed: [random()?, random()?],
             realtime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
             generation,
+            disks: self.disks.handover(first_disk),
         };
         self.put_into_mailbox(&handover)
     }
@@ -832,9 +877,11 @@ fn virtio_devices(
             .and_then(|file| RawFile::new(file, disk.access));
         let backend = Arc::new(file.map_err(BuildError::Storage)?);
         disks.growing.push((devices.len(), Arc::clone(&backend)));
-        devices.push(Box::new(
-            Block::new(backend, disk.id).on_threads(threads, disk.limits),
-        ));
+        let device = Block::new(backend, disk.id).on_threads(threads, disk.limits);
+        devices.push(Box::new(match disks.are_of_a_clone {
+            true => device.offered_as_writable(),
+            false => device,
+        }));
     }
     Ok(devices)
 }

@@ -18,7 +18,7 @@ use crate::machine::SavedMachine;
 
 const MAGIC: &[u8; 8] = b"vmm-tmpl";
 /// Goes up with every change of what is written, the states of devices included.
-pub(super) const FORMAT: u32 = 3;
+pub(super) const FORMAT: u32 = 4;
 const HEADER_BYTES: usize = MAGIC.len() + 4 + 4 + 4;
 /// A state is some ten KiB for each vCPU.
 pub(super) const MAX_STATE_BYTES: u64 = 4 << 20;

@@ -81,6 +81,8 @@ pub struct Recipe {
     storage_bytes: u64,
     /// Whether it has a device for directories of the host, which nobody serves.
     has_shares: bool,
+    /// How many further disks it has, on which is nothing.
+    disks: usize,
     host_kernel: String,
     container: Option<ContainerRecipe>,
 }
@@ -152,6 +154,7 @@ impl Recipe {
             window_mib: window.class.bytes() >> 20,
             storage_bytes: storage.map_or(0, |metadata| metadata.len()),
             has_shares: machine.shares.is_some(),
+            disks: machine.disks.len(),
             host_kernel: rustix::system::uname()
                 .release()
                 .to_string_lossy()
@@ -194,6 +197,7 @@ impl Recipe {
             window_mib: 64,
             storage_bytes: 0,
             has_shares: false,
+            disks: 0,
             host_kernel: "6.1".to_owned(),
             container: None,
         }

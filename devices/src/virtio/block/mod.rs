@@ -127,6 +127,8 @@ impl Durability {
 #[derive(Debug)]
 pub struct Block {
     disk: Disk,
+    /// What the driver is told that it may do with the disk.
+    offered: Access,
     /// None where requests are carried out on the event loop.
     threads: Option<DiskThreads>,
 }
@@ -136,6 +138,7 @@ impl Block {
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, id: DiskId) -> Self {
         Self {
+            offered: backend.access(),
             disk: Disk {
                 backend,
                 id,
@@ -144,6 +147,14 @@ impl Block {
             },
             threads: None,
         }
+    }
+
+    /// Offers what a writable disk does, whatever the backend is: for a driver that asked before it was known which that will be. What
+    /// is written to a backend that is only read fails with an I/O error.
+    #[must_use]
+    pub fn offered_as_writable(mut self) -> Self {
+        self.offered = Access::ReadWrite;
+        self
     }
 
     /// Has requests carried out on threads. A disk with limits keeps one of them waiting, so it needs one of its own.
@@ -163,7 +174,7 @@ impl VirtioDevice for Block {
     fn features(&self) -> u64 {
         let always =
             1 << VIRTIO_BLK_F_SIZE_MAX | 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_FLUSH;
-        match self.disk.backend.access() {
+        match self.offered {
             Access::ReadOnly => always | 1 << VIRTIO_BLK_F_RO,
             Access::ReadWrite => {
                 always | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES

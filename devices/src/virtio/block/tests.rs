@@ -194,6 +194,21 @@ fn a_write_to_a_read_only_disk_fails() {
 }
 
 #[test]
+fn a_disk_that_is_only_read_can_be_offered_as_a_writable_one() {
+    let disk = |access| {
+        let backend = RawFile::new(file_with(&numbered(4)), access).unwrap();
+        Block::new(Arc::new(backend), DiskId::new("data"))
+    };
+    let read_only = disk(Access::ReadOnly);
+    let is_read_only = 1 << VIRTIO_BLK_F_RO;
+    assert_eq!(read_only.features() & is_read_only, is_read_only);
+    assert_eq!(
+        read_only.offered_as_writable().features(),
+        disk(Access::ReadWrite).features()
+    );
+}
+
+#[test]
 fn a_read_beyond_the_end_fails() {
     let mut bench = Bench::read_only(&numbered(4));
     let result = bench.request(READ, 3, writable(DATA, 1024));

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::virtio::block::{self, Block, CAPACITY_OFFSET, DiskId, RawFile, SECTOR_BYTES};
 use crate::virtio::testing::{DriverQueue, Machine, ram, readable, wait_for, writable};
 use crate::virtio::vsock::{GuestCid, Vsock};
 
@@ -235,6 +236,56 @@ fn the_state_of_another_device_is_refused() {
     let saved = Machine::pmem().freeze().unwrap();
     let (device, _dialer) = Vsock::new(GuestCid::FIRST).unwrap();
     let refused = Machine::restored(Box::new(device), ram(4 << 20), Some(&saved));
+    assert!(matches!(refused, Err(RestoreError::OtherDevice)));
+}
+
+/// A disk of so many sectors.
+fn disk(sectors: u64, access: block::Access) -> Block {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(sectors * SECTOR_BYTES).unwrap();
+    let backend = RawFile::new(file, access).unwrap();
+    Block::new(Arc::new(backend), DiskId::new("disk"))
+}
+
+/// A machine whose driver has found an empty disk that may be written to.
+fn with_empty_disk() -> Machine {
+    const DISCARD_AND_WRITE_ZEROES: u32 = 1 << 13 | 1 << 14;
+    let machine = Machine::with(Box::new(disk(0, block::Access::ReadWrite)));
+    machine.negotiate_with(DISCARD_AND_WRITE_ZEROES);
+    machine.set_up_queue(0, 0x1_0000);
+    machine.driver_ok();
+    machine
+}
+
+#[test]
+fn the_driver_of_an_empty_disk_learns_of_the_one_in_its_place() {
+    let machine = with_empty_disk();
+    let memory = machine.memory.clone();
+    let saved = machine.freeze().unwrap();
+    let device = disk(16, block::Access::ReadOnly).offered_as_writable();
+
+    let clone = Machine::restored(Box::new(device), memory, Some(&saved)).unwrap();
+    let before = clone.read(register::CONFIG_GENERATION);
+    clone
+        .slot
+        .change_config(CAPACITY_OFFSET, &16_u64.to_le_bytes());
+
+    assert_eq!(clone.read(register::STATUS), 0xf);
+    assert_eq!(clone.read(register::INTERRUPT_STATUS), 2);
+    assert_eq!(clone.line.count(), 1);
+    assert_ne!(clone.read(register::CONFIG_GENERATION), before);
+    assert_eq!(clone.read(register::CONFIG), 16);
+}
+
+#[test]
+fn a_disk_that_offers_less_than_its_driver_was_offered_is_refused() {
+    let machine = with_empty_disk();
+    let memory = machine.memory.clone();
+    let saved = machine.freeze().unwrap();
+    let device = disk(16, block::Access::ReadOnly);
+
+    let refused = Machine::restored(Box::new(device), memory, Some(&saved));
+
     assert!(matches!(refused, Err(RestoreError::OtherDevice)));
 }
 

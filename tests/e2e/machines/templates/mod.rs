@@ -3,6 +3,7 @@
 //! The harness keeps templates out of all other tests. `--timings` has a step "clone" where a machine began as one, and "boot" where
 //! it booted: by that a test knows.
 
+mod attached;
 mod clones;
 mod contract;
 mod faults;
