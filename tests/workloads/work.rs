@@ -1,11 +1,21 @@
 //! Work of one kind, timed from inside: prints how many nanoseconds it took. Run in a machine, in a container and bare, it
 //! says what the boundary costs while a program runs.
 
+use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, ExitCode, exit};
 use std::time::Instant;
 use std::{env, hint, thread};
+
+/// How large the file of which pieces are read is.
+const PIECES_BYTES: u64 = 64 << 20;
+/// How large a piece is.
+const PIECE_BYTES: usize = 4096;
+/// How many are asked for at once, and how many each that asks reads.
+const DEPTH: u64 = 32;
+const PIECES_EACH: u64 = 512;
 
 fn main() -> ExitCode {
     let kind = env::args().nth(1).unwrap_or_default();
@@ -16,15 +26,50 @@ fn main() -> ExitCode {
         "fork" => fork,
         "ping-pong" => ping_pong,
         "untar" => untar,
+        "share-write" => share_write,
+        "share-read" => share_read,
+        "share-stat" => share_stat,
+        "share-untar" => share_untar,
+        "volume-read" => volume_read,
         _ => {
             eprintln!("work: unknown: {kind}");
             return ExitCode::from(99);
         }
     };
+    prepare(&kind);
     let start = Instant::now();
     work();
     println!("{}", start.elapsed().as_nanos());
     ExitCode::SUCCESS
+}
+
+/// Makes what the work needs, before its time begins.
+fn prepare(kind: &str) {
+    match kind {
+        // What is not there need not go.
+        "share-write" => drop(fs::remove_file("/data/written")),
+        "share-untar" => {
+            drop(fs::remove_dir_all("/data/unpacked"));
+            must(fs::create_dir("/data/unpacked").is_ok());
+        }
+        "volume-read" => {
+            let mebibyte = vec![7; 1 << 20];
+            let made = File::create("/data/pieces").and_then(|mut file| {
+                for _ in 0..PIECES_BYTES >> 20 {
+                    file.write_all(&mebibyte)?;
+                }
+                file.sync_all()
+            });
+            must(made.is_ok());
+        }
+        _ => {}
+    }
+}
+
+fn must(is_so: bool) {
+    if !is_so {
+        exit(92);
+    }
 }
 
 /// A hundred million turns of a loop that leaves the registers alone.
@@ -94,5 +139,60 @@ fn untar() {
     let done = Command::new("/bin/busybox").args(["tar", "-xf", "/tree.tar", "-C", "/tmp"]).status();
     if !done.is_ok_and(|status| status.success()) {
         exit(93);
+    }
+}
+
+/// Runs a line of the shell.
+fn shell(line: &str) {
+    let done = Command::new("/bin/busybox").args(["sh", "-c", line]).status();
+    must(done.is_ok_and(|status| status.success()));
+}
+
+/// Writes 256 MiB in requests of one, down to the disk.
+fn share_write() {
+    shell("dd if=/dev/zero of=/data/written bs=1M count=256 conv=fsync 2>/dev/null");
+}
+
+/// Reads them.
+fn share_read() {
+    shell("dd if=/data/read of=/dev/null bs=1M 2>/dev/null");
+}
+
+/// Finds twenty thousand files and asks what each is.
+fn share_stat() {
+    shell("find /data/tree -type f | xargs stat -c %s >/dev/null");
+}
+
+/// Unpacks five thousand files of a kibibyte.
+fn share_untar() {
+    shell("tar -xf /small.tar -C /data/unpacked");
+}
+
+/// Reads 16,384 pieces of a file in no order, 32 at a time: past the page cache, where the file system has that.
+fn volume_read() {
+    const O_DIRECT: i32 = 0o40000;
+    let direct = OpenOptions::new().read(true).custom_flags(O_DIRECT).open("/data/pieces");
+    let Ok(file) = direct.or_else(|_| File::open("/data/pieces")) else {
+        exit(91)
+    };
+    thread::scope(|scope| {
+        for number in 0..DEPTH {
+            scope.spawn({
+                let file = &file;
+                move || read_pieces(file, number)
+            });
+        }
+    });
+}
+
+fn read_pieces(file: &File, number: u64) {
+    let mut buffer = vec![0; 2 * PIECE_BYTES];
+    let start = buffer.as_ptr().align_offset(PIECE_BYTES);
+    let piece = &mut buffer[start..start + PIECE_BYTES];
+    let mut random = number + 1;
+    for _ in 0..PIECES_EACH {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let offset = (random >> 33) % (PIECES_BYTES / PIECE_BYTES as u64) * PIECE_BYTES as u64;
+        must(file.read_exact_at(piece, offset).is_ok());
     }
 }

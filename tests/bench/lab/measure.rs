@@ -12,7 +12,7 @@ use tests::image_maker::{ImageMaker, Layer};
 use tests::{binary, real_images, snapshot, workload};
 
 use crate::arguments::Peers;
-use crate::scenarios::{CHORES, Clock, LINES, Part, Peer, SCRIPTS, Scenario};
+use crate::scenarios::{CHORES, Clock, DATA, LINES, Part, Peer, SCRIPTS, Scenario};
 
 /// How often a lab is begun with in which the emulator stands still.
 const MAX_TRIES: usize = 3;
@@ -241,11 +241,12 @@ impl Stage {
             Part::ChoresBundles => {
                 let bundle = self.unpacked("chores", &self.chores())?;
                 put_bundle(&bundle, "/bundles/chores", &[], lab)?;
+                lab.tree.directory(DATA, 0o755);
                 for kind in CHORES {
                     let inside = format!("/bundles/chores-{kind}");
                     lab.tree
                         .symlink(format!("{inside}/rootfs"), "../chores/rootfs");
-                    let config = configuration(&bundle, &["work", kind]);
+                    let config = with_data(&configuration(&bundle, &["work", kind]));
                     lab.tree
                         .bytes(format!("{inside}/config.json"), config, 0o644);
                 }
@@ -544,7 +545,20 @@ fn configuration(bundle: &Path, command: &[&str]) -> String {
     config.to_string()
 }
 
-/// Busybox with the program `work` and the archive that it unpacks.
+/// The same with the lab's `/data` in it.
+fn with_data(config: &str) -> String {
+    let mut config: Value = serde_json::from_str(config).expect("a configuration is JSON");
+    let mounts = config["mounts"].as_array_mut();
+    mounts.expect("umoci writes mounts").push(json!({
+        "destination": "/data",
+        "type": "none",
+        "source": DATA,
+        "options": ["rbind", "rw"],
+    }));
+    config.to_string()
+}
+
+/// Busybox with the program `work` and the archives that it unpacks.
 fn chores_image() -> Vec<u8> {
     let mut tree = Layer::new();
     for number in 0..2_000_u32 {
@@ -552,9 +566,15 @@ fn chores_image() -> Vec<u8> {
         let letter = u8::try_from(u32::from(b'a') + number % 26).unwrap_or(b'z');
         tree = tree.file(path, vec![letter; 4096]);
     }
+    let mut small = Layer::new();
+    for number in 0..5_000_u32 {
+        let path = format!("small/{}/{number}.txt", number % 50);
+        small = small.file(path, vec![b's'; 1024]);
+    }
     let layer = Layer::new()
         .executable("bin/work", workload::program("work"))
-        .file("tree.tar", tree.tar());
+        .file("tree.tar", tree.tar())
+        .file("small.tar", small.tar());
     let image = ImageMaker::busybox().layer(layer).name("chores:1");
     image.layout().archive()
 }

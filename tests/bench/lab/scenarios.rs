@@ -607,6 +607,106 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         clock: Clock::Inside,
         is_long: true,
     },
+    Scenario {
+        name: "share-write-crun",
+        says: "256 MiB written in requests of one, and synced, to a directory of the host, in crun",
+        takes: &[Crun, ChoresBundles],
+        before: "",
+        command: "crun run --bundle /bundles/chores-share-write chores",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
+    Scenario {
+        name: "share-write",
+        says: "256 MiB written in requests of one, and synced, to a directory of the host, in vmm",
+        takes: &[Vmm, ChoresImage],
+        before: "export VMM_NO_TEMPLATE=1; vmm load --quiet --input /images/chores.oci --name chores:1",
+        command: "vmm run --rm --memory 1200m -v /data:/data chores:1 work share-write",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
+    Scenario {
+        name: "share-read-crun",
+        says: "256 MiB read in requests of one from a directory of the host, in crun",
+        takes: &[Crun, ChoresBundles],
+        before: "sh /scripts/data-read.sh",
+        command: "crun run --bundle /bundles/chores-share-read chores",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
+    Scenario {
+        name: "share-read",
+        says: "256 MiB read in requests of one from a directory of the host, in vmm",
+        takes: &[Vmm, ChoresImage],
+        before: "sh /scripts/data-read.sh; export VMM_NO_TEMPLATE=1; vmm load --quiet --input /images/chores.oci --name chores:1",
+        command: "vmm run --rm --memory 1200m -v /data:/data chores:1 work share-read",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
+    Scenario {
+        name: "share-stat-crun",
+        says: "twenty thousand files found and asked for their sizes in a directory of the host, in crun",
+        takes: &[Crun, ChoresBundles],
+        before: "sh /scripts/data-stat.sh",
+        command: "crun run --bundle /bundles/chores-share-stat chores",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
+    Scenario {
+        name: "share-stat",
+        says: "twenty thousand files found and asked for their sizes in a directory of the host, in vmm",
+        takes: &[Vmm, ChoresImage],
+        before: "sh /scripts/data-stat.sh; export VMM_NO_TEMPLATE=1; vmm load --quiet --input /images/chores.oci --name chores:1",
+        command: "vmm run --rm --memory 1200m -v /data:/data chores:1 work share-stat",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
+    Scenario {
+        name: "share-untar-crun",
+        says: "an archive of five thousand files of 1 KiB unpacked to a directory of the host, in crun",
+        takes: &[Crun, ChoresBundles],
+        before: "",
+        command: "crun run --bundle /bundles/chores-share-untar chores",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
+    Scenario {
+        name: "share-untar",
+        says: "an archive of five thousand files of 1 KiB unpacked to a directory of the host, in vmm",
+        takes: &[Vmm, ChoresImage],
+        before: "export VMM_NO_TEMPLATE=1; vmm load --quiet --input /images/chores.oci --name chores:1",
+        command: "vmm run --rm --memory 1200m -v /data:/data chores:1 work share-untar",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
+    Scenario {
+        name: "volume-read-crun",
+        says: "16,384 pieces of 4 KiB read in no order, 32 at once, of a file of the host, in crun",
+        takes: &[Crun, ChoresBundles],
+        before: "",
+        command: "crun run --bundle /bundles/chores-volume-read chores",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
+    Scenario {
+        name: "volume-read",
+        says: "16,384 pieces of 4 KiB read in no order, 32 at once, past the page cache of a volume, in vmm",
+        takes: &[Vmm, ChoresImage],
+        before: CHORES_LOADED,
+        command: "vmm run --rm --memory 1200m -v pieces:/data chores:1 work volume-read",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
 ];
 
 /// What writes the lines of `vmm-lines`, for crun.
@@ -670,10 +770,34 @@ pub(crate) const SCRIPTS: &[(&str, &str)] = &[
         }"#,
     ),
     (
+        "data-read.sh",
+        "mkdir -p /data; dd if=/dev/zero of=/data/read bs=1M count=256 2>/dev/null\n",
+    ),
+    (
+        "data-stat.sh",
+        "for directory in $(seq 100); do mkdir -p /data/tree/$directory; \
+           for file in $(seq 200); do echo $file >/data/tree/$directory/$file; done; done\n",
+    ),
+    (
         "twenty-crun.sh",
         "for i in $(seq 20); do crun run --bundle /bundles/hello hello$i & done; wait\n",
     ),
 ];
 
 /// The kinds of work that `work.rs` knows.
-pub(crate) const CHORES: &[&str] = &["cpu", "memset", "getpid", "fork", "ping-pong", "untar"];
+pub(crate) const CHORES: &[&str] = &[
+    "cpu",
+    "memset",
+    "getpid",
+    "fork",
+    "ping-pong",
+    "untar",
+    "share-write",
+    "share-read",
+    "share-stat",
+    "share-untar",
+    "volume-read",
+];
+
+/// The directory that containers and machines see of the lab, where they see one.
+pub(crate) const DATA: &str = "/data";
