@@ -371,7 +371,7 @@ fn what_a_machine_has_changed_is_listed_exported_and_becomes_an_image() {
         .stdout_has("sh -ec");
     let run = fixture.run_name("web:tested", &["--rm"], &[]).run();
     run.succeeded()
-        .stdout_is("data\ntwo words\n/new\n5\n4755 0:0\n644 3:4\nno ls\n");
+        .stdout_is("data\ntwo words vain\n/new\n5\n4755 0:0\n644 3:4\nno ls\n");
 
     machine.vmm(["stop", "-t", "0", "web"]).run().succeeded();
     let stopped = machine
