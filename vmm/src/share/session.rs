@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
 use vm_memory::VolatileSlice;
 
@@ -487,11 +487,13 @@ impl Session {
         sys::read_at(&handle.file, &place, offset).map(Outcome::InPlace)
     }
 
-    /// `struct fuse_write_in`: handle, offset, size, flags. The data stands behind it.
+    /// `struct fuse_write_in`: handle, offset, size, flags, owner of locks, flags of open(2). The data stands behind it.
     fn write(&self, call: &mut Call<'_>) -> Result<Outcome, Errno> {
         let (handle, offset) = (call.body.u64()?, call.body.u64()?);
         let size = usize::try_from(call.body.u32()?).map_err(|_| Errno::INVAL)?;
         let flags = call.body.u32()?;
+        let _lock_owner = call.body.u64()?;
+        let open_flags = call.body.u32()?;
         let handle = self.tree.handle(handle, call.header.node)?;
         if handle.read_only {
             return Err(Errno::BADF);
@@ -501,8 +503,13 @@ impl Session {
             .offset(wire::IN_HEADER_BYTES + wire::WRITE_IN_BYTES)
             .and_then(|data| data.subslice(0, size))
             .map_err(|_| Errno::INVAL)?;
-        let written = sys::write_at(&handle.file, &data, offset)?;
+        // What is executed is never half of it new and still set-id.
         tree::kill_set_id_if(flags & wire::WRITE_KILL_SUIDGID != 0, &handle.file)?;
+        let appends = open_flags & OFlags::APPEND.bits() != 0 && flags & wire::WRITE_CACHE == 0;
+        let written = match appends {
+            true => sys::append(&handle.file, &data)?,
+            false => sys::write_at(&handle.file, &data, offset)?,
+        };
         call.reply
             .write_out(u32::try_from(written).unwrap_or_default());
         Ok(Outcome::Replied)

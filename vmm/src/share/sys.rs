@@ -22,7 +22,7 @@ pub(super) fn read_at(
     })
 }
 
-/// Writes all of `memory` to `offset` of a file, or to its end if it was opened so; returns how much was written.
+/// Writes all of `memory` to `offset` of a file; returns how much was written.
 pub(super) fn write_at(
     file: impl AsFd,
     memory: &VolatileSlice<'_>,
@@ -34,6 +34,22 @@ pub(super) fn write_at(
         let file = file.as_fd().as_raw_fd();
         // SAFETY: the guard keeps `rest.len()` bytes mapped.
         let count = unsafe { libc::pwrite64(file, guard.as_ptr().cast(), rest.len(), offset) };
+        returned(count)
+    })
+}
+
+/// Writes all of `memory` to where a file ends at that moment; returns how much was written.
+pub(super) fn append(file: impl AsFd, memory: &VolatileSlice<'_>) -> Result<usize, Errno> {
+    transfer(memory.len(), 0, |done, offset| {
+        let rest = memory.offset(done).map_err(|_| Errno::INVAL)?;
+        let guard = rest.ptr_guard();
+        let file = file.as_fd().as_raw_fd();
+        let piece = libc::iovec {
+            iov_base: guard.as_ptr().cast_mut().cast(),
+            iov_len: rest.len(),
+        };
+        // SAFETY: the guard keeps `rest.len()` bytes mapped, which are read.
+        let count = unsafe { libc::pwritev2(file, &raw const piece, 1, offset, libc::RWF_APPEND) };
         returned(count)
     })
 }

@@ -184,6 +184,17 @@ impl Guest {
         self.ask(opcode::WRITE, node, &body)
     }
 
+    /// Writes with flags of the write (`FUSE_WRITE_…`) and of open(2).
+    fn write_with(&mut self, place: (u64, u64), data: &[u8], flags: (u32, i32)) -> Heard {
+        let mut body = [place.1, 0].map(u64::to_le_bytes).concat();
+        let open_flags = u32::try_from(flags.1).unwrap();
+        let size = u32::try_from(data.len()).unwrap();
+        let rest = [size, flags.0, 0, 0, open_flags, 0];
+        body.extend(rest.map(u32::to_le_bytes).concat());
+        body.extend(data);
+        self.ask(opcode::WRITE, place.0, &body)
+    }
+
     fn create(&mut self, parent: u64, name: &str) -> Heard {
         let flags = u32::try_from(libc::O_RDWR).unwrap();
         let head = [flags, 0o644, 0o022, 0].map(u32::to_le_bytes).concat();
@@ -285,6 +296,47 @@ fn a_file_is_read_and_written() {
     assert_eq!(guest.write(node, handle, 0, b"WHAT").u32_at(0), 4);
     let found = fs::read(house.path().join("shared/file")).unwrap();
     assert_eq!(found, b"WHAT it says");
+}
+
+#[test]
+fn what_is_appended_goes_to_the_end_and_mapped_pages_to_their_places() {
+    let house = house();
+    let mut guest = guest_of(&house);
+    let node = guest.node("0/file");
+    let flags = libc::O_WRONLY | libc::O_APPEND;
+    let place = (node, guest.open(node, flags).u64_at(0));
+
+    let appended = guest.write_with(place, b" aloud", (0, flags));
+    assert_eq!(appended.u32_at(0), 6);
+    let written_back = guest.write_with(place, b"WHAT", (wire::WRITE_CACHE, flags));
+    assert_eq!(written_back.u32_at(0), 4);
+    let found = fs::read(house.path().join("shared/file")).unwrap();
+    assert_eq!(found, b"WHAT it says aloud");
+}
+
+#[test]
+fn whoever_writes_takes_the_set_id_bits_before_that() {
+    let house = house();
+    let file = house.path().join("shared/file");
+    let mut guest = guest_of(&house);
+    let node = guest.node("0/file");
+    let place = (node, guest.open(node, libc::O_WRONLY).u64_at(0));
+    let set_id = || fs::set_permissions(&file, fs::Permissions::from_mode(0o6755)).unwrap();
+    let mode = || fs::metadata(&file).unwrap().mode() & 0o7777;
+
+    set_id();
+    // Nothing is written by this one.
+    let mut body = read_in(place.1, u64::MAX, 4);
+    body[20] = u8::try_from(wire::WRITE_KILL_SUIDGID).unwrap();
+    body.extend(b"WHAT");
+    assert_ne!(guest.ask(opcode::WRITE, node, &body).error, 0);
+    assert_eq!(mode(), 0o755);
+
+    set_id();
+    let flags = u32::try_from(libc::O_WRONLY | libc::O_TRUNC).unwrap();
+    let open = [flags, wire::OPEN_KILL_SUIDGID].map(u32::to_le_bytes);
+    assert_eq!(guest.ask(opcode::OPEN, node, &open.concat()).error, 0);
+    assert_eq!((mode(), fs::metadata(&file).unwrap().len()), (0o755, 0));
 }
 
 #[test]

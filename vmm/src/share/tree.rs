@@ -31,11 +31,11 @@ const NOBODY: u32 = 65534;
 const DIRECTORY_BYTES: usize = 32 << 10;
 /// `PROC_SUPER_MAGIC` (include/uapi/linux/magic.h).
 const PROC: u64 = 0x9fa0;
-/// What of open(2)'s flags a guest decides.
+/// What of open(2)'s flags a guest decides. `O_APPEND` is none of them: it goes with each write, since mapped pages are written back
+/// through any handle, to their own places.
 const GUEST_FLAGS: OFlags = OFlags::RDONLY
     .union(OFlags::WRONLY)
     .union(OFlags::RDWR)
-    .union(OFlags::APPEND)
     .union(OFlags::TRUNC)
     .union(OFlags::EXCL)
     .union(OFlags::DSYNC)
@@ -546,10 +546,12 @@ impl Tree {
         kills_set_id: bool,
     ) -> Result<(u64, Arc<Node>), Errno> {
         let node = self.node(id)?;
-        let (file, read_only) = self.open_node(&node, flags)?;
         if kills_set_id && flags & OFlags::TRUNC.bits() != 0 {
+            let (file, _) = self.open_node(&node, flags & !OFlags::TRUNC.bits())?;
+            self.check_writable(&node)?;
             kill_set_id(&file)?;
         }
+        let (file, read_only) = self.open_node(&node, flags)?;
         Ok((self.add_handle(file, id, read_only), node))
     }
 
@@ -874,13 +876,13 @@ impl Tree {
         };
         match opened {
             Some(handle) => {
-                rustix::fs::ftruncate(&handle.file, size_bytes)?;
-                kill_set_id_if(kills_set_id, &handle.file)
+                kill_set_id_if(kills_set_id, &handle.file)?;
+                rustix::fs::ftruncate(&handle.file, size_bytes)
             }
             None => {
                 let (file, _) = self.open_node(node, OFlags::WRONLY.bits())?;
-                rustix::fs::ftruncate(&file, size_bytes)?;
-                kill_set_id_if(kills_set_id, &file)
+                kill_set_id_if(kills_set_id, &file)?;
+                rustix::fs::ftruncate(&file, size_bytes)
             }
         }
     }

@@ -111,6 +111,8 @@ pub(super) mod valid {
 
 /// `FUSE_GETATTR_FH`: the attributes of an open file.
 pub(super) const GETATTR_HANDLE: u32 = 1 << 0;
+/// `FUSE_WRITE_CACHE`: what is written are pages of the guest's cache, to their own places, through whichever handle there is.
+pub(super) const WRITE_CACHE: u32 = 1 << 0;
 /// `FUSE_WRITE_KILL_SUIDGID`: the write takes the set-id bits away.
 pub(super) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `FUSE_OPEN_KILL_SUIDGID`: opening for truncation does.
