@@ -177,6 +177,9 @@ const SHARE: &[i64] = &[
     libc::SYS_fchownat,
     libc::SYS_utimensat,
     libc::SYS_umask,
+    // Whose is what is made, where the server is root.
+    libc::SYS_setfsuid,
+    libc::SYS_setfsgid,
     libc::SYS_getxattr,
     libc::SYS_setxattr,
     libc::SYS_listxattr,

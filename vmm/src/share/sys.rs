@@ -147,6 +147,51 @@ pub(super) fn lock_range(
     }
 }
 
+/// What this thread makes in file systems belongs to somebody else until this is dropped (setfsuid(2)).
+#[derive(Debug)]
+pub(super) struct Acting {
+    own_uid: u32,
+    own_gid: u32,
+}
+
+impl Acting {
+    /// Begins it.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` where the thread may not, or the host has no such user or group here.
+    pub(super) fn begin(uid: u32, gid: u32) -> Result<Self, Errno> {
+        let acting = Self {
+            own_gid: set_filesystem_gid(gid),
+            own_uid: set_filesystem_uid(uid),
+        };
+        // No number of anybody: nothing is set, and what was set is said.
+        const NOBODY_AT_ALL: u32 = u32::MAX;
+        let is_set =
+            set_filesystem_uid(NOBODY_AT_ALL) == uid && set_filesystem_gid(NOBODY_AT_ALL) == gid;
+        if is_set { Ok(acting) } else { Err(Errno::PERM) }
+    }
+}
+
+impl Drop for Acting {
+    fn drop(&mut self) {
+        set_filesystem_uid(self.own_uid);
+        set_filesystem_gid(self.own_gid);
+    }
+}
+
+/// Returns the one before.
+fn set_filesystem_uid(uid: u32) -> u32 {
+    // SAFETY: a number of this thread alone is set.
+    unsafe { libc::setfsuid(uid) }.cast_unsigned()
+}
+
+/// Returns the one before.
+fn set_filesystem_gid(gid: u32) -> u32 {
+    // SAFETY: a number of this thread alone is set.
+    unsafe { libc::setfsgid(gid) }.cast_unsigned()
+}
+
 /// Gives this thread a working directory, a root and a umask of its own.
 ///
 /// # Errors

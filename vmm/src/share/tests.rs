@@ -386,6 +386,93 @@ fn what_root_serves_belongs_to_whoever_made_it() {
 }
 
 #[test]
+fn what_root_serves_is_never_another_s_before_it_is_the_callers() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let house = house();
+    let shared = house.path().join("shared");
+    std::os::unix::fs::chown(shared.join("inner"), Some(0), Some(70)).unwrap();
+    fs::set_permissions(shared.join("inner"), fs::Permissions::from_mode(0o2755)).unwrap();
+    let mut guest = guest_of(&house);
+    let parent = guest.node("0/inner");
+    guest.caller = (1000, 50);
+    let flags = u32::try_from(libc::O_RDWR | libc::O_EXCL).unwrap();
+    let head = [flags, 0o4755, 0o022, 0].map(u32::to_le_bytes).concat();
+    let made = guest.ask(opcode::CREATE, parent, &[head, text("tool")].concat());
+    assert_eq!(made.error, 0);
+    let link = [text("link"), text("target")].concat();
+    assert_eq!(guest.ask(opcode::SYMLINK, parent, &link).error, 0);
+    let fifo = [libc::S_IFIFO | 0o600, 0, 0, 0].map(u32::to_le_bytes);
+    let fifo = [fifo.concat(), text("fifo")].concat();
+    assert_eq!(guest.ask(opcode::MKNOD, parent, &fifo).error, 0);
+
+    for name in ["tool", "link", "fifo"] {
+        let made = fs::symlink_metadata(shared.join("inner").join(name)).unwrap();
+        assert_eq!((made.uid(), made.gid()), (1000, 70), "{name}");
+    }
+    let mode = fs::metadata(shared.join("inner/tool")).unwrap().mode();
+    assert_eq!(mode & 0o7777, 0o4755);
+    // The next one asks as itself.
+    guest.caller = (0, 0);
+    assert_eq!(guest.create(parent, "roots").error, 0);
+    let roots = fs::metadata(shared.join("inner/roots")).unwrap();
+    assert_eq!(roots.uid(), 0);
+}
+
+#[test]
+fn what_the_guest_cannot_be_told_of_is_not_done() {
+    let house = house();
+    let mut guest = guest_of(&house);
+    let parent = guest.node("0");
+    let request = |guest: &mut Guest, opcode, body: Vec<u8>| {
+        let request = [guest.header(opcode, parent, body.len()), body].concat();
+        let reply = guest.say(0, &request, 64).unwrap();
+        i32::from_le_bytes(reply[4..8].try_into().unwrap())
+    };
+    let mkdir = [[0o777_u32, 0].map(u32::to_le_bytes).concat(), text("new")].concat();
+    assert_eq!(request(&mut guest, opcode::MKDIR, mkdir), -libc::ERANGE);
+    assert!(!house.path().join("shared/new").exists());
+    assert_eq!(
+        request(&mut guest, opcode::LOOKUP, text("file")),
+        -libc::ERANGE
+    );
+
+    // It was looked up once, as far as the guest knows.
+    let node = guest.node("0/file");
+    let forget = [
+        guest.header(opcode::FORGET, node, 8),
+        1_u64.to_le_bytes().to_vec(),
+    ];
+    assert_eq!(guest.say(0, &forget.concat(), 0), None);
+    assert_eq!(
+        guest.ask(opcode::GETATTR, node, &[0; 16]).error,
+        -libc::ESTALE
+    );
+}
+
+#[test]
+fn no_more_is_open_than_there_may_be() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let most = super::tree::MOST_HANDLES;
+    if limit.is_some_and(|limit| limit < u64::try_from(most).unwrap() + 64) {
+        return;
+    }
+    let house = house();
+    let mut guest = guest_of(&house);
+    for _ in 0..most {
+        assert_eq!(guest.ask(opcode::OPENDIR, ROOT, &[0; 8]).error, 0);
+    }
+    assert_eq!(
+        guest.ask(opcode::OPENDIR, ROOT, &[0; 8]).error,
+        -libc::ENFILE
+    );
+    let parent = guest.node("0");
+    assert_eq!(guest.create(parent, "more").error, -libc::ENFILE);
+    assert!(!house.path().join("shared/more").exists());
+}
+
+#[test]
 fn what_a_user_serves_is_root_s_in_the_guest_and_stays_the_users() {
     let uid = rustix::process::geteuid();
     if uid.is_root() {
@@ -793,8 +880,8 @@ fn the_server_has_given_up_what_it_does_not_need() {
         assert!(says("CapEff:\t0000000000000000"), "{status}");
         return;
     }
-    // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETFCAP (include/uapi/linux/capability.h).
-    let kept = 0b1_1111 | 1 << 31;
+    // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID, SETFCAP (include/uapi/linux/capability.h).
+    let kept = 0b1101_1111 | 1 << 31;
     assert!(says(&format!("CapPrm:\t{kept:016x}")), "{status}");
     assert_eq!(fs::read_dir(format!("{process}/root")).unwrap().count(), 0);
 }

@@ -25,6 +25,8 @@ pub(super) const WRITE_IN_BYTES: usize = 40;
 pub(super) const ENTRY_OUT_BYTES: usize = 128;
 /// Length of `struct fuse_dirent` before the name.
 const DIRENT_BYTES: usize = 24;
+/// Length of `struct fuse_open_out`.
+pub(super) const OPEN_OUT_BYTES: usize = 16;
 /// A mebibyte: the most data of one request.
 pub(super) const MAX_DATA_BYTES: u32 = 1 << 20;
 /// The longest name of a directory entry (limits.h, `NAME_MAX`).
