@@ -2,6 +2,10 @@
 //!
 //! Whoever breaks out of the guest into the server finds what is shared, and nothing else: no other path (Landlock, and for root a mount
 //! namespace that is empty), no new privileges, of root's capabilities those that ownership takes, and the system calls of files alone.
+//!
+//! Landlock covers what is in files and which there are. It covers neither their modes, owners, times and extended attributes, nor
+//! lookups without opening (`O_PATH`): under a user other than root, whoever is in the server could change those of the user's other
+//! files. Root's server does not see any.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
