@@ -29,7 +29,7 @@ use super::sys;
 use super::tree::{Ownership, Share};
 
 /// Every directory entry that the guest's kernel has in mind is a descriptor.
-const MOST_DESCRIPTORS: u64 = 1 << 18;
+pub(super) const MOST_DESCRIPTORS: u64 = 1 << 18;
 
 /// What root keeps: what it takes to make files as another and to give them to another, to reach them whoever they belong to, and to
 /// keep their set-id bits.

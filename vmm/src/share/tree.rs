@@ -29,8 +29,8 @@ const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 const NOBODY: u32 = 65534;
 /// As much of a directory as is read at once: no more than is asked for, so that little is read twice, and room for an entry at least.
 const DIRECTORY_BYTES: std::ops::RangeInclusive<usize> = 1 << 10..=32 << 10;
-/// How many files and directories a guest has open at once. It has more of them in mind.
-pub(super) const MOST_HANDLES: usize = 1 << 16;
+/// Which part of all descriptors a guest has for what it opens. The others are what it has in mind, and locks.
+pub(super) const SHARE_OF_HANDLES: u64 = 4;
 /// `PROC_SUPER_MAGIC` (include/uapi/linux/magic.h).
 const PROC: u64 = 0x9fa0;
 /// What of open(2)'s flags a guest decides. `O_APPEND` is none of them: it goes with each write, since mapped pages are written back
@@ -229,6 +229,14 @@ pub(super) struct Tree {
     devices: Mutex<Vec<u64>>,
     next_node: AtomicU64,
     next_handle: AtomicU64,
+    most_handles: usize,
+}
+
+fn most_handles() -> usize {
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    descriptors.map_or(usize::MAX, |count| {
+        usize::try_from(count / SHARE_OF_HANDLES).unwrap_or(usize::MAX)
+    })
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -240,6 +248,7 @@ impl Tree {
         let tree = Self {
             next_node: AtomicU64::new(FIRST_SHARE),
             next_handle: AtomicU64::new(1),
+            most_handles: most_handles(),
             nodes: Mutex::default(),
             handles: Mutex::default(),
             devices: Mutex::default(),
@@ -333,7 +342,7 @@ impl Tree {
 
     /// Refuses to open one more than there may be, before anything is made for it.
     fn check_handles(&self) -> Result<(), Errno> {
-        match locked(&self.handles).len() < MOST_HANDLES {
+        match locked(&self.handles).len() < self.most_handles {
             true => Ok(()),
             false => Err(Errno::NFILE),
         }
