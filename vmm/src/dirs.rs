@@ -24,6 +24,26 @@ pub struct Directories {
     guest: Vec<PathBuf>,
 }
 
+/// What only vmm itself may write to.
+#[derive(Clone, Debug, Default)]
+pub struct Own<'a> {
+    /// Directories with all that is in them.
+    whole: Vec<&'a Path>,
+    /// Directories that were made for those, and may hold other things.
+    around: Vec<&'a Path>,
+}
+
+impl Own<'_> {
+    /// Whether this is one of them; `path` is a canonical one.
+    #[must_use]
+    pub fn has(&self, path: &Path) -> bool {
+        let real = |own: &&Path| own.canonicalize().ok();
+        let mut whole = self.whole.iter().filter_map(real);
+        let mut around = self.around.iter().filter_map(real);
+        whole.any(|own| path.starts_with(own)) || around.any(|own| path == own)
+    }
+}
+
 /// What the directories are found from; a value so that tests need not touch the process's environment.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
@@ -142,8 +162,12 @@ impl Directories {
 
     /// Returns all that only vmm itself may write to.
     #[must_use]
-    pub fn own(&self) -> [&Path; 4] {
-        [&self.store, &self.machines, &self.volumes, &self.cache]
+    pub fn own(&self) -> Own<'_> {
+        let around = [&self.store, &self.machines];
+        Own {
+            whole: vec![&self.store, &self.machines, &self.volumes, &self.cache],
+            around: around.iter().filter_map(|own| own.parent()).collect(),
+        }
     }
 
     /// Returns the file that remembers what the host's KVM can do.

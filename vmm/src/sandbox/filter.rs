@@ -153,6 +153,8 @@ const SHARE: &[i64] = &[
     // Contents.
     libc::SYS_pread64,
     libc::SYS_pwrite64,
+    // With RWF_APPEND: to the end, whatever that is by now.
+    libc::SYS_pwritev2,
     libc::SYS_ftruncate,
     libc::SYS_fallocate,
     libc::SYS_copy_file_range,
@@ -175,6 +177,9 @@ const SHARE: &[i64] = &[
     libc::SYS_fchownat,
     libc::SYS_utimensat,
     libc::SYS_umask,
+    // Whose is what is made, where the server is root.
+    libc::SYS_setfsuid,
+    libc::SYS_setfsgid,
     libc::SYS_getxattr,
     libc::SYS_setxattr,
     libc::SYS_listxattr,

@@ -2,6 +2,10 @@
 //!
 //! Whoever breaks out of the guest into the server finds what is shared, and nothing else: no other path (Landlock, and for root a mount
 //! namespace that is empty), no new privileges, of root's capabilities those that ownership takes, and the system calls of files alone.
+//!
+//! Landlock covers what is in files and which there are. It covers neither their modes, owners, times and extended attributes, nor
+//! lookups without opening (`O_PATH`): under a user other than root, whoever is in the server could change those of the user's other
+//! files. Root's server does not see any.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,20 +20,26 @@ use rustix::mount::{
     unmount,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, set_capabilities,
+    set_capabilities_secure_bits, set_no_new_privs,
+};
 
 use super::sys;
 use super::tree::{Ownership, Share};
 
 /// Every directory entry that the guest's kernel has in mind is a descriptor.
-const MOST_DESCRIPTORS: u64 = 1 << 18;
+pub(super) const MOST_DESCRIPTORS: u64 = 1 << 18;
 
-/// What root keeps: what it takes to make files another's, to reach them whoever they belong to, and to keep their set-id bits.
+/// What root keeps: what it takes to make files as another and to give them to another, to reach them whoever they belong to, and to
+/// keep their set-id bits.
 const OF_ROOT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SETFCAP);
 
 /// Gives up what the process gives up as a whole: call it before its threads are made. Returns `/proc/self/fd`, which each of them
@@ -43,6 +53,8 @@ pub(super) fn enter_process(shares: &mut [Share], ownership: Ownership) -> io::R
             if let Err(error) = leave_the_mounts(shares) {
                 tracing::debug!(%error, "the server of shares has no mount namespace of its own");
             }
+            // Who acts as another reaches what it did: the guest's kernel has checked whether that one may, with all of its groups.
+            set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)?;
             OF_ROOT
         }
         Ownership::Root { .. } => CapabilitySet::empty(),

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
 use vm_memory::VolatileSlice;
 
@@ -287,6 +287,7 @@ impl Session {
     }
 
     fn lookup(&self, call: &mut Call<'_>) -> Result<Outcome, Errno> {
+        call.check_room(wire::ENTRY_OUT_BYTES)?;
         let name = call.body.name()?;
         match self.tree.lookup(call.header.node, name) {
             Ok(entry) => call.reply.entry_out(&entry),
@@ -374,6 +375,7 @@ impl Session {
     }
 
     fn make(&self, call: &mut Call<'_>) -> Result<Outcome, Errno> {
+        call.check_room(wire::ENTRY_OUT_BYTES)?;
         let parent = call.header.node;
         let entry = match call.header.opcode {
             opcode::SYMLINK => {
@@ -430,6 +432,7 @@ impl Session {
     }
 
     fn open(&self, call: &mut Call<'_>) -> Result<Outcome, Errno> {
+        call.check_room(wire::OPEN_OUT_BYTES)?;
         let (flags, more) = (call.body.u32()?, call.body.u32()?);
         let kills = more & wire::OPEN_KILL_SUIDGID != 0;
         let (handle, node) = self.tree.open(call.header.node, flags, kills)?;
@@ -446,6 +449,7 @@ impl Session {
     }
 
     fn open_directory(&self, call: &mut Call<'_>) -> Result<Outcome, Errno> {
+        call.check_room(wire::OPEN_OUT_BYTES)?;
         let (handle, node) = self.tree.open_directory(call.header.node)?;
         let cache = node.map(|node: Arc<Node>| self.tree.cache(&node));
         let flags = match cache {
@@ -458,6 +462,7 @@ impl Session {
 
     /// `struct fuse_create_in`.
     fn create(&self, call: &mut Call<'_>) -> Result<Outcome, Errno> {
+        call.check_room(wire::ENTRY_OUT_BYTES + wire::OPEN_OUT_BYTES)?;
         let (flags, mode) = (call.body.u32()?, call.body.u32()?);
         let (umask, _more) = (call.body.u32()?, call.body.u32()?);
         let parent = call.header.node;
@@ -487,11 +492,13 @@ impl Session {
         sys::read_at(&handle.file, &place, offset).map(Outcome::InPlace)
     }
 
-    /// `struct fuse_write_in`: handle, offset, size, flags. The data stands behind it.
+    /// `struct fuse_write_in`: handle, offset, size, flags, owner of locks, flags of open(2). The data stands behind it.
     fn write(&self, call: &mut Call<'_>) -> Result<Outcome, Errno> {
         let (handle, offset) = (call.body.u64()?, call.body.u64()?);
         let size = usize::try_from(call.body.u32()?).map_err(|_| Errno::INVAL)?;
         let flags = call.body.u32()?;
+        let _lock_owner = call.body.u64()?;
+        let open_flags = call.body.u32()?;
         let handle = self.tree.handle(handle, call.header.node)?;
         if handle.read_only {
             return Err(Errno::BADF);
@@ -501,8 +508,13 @@ impl Session {
             .offset(wire::IN_HEADER_BYTES + wire::WRITE_IN_BYTES)
             .and_then(|data| data.subslice(0, size))
             .map_err(|_| Errno::INVAL)?;
-        let written = sys::write_at(&handle.file, &data, offset)?;
+        // What is executed is never half of it new and still set-id.
         tree::kill_set_id_if(flags & wire::WRITE_KILL_SUIDGID != 0, &handle.file)?;
+        let appends = open_flags & OFlags::APPEND.bits() != 0 && flags & wire::WRITE_CACHE == 0;
+        let written = match appends {
+            true => sys::append(&handle.file, &data)?,
+            false => sys::write_at(&handle.file, &data, offset)?,
+        };
         call.reply
             .write_out(u32::try_from(written).unwrap_or_default());
         Ok(Outcome::Replied)
@@ -645,40 +657,44 @@ impl Session {
         let size = usize::try_from(call.body.u32()?).map_err(|_| Errno::INVAL)?;
         let room = call.room.len().saturating_sub(wire::OUT_HEADER_BYTES);
         let room = room.min(size);
+        /// An entry with attributes is about so many times as long here as in getdents64(2).
+        const LONGER: usize = 4;
+        let bytes = if with_attributes { room / LONGER } else { room };
         let reply = &mut call.reply;
-        self.tree.read_directory(node, handle, offset, |raw| {
-            let dirent = Dirent {
-                inode: raw.inode,
-                next_offset: raw.next_offset,
-                kind: raw.kind,
-                name: &raw.name,
-            };
-            let extra = if with_attributes {
-                wire::ENTRY_OUT_BYTES
-            } else {
-                0
-            };
-            let needed = dirent.wire_bytes().saturating_add(extra);
-            if reply.body_bytes().saturating_add(needed) > room {
-                return false;
-            }
-            if with_attributes {
-                match self.tree.listed(node, &raw.name) {
-                    Some(entry) => {
-                        reply.entry_out(&entry);
-                        reply.dirent(&Dirent {
-                            inode: entry.attributes.inode,
-                            ..dirent
-                        });
-                        return true;
-                    }
-                    // The guest looks it up itself if it wants to know more.
-                    None => reply.zeros(wire::ENTRY_OUT_BYTES),
+        self.tree
+            .read_directory(node, handle, offset, bytes, |raw| {
+                let dirent = Dirent {
+                    inode: raw.inode,
+                    next_offset: raw.next_offset,
+                    kind: raw.kind,
+                    name: &raw.name,
+                };
+                let extra = if with_attributes {
+                    wire::ENTRY_OUT_BYTES
+                } else {
+                    0
+                };
+                let needed = dirent.wire_bytes().saturating_add(extra);
+                if reply.body_bytes().saturating_add(needed) > room {
+                    return false;
                 }
-            }
-            reply.dirent(&dirent);
-            true
-        })?;
+                if with_attributes {
+                    match self.tree.listed(node, &raw.name) {
+                        Some(entry) => {
+                            reply.entry_out(&entry);
+                            reply.dirent(&Dirent {
+                                inode: entry.attributes.inode,
+                                ..dirent
+                            });
+                            return true;
+                        }
+                        // The guest looks it up itself if it wants to know more.
+                        None => reply.zeros(wire::ENTRY_OUT_BYTES),
+                    }
+                }
+                reply.dirent(&dirent);
+                true
+            })?;
         Ok(Outcome::Replied)
     }
 
@@ -768,6 +784,15 @@ impl Session {
 }
 
 impl Call<'_> {
+    /// Refuses what the guest could not be told of: it would never let go of what it does not know.
+    fn check_room(&self, body_bytes: usize) -> Result<(), Errno> {
+        let needed = wire::OUT_HEADER_BYTES.saturating_add(body_bytes);
+        match self.room.len() >= needed {
+            true => Ok(()),
+            false => Err(Errno::RANGE),
+        }
+    }
+
     /// Who asks. The thread takes over the umask, which counts where a directory has no default ACL.
     fn caller(&mut self, umask: u32) -> Caller {
         const BITS: u32 = 0o777;

@@ -22,7 +22,7 @@ pub(super) fn read_at(
     })
 }
 
-/// Writes all of `memory` to `offset` of a file, or to its end if it was opened so; returns how much was written.
+/// Writes all of `memory` to `offset` of a file; returns how much was written.
 pub(super) fn write_at(
     file: impl AsFd,
     memory: &VolatileSlice<'_>,
@@ -34,6 +34,22 @@ pub(super) fn write_at(
         let file = file.as_fd().as_raw_fd();
         // SAFETY: the guard keeps `rest.len()` bytes mapped.
         let count = unsafe { libc::pwrite64(file, guard.as_ptr().cast(), rest.len(), offset) };
+        returned(count)
+    })
+}
+
+/// Writes all of `memory` to where a file ends at that moment; returns how much was written.
+pub(super) fn append(file: impl AsFd, memory: &VolatileSlice<'_>) -> Result<usize, Errno> {
+    transfer(memory.len(), 0, |done, offset| {
+        let rest = memory.offset(done).map_err(|_| Errno::INVAL)?;
+        let guard = rest.ptr_guard();
+        let file = file.as_fd().as_raw_fd();
+        let piece = libc::iovec {
+            iov_base: guard.as_ptr().cast_mut().cast(),
+            iov_len: rest.len(),
+        };
+        // SAFETY: the guard keeps `rest.len()` bytes mapped, which are read.
+        let count = unsafe { libc::pwritev2(file, &raw const piece, 1, offset, libc::RWF_APPEND) };
         returned(count)
     })
 }
@@ -129,6 +145,51 @@ pub(super) fn lock_range(
         }),
         _ => Err(last_error()),
     }
+}
+
+/// What this thread makes in file systems belongs to somebody else until this is dropped (setfsuid(2)).
+#[derive(Debug)]
+pub(super) struct Acting {
+    own_uid: u32,
+    own_gid: u32,
+}
+
+impl Acting {
+    /// Begins it.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` where the thread may not, or the host has no such user or group here.
+    pub(super) fn begin(uid: u32, gid: u32) -> Result<Self, Errno> {
+        let acting = Self {
+            own_gid: set_filesystem_gid(gid),
+            own_uid: set_filesystem_uid(uid),
+        };
+        // No number of anybody: nothing is set, and what was set is said.
+        const NOBODY_AT_ALL: u32 = u32::MAX;
+        let is_set =
+            set_filesystem_uid(NOBODY_AT_ALL) == uid && set_filesystem_gid(NOBODY_AT_ALL) == gid;
+        if is_set { Ok(acting) } else { Err(Errno::PERM) }
+    }
+}
+
+impl Drop for Acting {
+    fn drop(&mut self) {
+        set_filesystem_uid(self.own_uid);
+        set_filesystem_gid(self.own_gid);
+    }
+}
+
+/// Returns the one before.
+fn set_filesystem_uid(uid: u32) -> u32 {
+    // SAFETY: a number of this thread alone is set.
+    unsafe { libc::setfsuid(uid) }.cast_unsigned()
+}
+
+/// Returns the one before.
+fn set_filesystem_gid(gid: u32) -> u32 {
+    // SAFETY: a number of this thread alone is set.
+    unsafe { libc::setfsgid(gid) }.cast_unsigned()
 }
 
 /// Gives this thread a working directory, a root and a umask of its own.

@@ -184,6 +184,17 @@ impl Guest {
         self.ask(opcode::WRITE, node, &body)
     }
 
+    /// Writes with flags of the write (`FUSE_WRITE_…`) and of open(2).
+    fn write_with(&mut self, place: (u64, u64), data: &[u8], flags: (u32, i32)) -> Heard {
+        let mut body = [place.1, 0].map(u64::to_le_bytes).concat();
+        let open_flags = u32::try_from(flags.1).unwrap();
+        let size = u32::try_from(data.len()).unwrap();
+        let rest = [size, flags.0, 0, 0, open_flags, 0];
+        body.extend(rest.map(u32::to_le_bytes).concat());
+        body.extend(data);
+        self.ask(opcode::WRITE, place.0, &body)
+    }
+
     fn create(&mut self, parent: u64, name: &str) -> Heard {
         let flags = u32::try_from(libc::O_RDWR).unwrap();
         let head = [flags, 0o644, 0o022, 0].map(u32::to_le_bytes).concat();
@@ -288,6 +299,47 @@ fn a_file_is_read_and_written() {
 }
 
 #[test]
+fn what_is_appended_goes_to_the_end_and_mapped_pages_to_their_places() {
+    let house = house();
+    let mut guest = guest_of(&house);
+    let node = guest.node("0/file");
+    let flags = libc::O_WRONLY | libc::O_APPEND;
+    let place = (node, guest.open(node, flags).u64_at(0));
+
+    let appended = guest.write_with(place, b" aloud", (0, flags));
+    assert_eq!(appended.u32_at(0), 6);
+    let written_back = guest.write_with(place, b"WHAT", (wire::WRITE_CACHE, flags));
+    assert_eq!(written_back.u32_at(0), 4);
+    let found = fs::read(house.path().join("shared/file")).unwrap();
+    assert_eq!(found, b"WHAT it says aloud");
+}
+
+#[test]
+fn whoever_writes_takes_the_set_id_bits_before_that() {
+    let house = house();
+    let file = house.path().join("shared/file");
+    let mut guest = guest_of(&house);
+    let node = guest.node("0/file");
+    let place = (node, guest.open(node, libc::O_WRONLY).u64_at(0));
+    let set_id = || fs::set_permissions(&file, fs::Permissions::from_mode(0o6755)).unwrap();
+    let mode = || fs::metadata(&file).unwrap().mode() & 0o7777;
+
+    set_id();
+    // Nothing is written by this one.
+    let mut body = read_in(place.1, u64::MAX, 4);
+    body[20] = u8::try_from(wire::WRITE_KILL_SUIDGID).unwrap();
+    body.extend(b"WHAT");
+    assert_ne!(guest.ask(opcode::WRITE, node, &body).error, 0);
+    assert_eq!(mode(), 0o755);
+
+    set_id();
+    let flags = u32::try_from(libc::O_WRONLY | libc::O_TRUNC).unwrap();
+    let open = [flags, wire::OPEN_KILL_SUIDGID].map(u32::to_le_bytes);
+    assert_eq!(guest.ask(opcode::OPEN, node, &open.concat()).error, 0);
+    assert_eq!((mode(), fs::metadata(&file).unwrap().len()), (0o755, 0));
+}
+
+#[test]
 fn a_new_file_has_its_mode_but_for_the_umask() {
     let house = house();
     let mut guest = guest_of(&house);
@@ -331,6 +383,93 @@ fn what_root_serves_belongs_to_whoever_made_it() {
         let made = fs::metadata(house.path().join("shared").join(name)).unwrap();
         assert_eq!((made.uid(), made.gid()), (1000, 50), "{name}");
     }
+}
+
+#[test]
+fn what_root_serves_is_never_another_s_before_it_is_the_callers() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let house = house();
+    let shared = house.path().join("shared");
+    std::os::unix::fs::chown(shared.join("inner"), Some(0), Some(70)).unwrap();
+    fs::set_permissions(shared.join("inner"), fs::Permissions::from_mode(0o2755)).unwrap();
+    let mut guest = guest_of(&house);
+    let parent = guest.node("0/inner");
+    guest.caller = (1000, 50);
+    let flags = u32::try_from(libc::O_RDWR | libc::O_EXCL).unwrap();
+    let head = [flags, 0o4755, 0o022, 0].map(u32::to_le_bytes).concat();
+    let made = guest.ask(opcode::CREATE, parent, &[head, text("tool")].concat());
+    assert_eq!(made.error, 0);
+    let link = [text("link"), text("target")].concat();
+    assert_eq!(guest.ask(opcode::SYMLINK, parent, &link).error, 0);
+    let fifo = [libc::S_IFIFO | 0o600, 0, 0, 0].map(u32::to_le_bytes);
+    let fifo = [fifo.concat(), text("fifo")].concat();
+    assert_eq!(guest.ask(opcode::MKNOD, parent, &fifo).error, 0);
+
+    for name in ["tool", "link", "fifo"] {
+        let made = fs::symlink_metadata(shared.join("inner").join(name)).unwrap();
+        assert_eq!((made.uid(), made.gid()), (1000, 70), "{name}");
+    }
+    let mode = fs::metadata(shared.join("inner/tool")).unwrap().mode();
+    assert_eq!(mode & 0o7777, 0o4755);
+    // The next one asks as itself.
+    guest.caller = (0, 0);
+    assert_eq!(guest.create(parent, "roots").error, 0);
+    let roots = fs::metadata(shared.join("inner/roots")).unwrap();
+    assert_eq!(roots.uid(), 0);
+}
+
+#[test]
+fn what_the_guest_cannot_be_told_of_is_not_done() {
+    let house = house();
+    let mut guest = guest_of(&house);
+    let parent = guest.node("0");
+    let request = |guest: &mut Guest, opcode, body: Vec<u8>| {
+        let request = [guest.header(opcode, parent, body.len()), body].concat();
+        let reply = guest.say(0, &request, 64).unwrap();
+        i32::from_le_bytes(reply[4..8].try_into().unwrap())
+    };
+    let mkdir = [[0o777_u32, 0].map(u32::to_le_bytes).concat(), text("new")].concat();
+    assert_eq!(request(&mut guest, opcode::MKDIR, mkdir), -libc::ERANGE);
+    assert!(!house.path().join("shared/new").exists());
+    assert_eq!(
+        request(&mut guest, opcode::LOOKUP, text("file")),
+        -libc::ERANGE
+    );
+
+    // It was looked up once, as far as the guest knows.
+    let node = guest.node("0/file");
+    let forget = [
+        guest.header(opcode::FORGET, node, 8),
+        1_u64.to_le_bytes().to_vec(),
+    ];
+    assert_eq!(guest.say(0, &forget.concat(), 0), None);
+    assert_eq!(
+        guest.ask(opcode::GETATTR, node, &[0; 16]).error,
+        -libc::ESTALE
+    );
+}
+
+#[test]
+fn no_more_is_open_than_there_may_be() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let descriptors = limit.map_or(jail::MOST_DESCRIPTORS, |limit| {
+        limit.min(jail::MOST_DESCRIPTORS)
+    });
+    let most = descriptors / super::tree::SHARE_OF_HANDLES;
+    let house = house();
+    let mut guest = guest_of(&house);
+    for _ in 0..most {
+        assert_eq!(guest.ask(opcode::OPENDIR, ROOT, &[0; 8]).error, 0);
+    }
+    assert_eq!(
+        guest.ask(opcode::OPENDIR, ROOT, &[0; 8]).error,
+        -libc::ENFILE
+    );
+    let parent = guest.node("0");
+    assert_eq!(guest.create(parent, "more").error, -libc::ENFILE);
+    assert!(!house.path().join("shared/more").exists());
 }
 
 #[test]
@@ -741,8 +880,8 @@ fn the_server_has_given_up_what_it_does_not_need() {
         assert!(says("CapEff:\t0000000000000000"), "{status}");
         return;
     }
-    // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETFCAP (include/uapi/linux/capability.h).
-    let kept = 0b1_1111 | 1 << 31;
+    // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID, SETFCAP (include/uapi/linux/capability.h).
+    let kept = 0b1101_1111 | 1 << 31;
     assert!(says(&format!("CapPrm:\t{kept:016x}")), "{status}");
     assert_eq!(fs::read_dir(format!("{process}/root")).unwrap().count(), 0);
 }

@@ -27,23 +27,23 @@ const SOON: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 /// Who owns a file of which the owner cannot be shown (`DEFAULT_OVERFLOWUID` in include/linux/highuid.h).
 const NOBODY: u32 = 65534;
-/// As much of a directory as is read at once.
-const DIRECTORY_BYTES: usize = 32 << 10;
+/// As much of a directory as is read at once: no more than is asked for, so that little is read twice, and room for an entry at least.
+const DIRECTORY_BYTES: std::ops::RangeInclusive<usize> = 1 << 10..=32 << 10;
+/// Which part of all descriptors a guest has for what it opens. The others are what it has in mind, and locks.
+pub(super) const SHARE_OF_HANDLES: u64 = 4;
 /// `PROC_SUPER_MAGIC` (include/uapi/linux/magic.h).
 const PROC: u64 = 0x9fa0;
-/// What of open(2)'s flags a guest decides.
+/// What of open(2)'s flags a guest decides. `O_APPEND` is none of them: it goes with each write, since mapped pages are written back
+/// through any handle, to their own places.
 const GUEST_FLAGS: OFlags = OFlags::RDONLY
     .union(OFlags::WRONLY)
     .union(OFlags::RDWR)
-    .union(OFlags::APPEND)
     .union(OFlags::TRUNC)
     .union(OFlags::EXCL)
     .union(OFlags::DSYNC)
     .union(OFlags::SYNC);
 /// Bits of a mode that are permissions, set-id bits and the sticky bit.
 const PERMISSIONS: u32 = 0o7777;
-/// The set-id bits.
-const SET_ID: u32 = 0o6000;
 
 /// A file or directory that is shared, opened (`O_PATH`).
 #[derive(Debug)]
@@ -179,8 +179,6 @@ pub(super) struct Directory {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
-    /// Where in the directory `start` is.
-    offset: u64,
 }
 
 /// An entry of a directory as getdents64(2) has it.
@@ -231,6 +229,14 @@ pub(super) struct Tree {
     devices: Mutex<Vec<u64>>,
     next_node: AtomicU64,
     next_handle: AtomicU64,
+    most_handles: usize,
+}
+
+fn most_handles() -> usize {
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    descriptors.map_or(usize::MAX, |count| {
+        usize::try_from(count / SHARE_OF_HANDLES).unwrap_or(usize::MAX)
+    })
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -242,6 +248,7 @@ impl Tree {
         let tree = Self {
             next_node: AtomicU64::new(FIRST_SHARE),
             next_handle: AtomicU64::new(1),
+            most_handles: most_handles(),
             nodes: Mutex::default(),
             handles: Mutex::default(),
             devices: Mutex::default(),
@@ -330,6 +337,14 @@ impl Tree {
         match handle.node == node {
             true => Ok(Arc::clone(handle)),
             false => Err(Errno::BADF),
+        }
+    }
+
+    /// Refuses to open one more than there may be, before anything is made for it.
+    fn check_handles(&self) -> Result<(), Errno> {
+        match locked(&self.handles).len() < self.most_handles {
+            true => Ok(()),
+            false => Err(Errno::NFILE),
         }
     }
 
@@ -448,6 +463,10 @@ impl Tree {
     fn look_into(&self, directory: &Node, name: &[u8]) -> Result<(Entry, Arc<Node>), Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&directory.file, name, flags, Mode::empty())?;
+        let is_recursive = self.share(directory)?.is_recursive;
+        if !is_recursive && mount_of(&file)? != mount_of(&directory.file)? {
+            return Err(Errno::ACCESS);
+        }
         let (entry, node) = self.add(directory.share, file)?;
         if node.device == directory.device {
             return Ok((entry, node));
@@ -455,7 +474,7 @@ impl Tree {
         // Another file system is mounted there. That of the processes has a way to the server's own memory.
         let magic = rustix::fs::fstatfs(&node.file)
             .map(|statistics| u64::try_from(statistics.f_type).unwrap_or_default());
-        if magic == Ok(PROC) || !self.share(&node)?.is_recursive {
+        if magic == Ok(PROC) || !is_recursive {
             self.forget(entry.node, 1);
             return Err(Errno::ACCESS);
         }
@@ -545,11 +564,14 @@ impl Tree {
         flags: u32,
         kills_set_id: bool,
     ) -> Result<(u64, Arc<Node>), Errno> {
+        self.check_handles()?;
         let node = self.node(id)?;
-        let (file, read_only) = self.open_node(&node, flags)?;
         if kills_set_id && flags & OFlags::TRUNC.bits() != 0 {
+            let (file, _) = self.open_node(&node, flags & !OFlags::TRUNC.bits())?;
+            self.check_writable(&node)?;
             kill_set_id(&file)?;
         }
+        let (file, read_only) = self.open_node(&node, flags)?;
         Ok((self.add_handle(file, id, read_only), node))
     }
 
@@ -587,6 +609,7 @@ impl Tree {
     }
 
     pub(super) fn open_directory(&self, id: u64) -> Result<(u64, Option<Arc<Node>>), Errno> {
+        self.check_handles()?;
         if id == ROOT {
             // Never read from: the entries are known.
             let file = rustix::fs::open(".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
@@ -606,12 +629,13 @@ impl Tree {
         mode: u32,
         caller: &Caller,
     ) -> Result<(Entry, u64, Arc<Node>), Errno> {
+        self.check_handles()?;
         let directory = self.writable_directory(parent)?;
         let asked = OFlags::from_bits_retain(flags) & GUEST_FLAGS;
         let made = self.make_file(&directory, name, asked, mode, caller);
         match made {
             Ok(file) => {
-                let (entry, node) = self.look_into(&directory, name)?;
+                let (entry, node) = self.add_open(directory.share, &file)?;
                 Ok((entry, self.add_handle(file, entry.node, false), node))
             }
             Err(Errno::EXIST) if !asked.contains(OFlags::EXCL) => {
@@ -633,9 +657,26 @@ impl Tree {
         caller: &Caller,
     ) -> Result<OwnedFd, Errno> {
         let flags = asked | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&directory.file, name, flags, permissions(mode))?;
-        self.give_file(directory, &file, mode, caller)?;
-        Ok(file)
+        let _acting = self.act_as(caller)?;
+        rustix::fs::openat(&directory.file, name, flags, permissions(mode))
+    }
+
+    /// Makes a node of a file that is open: whatever its name leads to by now.
+    fn add_open(&self, share: usize, file: &OwnedFd) -> Result<(Entry, Arc<Node>), Errno> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let path = rustix::fs::open(file.as_raw_fd().to_string(), flags, Mode::empty())?;
+        self.add(share, path)
+    }
+
+    /// Lets this thread make files as the caller, so that nothing is given away afterwards under a name that may be another's by then.
+    /// Where the directory gives its group or a default ACL, the host's kernel sees to that. The caller's other groups are not known
+    /// here: what they allow the guest's kernel has checked.
+    fn act_as(&self, caller: &Caller) -> Result<Option<sys::Acting>, Errno> {
+        let is_root = caller.uid == 0 && caller.gid == 0;
+        if is_root || self.ownership != Ownership::Same {
+            return Ok(None);
+        }
+        sys::Acting::begin(caller.uid, caller.gid).map(Some)
     }
 
     /// Makes a file without a name: `O_TMPFILE`.
@@ -646,81 +687,18 @@ impl Tree {
         mode: u32,
         caller: &Caller,
     ) -> Result<(Entry, u64, Arc<Node>), Errno> {
+        self.check_handles()?;
         let directory = self.writable_directory(parent)?;
         let asked = OFlags::from_bits_retain(flags) & GUEST_FLAGS;
         if !asked.intersects(OFlags::WRONLY | OFlags::RDWR) {
             return Err(Errno::INVAL);
         }
         let flags = asked | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let acting = self.act_as(caller)?;
         let file = rustix::fs::open(directory.name(), flags, permissions(mode))?;
-        self.give_file(&directory, &file, mode, caller)?;
-        let path = rustix::fs::open(
-            file.as_raw_fd().to_string(),
-            OFlags::PATH | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        let (entry, node) = self.add(directory.share, path)?;
+        drop(acting);
+        let (entry, node) = self.add_open(directory.share, &file)?;
         Ok((entry, self.add_handle(file, entry.node, false), node))
-    }
-
-    /// Makes a fresh file the caller's own. Its group is its directory's, where that says so.
-    fn give_file(
-        &self,
-        directory: &Node,
-        file: &OwnedFd,
-        mode: u32,
-        caller: &Caller,
-    ) -> Result<(), Errno> {
-        let Some((uid, gid)) = self.new_owner(directory, caller)? else {
-            return Ok(());
-        };
-        rustix::fs::fchown(file, uid, gid)?;
-        if mode & SET_ID != 0 {
-            let mode = rustix::fs::fstat(file)?.st_mode | mode & SET_ID;
-            rustix::fs::fchmod(file, permissions(mode))?;
-        }
-        Ok(())
-    }
-
-    fn new_owner(&self, directory: &Node, caller: &Caller) -> Result<Option<Owner>, Errno> {
-        let is_root = caller.uid == 0 && caller.gid == 0;
-        if is_root || self.ownership != Ownership::Same {
-            return Ok(None);
-        }
-        const SET_GID: u32 = 0o2000;
-        let passes_group = rustix::fs::fstat(&directory.file)?.st_mode & SET_GID != 0;
-        let gid = (!passes_group).then(|| rustix::fs::Gid::from_raw(caller.gid));
-        Ok(Some((Some(rustix::fs::Uid::from_raw(caller.uid)), gid)))
-    }
-
-    /// Looks up what was just made, and makes it the caller's own. What is there now and was not made so is left as it is.
-    fn give_new(
-        &self,
-        directory: &Node,
-        name: &[u8],
-        kind: FileType,
-        mode: u32,
-        caller: &Caller,
-    ) -> Result<Entry, Errno> {
-        let (entry, node) = self.look_into(directory, name)?;
-        let Some((uid, gid)) = self.new_owner(directory, caller)? else {
-            return Ok(entry);
-        };
-        let is_ours = node.kind == kind
-            && (kind == FileType::Directory || entry.attributes.links == 1)
-            && entry.attributes.uid == 0;
-        if !is_ours {
-            return Ok(entry);
-        }
-        rustix::fs::chownat(&node.file, c"", uid, gid, AtFlags::EMPTY_PATH)?;
-        if mode & SET_ID != 0 && kind != FileType::Symlink {
-            let mode = rustix::fs::fstat(&node.file)?.st_mode | mode & SET_ID;
-            rustix::fs::chmod(node.name(), permissions(mode))?;
-        }
-        Ok(Entry {
-            attributes: self.attributes_of(&node)?,
-            ..entry
-        })
     }
 
     pub(super) fn make_directory(
@@ -731,8 +709,10 @@ impl Tree {
         caller: &Caller,
     ) -> Result<Entry, Errno> {
         let directory = self.writable_directory(parent)?;
+        let acting = self.act_as(caller)?;
         rustix::fs::mkdirat(&directory.file, name, permissions(mode))?;
-        self.give_new(&directory, name, FileType::Directory, mode, caller)
+        drop(acting);
+        self.look_into(&directory, name).map(|(entry, _)| entry)
     }
 
     /// Makes a fifo, a socket or an empty file. Devices are not made.
@@ -747,12 +727,15 @@ impl Tree {
         let kind = FileType::from_raw_mode(mode);
         match kind {
             FileType::RegularFile => {
-                self.make_file(&directory, name, OFlags::WRONLY, mode, caller)?;
-                self.look_into(&directory, name).map(|(entry, _)| entry)
+                let file = self.make_file(&directory, name, OFlags::WRONLY, mode, caller)?;
+                self.add_open(directory.share, &file)
+                    .map(|(entry, _)| entry)
             }
             FileType::Fifo | FileType::Socket => {
+                let acting = self.act_as(caller)?;
                 rustix::fs::mknodat(&directory.file, name, kind, permissions(mode), 0)?;
-                self.give_new(&directory, name, kind, mode, caller)
+                drop(acting);
+                self.look_into(&directory, name).map(|(entry, _)| entry)
             }
             _ => Err(Errno::PERM),
         }
@@ -766,8 +749,10 @@ impl Tree {
         caller: &Caller,
     ) -> Result<Entry, Errno> {
         let directory = self.writable_directory(parent)?;
+        let acting = self.act_as(caller)?;
         rustix::fs::symlinkat(target, &directory.file, name)?;
-        self.give_new(&directory, name, FileType::Symlink, 0, caller)
+        drop(acting);
+        self.look_into(&directory, name).map(|(entry, _)| entry)
     }
 
     pub(super) fn link(&self, id: u64, parent: u64, name: &[u8]) -> Result<Entry, Errno> {
@@ -874,23 +859,25 @@ impl Tree {
         };
         match opened {
             Some(handle) => {
-                rustix::fs::ftruncate(&handle.file, size_bytes)?;
-                kill_set_id_if(kills_set_id, &handle.file)
+                kill_set_id_if(kills_set_id, &handle.file)?;
+                rustix::fs::ftruncate(&handle.file, size_bytes)
             }
             None => {
                 let (file, _) = self.open_node(node, OFlags::WRONLY.bits())?;
-                rustix::fs::ftruncate(&file, size_bytes)?;
-                kill_set_id_if(kills_set_id, &file)
+                kill_set_id_if(kills_set_id, &file)?;
+                rustix::fs::ftruncate(&file, size_bytes)
             }
         }
     }
 
-    /// Calls `add` for the entries of a directory from `offset` on, until it has enough and returns `false`.
+    /// Calls `add` for the entries of a directory from `offset` on, until it has enough, about `bytes` of getdents64(2), and returns
+    /// `false`. What fails behind the first one is the next call's.
     pub(super) fn read_directory(
         &self,
         id: u64,
         handle: u64,
         offset: u64,
+        bytes: usize,
         mut add: impl FnMut(&RawEntry) -> bool,
     ) -> Result<(), Errno> {
         let handle = self.handle(handle, id)?;
@@ -910,17 +897,25 @@ impl Tree {
             return Ok(());
         }
         let mut directory = locked(&handle.directory);
-        if directory.offset != offset || directory.start == directory.end {
-            directory.seek(&handle.file, offset)?;
-        }
-        while let Some(entry) = directory.peek(&handle.file)? {
-            if !matches!(entry.name.as_slice(), b"." | b"..") && !add(&entry) {
-                break;
+        directory.seek(&handle.file, offset)?;
+        let mut has_some = false;
+        let result = loop {
+            let entry = match directory.peek(&handle.file, bytes) {
+                Ok(Some(entry)) => entry,
+                Err(error) if !has_some => break Err(error),
+                Ok(None) | Err(_) => break Ok(()),
+            };
+            if !matches!(entry.name.as_slice(), b"." | b"..") {
+                if !add(&entry) {
+                    break Ok(());
+                }
+                has_some = true;
             }
             directory.start = directory.start.saturating_add(entry.length);
-            directory.offset = entry.next_offset;
-        }
-        Ok(())
+        };
+        // A guest has many directories open, and reads few at once.
+        *directory = Directory::default();
+        result
     }
 
     /// What a listing with attributes says of an entry; none if it cannot be looked up now.
@@ -929,19 +924,18 @@ impl Tree {
     }
 }
 
-type Owner = (Option<rustix::fs::Uid>, Option<rustix::fs::Gid>);
-
 impl Directory {
     fn seek(&mut self, file: &OwnedFd, offset: u64) -> Result<(), Errno> {
         rustix::fs::seek(file, rustix::fs::SeekFrom::Start(offset))?;
-        (self.start, self.end, self.offset) = (0, 0, offset);
+        (self.start, self.end) = (0, 0);
         Ok(())
     }
 
     /// The next entry, which stays the next; none at the end.
-    fn peek(&mut self, file: &OwnedFd) -> Result<Option<RawEntry>, Errno> {
+    fn peek(&mut self, file: &OwnedFd, bytes: usize) -> Result<Option<RawEntry>, Errno> {
         if self.start >= self.end {
-            self.buffer.resize(DIRECTORY_BYTES, 0);
+            let bytes = bytes.clamp(*DIRECTORY_BYTES.start(), *DIRECTORY_BYTES.end());
+            self.buffer.resize(bytes, 0);
             self.end = sys::read_entries(file, &mut self.buffer)?;
             self.start = 0;
             if self.end == 0 {
@@ -972,6 +966,12 @@ impl RawEntry {
             length,
         })
     }
+}
+
+/// Which mount it was reached by: the same directory bound to another place is another. 0 before Linux 5.8.
+fn mount_of(file: &OwnedFd) -> Result<u64, Errno> {
+    let flags = rustix::fs::StatxFlags::MNT_ID;
+    rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, flags).map(|found| found.stx_mnt_id)
 }
 
 fn permissions(mode: u32) -> Mode {

@@ -25,6 +25,8 @@ pub(super) const WRITE_IN_BYTES: usize = 40;
 pub(super) const ENTRY_OUT_BYTES: usize = 128;
 /// Length of `struct fuse_dirent` before the name.
 const DIRENT_BYTES: usize = 24;
+/// Length of `struct fuse_open_out`.
+pub(super) const OPEN_OUT_BYTES: usize = 16;
 /// A mebibyte: the most data of one request.
 pub(super) const MAX_DATA_BYTES: u32 = 1 << 20;
 /// The longest name of a directory entry (limits.h, `NAME_MAX`).
@@ -111,6 +113,8 @@ pub(super) mod valid {
 
 /// `FUSE_GETATTR_FH`: the attributes of an open file.
 pub(super) const GETATTR_HANDLE: u32 = 1 << 0;
+/// `FUSE_WRITE_CACHE`: what is written are pages of the guest's cache, to their own places, through whichever handle there is.
+pub(super) const WRITE_CACHE: u32 = 1 << 0;
 /// `FUSE_WRITE_KILL_SUIDGID`: the write takes the set-id bits away.
 pub(super) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `FUSE_OPEN_KILL_SUIDGID`: opening for truncation does.

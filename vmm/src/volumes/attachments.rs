@@ -1,7 +1,7 @@
 //! What a machine is given beside its root, for one start.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use protocol::{Volume, volume_path};
 use serde_json::{Value, json};
@@ -10,6 +10,7 @@ use thiserror::Error;
 use super::disks::{self, DiskSources};
 use super::store::VolumeError;
 use super::{Bind, NewTmpfs, ShareSourceError, TypedMount, TypedSource, shares};
+use crate::dirs::Own;
 use crate::guest::GuestError;
 use crate::machine::{Access, MAX_DISKS, MachineDisk};
 use crate::report::Help;
@@ -108,7 +109,7 @@ impl Attachments {
         mounts: &[TypedMount],
         sources: &DiskSources<'_>,
         disk_name: impl Fn(usize) -> String,
-        own: &[&Path],
+        own: &Own<'_>,
     ) -> Result<Self, AttachError> {
         let mut attachments = Self {
             shares: shares::open(mounts, own)?,
@@ -179,7 +180,7 @@ impl Attachments {
     /// # Errors
     ///
     /// [`AttachError`].
-    pub fn check_shares(mounts: &[TypedMount], own: &[&Path]) -> Result<(), AttachError> {
+    pub fn check_shares(mounts: &[TypedMount], own: &Own<'_>) -> Result<(), AttachError> {
         shares::open(mounts, own)?;
         Ok(())
     }
@@ -262,7 +263,7 @@ mod tests {
             },
         };
         let name = |index| format!("/dev/vd{}", ["b", "c", "d"][index]);
-        Attachments::open(&mounts, &sources, name, &[])
+        Attachments::open(&mounts, &sources, name, &Own::default())
     }
 
     fn disk_image(directory: &Path, name: &str) {

@@ -2,18 +2,24 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use thiserror::Error;
 
 use super::{Bind, TypedMount, TypedSource};
+use crate::dirs::Own;
 use crate::report::Help;
 use crate::share::Share;
 
 /// Permissions of a directory that is made where there was nothing, as docker makes it.
 const NEW_DIRECTORY_MODE: u32 = 0o755;
+
+/// `PROC_SUPER_MAGIC` and `SYSFS_MAGIC` (include/uapi/linux/magic.h).
+const PROC: u64 = 0x9fa0;
+const SYSFS: u64 = 0x6265_6572;
 
 /// Something of the host that cannot be shown.
 #[derive(Debug, Error)]
@@ -42,6 +48,9 @@ pub enum ShareSourceError {
     /// It is neither a file nor a directory.
     #[error("{} is neither a file nor a directory", .0.display())]
     Special(PathBuf),
+    /// It shows the processes of the host.
+    #[error("{} shows the processes of the host, the one that would serve it among them", .0.display())]
+    Processes(PathBuf),
     /// It holds what vmm runs by.
     #[error("{} belongs to vmm itself", .0.display())]
     Own(PathBuf),
@@ -67,6 +76,9 @@ impl Help for ShareSourceError {
             Self::Own(_) => {
                 "a workload that could write there could do anything with your machines; share another directory"
             }
+            Self::Processes(_) => {
+                "leave it out: a machine has a /proc of its own, with its own processes"
+            }
             Self::Special(_) => "share the directory that it is in",
             Self::Option(_) => "leave the option out, and change the owner here with chown(1)",
             Self::Open { source, .. } if source.kind() == io::ErrorKind::NotADirectory => {
@@ -83,7 +95,7 @@ impl Help for ShareSourceError {
 /// # Errors
 ///
 /// [`ShareSourceError`].
-pub(super) fn open(mounts: &[TypedMount], own: &[&Path]) -> Result<Vec<Share>, ShareSourceError> {
+pub(super) fn open(mounts: &[TypedMount], own: &Own<'_>) -> Result<Vec<Share>, ShareSourceError> {
     let binds = mounts.iter().filter_map(|mount| match &mount.source {
         TypedSource::Bind(bind) => Some((mount, bind)),
         _ => None,
@@ -93,9 +105,10 @@ pub(super) fn open(mounts: &[TypedMount], own: &[&Path]) -> Result<Vec<Share>, S
             if bind.changes_owner {
                 return Err(ShareSourceError::Option("another owner (U)"));
             }
+            let (root, is_kernels) = open_source(bind, own)?;
             Ok(Share {
-                root: open_source(bind, own)?,
-                read_only: mount.read_only,
+                root,
+                read_only: mount.read_only || is_kernels,
                 cache: bind.cache,
                 is_recursive: bind.is_recursive,
             })
@@ -103,7 +116,8 @@ pub(super) fn open(mounts: &[TypedMount], own: &[&Path]) -> Result<Vec<Share>, S
         .collect()
 }
 
-fn open_source(bind: &Bind, own: &[&Path]) -> Result<std::os::fd::OwnedFd, ShareSourceError> {
+/// Opens what is shown; and whether it is the kernel's own, which is read and not written.
+fn open_source(bind: &Bind, own: &Own<'_>) -> Result<(OwnedFd, bool), ShareSourceError> {
     let path = &bind.source;
     if bind.creates_source && fs::symlink_metadata(path).is_err_and(|error| is_missing(&error)) {
         DirBuilder::new()
@@ -123,24 +137,84 @@ fn open_source(bind: &Bind, own: &[&Path]) -> Result<std::os::fd::OwnedFd, Share
         },
     };
     // A symbolic link leads to what is shown, as with docker; from here on the name does not matter.
-    let real = fs::canonicalize(path).map_err(failed)?;
-    if own
-        .iter()
-        .filter_map(|own| fs::canonicalize(own).ok())
-        .any(|own| real.starts_with(own))
-    {
+    let root = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let root = root.map_err(|error| failed(error.into()))?;
+    let opened = format!("/proc/self/fd/{}", root.as_raw_fd());
+    if own.has(&fs::read_link(opened).map_err(failed)?) {
         return Err(ShareSourceError::Own(path.clone()));
     }
-    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let root = rustix::fs::open(&real, flags, Mode::empty());
-    let root = root.map_err(|error| failed(error.into()))?;
+    let statistics = rustix::fs::fstatfs(&root).map_err(|error| failed(error.into()))?;
+    let magic = u64::try_from(statistics.f_type).unwrap_or_default();
+    if magic == PROC {
+        return Err(ShareSourceError::Processes(path.clone()));
+    }
     let stat = rustix::fs::fstat(&root).map_err(|error| failed(error.into()))?;
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory | FileType::RegularFile => Ok(root),
+        FileType::Directory | FileType::RegularFile => Ok((root, magic == SYSFS)),
         _ => Err(ShareSourceError::Special(path.clone())),
     }
 }
 
 fn is_missing(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::dirs::{Directories, Environment};
+    use crate::volumes::CacheMode;
+
+    fn bind(source: &Path) -> Bind {
+        Bind {
+            source: source.to_owned(),
+            cache: CacheMode::Auto,
+            creates_source: false,
+            propagation: None,
+            is_recursive: true,
+            changes_owner: false,
+        }
+    }
+
+    #[test]
+    fn the_host_s_processes_are_not_shown_and_its_devices_are_not_changed() {
+        for path in ["/proc", "/proc/self/", "/proc/sys/kernel"] {
+            let error = open_source(&bind(Path::new(path)), &Own::default()).unwrap_err();
+            assert!(matches!(error, ShareSourceError::Processes(_)), "{path}");
+            assert!(error.help().is_some());
+        }
+        let (_, is_kernels) = open_source(&bind(Path::new("/sys")), &Own::default()).unwrap();
+        assert!(is_kernels);
+        let (_, is_kernels) = open_source(&bind(Path::new("/")), &Own::default()).unwrap();
+        assert!(!is_kernels);
+    }
+
+    #[test]
+    fn what_holds_vmm_s_own_is_refused_by_whatever_name_and_what_is_beside_it_is_not() {
+        let home = tempfile::tempdir().unwrap();
+        let root = home.path().join("vmm");
+        for name in ["vmm/store/layers", "vmm/machines", "vmm/other"] {
+            fs::create_dir_all(home.path().join(name)).unwrap();
+        }
+        std::os::unix::fs::symlink("vmm/store", home.path().join("link")).unwrap();
+        let directories = Directories::find(&Environment {
+            root: Some(root),
+            ..Environment::default()
+        });
+        let directories = directories.unwrap();
+        for (name, is_refused) in [
+            ("vmm", true),
+            ("vmm/store/layers", true),
+            ("link", true),
+            ("link/..", true),
+            ("vmm/other", false),
+            (".", false),
+        ] {
+            let opened = open_source(&bind(&home.path().join(name)), &directories.own());
+            let refused = matches!(opened, Err(ShareSourceError::Own(_)));
+            assert_eq!(refused, is_refused, "{name}");
+        }
+    }
 }
