@@ -5,7 +5,7 @@ use protocol::{
     Answer, ContainerId, Create, DeclaredStreams, Exec, Exit, ExitStatus, FailureKind, Filesystem,
     FrameBuffer, FrameError, Hello, MAX_HELLO_BYTES, MAX_REPORT_BYTES, MAX_REQUEST_BYTES, Process,
     ProcessId, ProcessInfo, ProcessList, Question, Report, Request, Role, RootSource, Seccomp,
-    StartFailure, StreamKind, Upper, Usage, Volume, WindowSize, encode,
+    StartFailure, StreamKind, Upper, Usage, VERSION, Volume, WindowSize, encode,
 };
 
 fn process() -> impl Strategy<Value = Process> {
@@ -386,7 +386,8 @@ fn the_encoding_of_the_first_fields_is_fixed() {
     )
     .unwrap();
 
-    assert_eq!(hello, [6, 0, 0, 0, 0xF6, 0xDA, 0xB5, 0x03, 7, 0]);
+    let version = u8::try_from(VERSION).unwrap();
+    assert_eq!(hello, [6, 0, 0, 0, 0xF6, 0xDA, 0xB5, 0x03, version, 0]);
     assert_eq!(welcome, [2, 0, 0, 0, 0, 1]);
 }
 

@@ -26,7 +26,7 @@ mod tests;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Barrier, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use devices::virtio::fs::channel::{Channel, Reply, Request, SLOTS, Slots};
@@ -132,6 +132,7 @@ fn live(mut shares: Vec<Share>, channel: Channel) -> io::Result<()> {
         parked: Mutex::default(),
         wakes: Condvar::new(),
         waiting: AtomicUsize::new(0),
+        jailed: Barrier::new(WORKERS + 1),
     });
     for _ in 0..WORKERS {
         let server = Arc::clone(&server);
@@ -154,14 +155,23 @@ struct Server {
     wakes: Condvar,
     /// How many those are.
     waiting: AtomicUsize,
+    /// Where its threads wait for each other.
+    jailed: Barrier,
 }
 
 impl Server {
     /// Answers requests until the device is gone.
     fn work(&self) {
-        let ended = jail::enter_thread(&self.descriptors).and_then(|()| self.answer_requests());
+        let ended = self.enter_jail().and_then(|()| self.answer_requests());
         // All threads: what one of them cannot do, none should go on with.
         process::exit_now(i32::from(ended.is_err()));
+    }
+
+    /// Nothing is answered before all threads are in.
+    fn enter_jail(&self) -> io::Result<()> {
+        jail::enter_thread(&self.descriptors)?;
+        self.jailed.wait();
+        Ok(())
     }
 
     fn answer_requests(&self) -> io::Result<()> {
@@ -225,7 +235,7 @@ impl Server {
 
     /// Tries again for those that wait, whenever a request was answered and every now and then.
     fn wait_for_locks(&self) -> io::Result<()> {
-        jail::enter_thread(&self.descriptors)?;
+        self.enter_jail()?;
         let mut scratch = Scratch::default();
         let mut parked = self.parked();
         loop {
