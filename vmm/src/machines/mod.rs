@@ -214,7 +214,9 @@ impl Machines {
     /// [`StateError::Alive`] if it was never started.
     pub fn wait(&self, machine: Machine) -> Result<u8, MachinesError> {
         let id = &machine.record.id;
-        if machine.runs() {
+        let has_ended = machine.is_held() && matches!(machine.condition(), Condition::Exited(_));
+        let is_waited_for = machine.alive && !has_ended;
+        if is_waited_for {
             // Its disk may still be written then.
             let told =
                 ControlClient::connect(&machine.directory).and_then(|client| client.wait(None));
@@ -223,7 +225,7 @@ impl Machines {
             }
             self.registry.await_end(id)?;
         }
-        let ended = match machine.runs() {
+        let ended = match is_waited_for {
             true => self.registry.find(id.as_str())?,
             false => machine,
         };
