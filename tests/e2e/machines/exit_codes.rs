@@ -160,5 +160,5 @@ fn an_unknown_group_is_refused_by_name() {
             &["true"],
         )
         .run();
-    done.failed(&["nogroup-here"]);
+    done.refused(&["nogroup-here"]);
 }

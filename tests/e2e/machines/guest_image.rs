@@ -23,7 +23,7 @@ fn refused_when_changed(file: &str) {
         .run(&image, &[], &[])
         .env("VMM_GUEST_DIR", guest.directory())
         .run();
-    done.failed(&[file]);
+    done.refused(&[file]);
 }
 
 #[test]

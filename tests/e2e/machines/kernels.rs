@@ -61,7 +61,7 @@ fn a_kernel_cut_short_is_refused() {
         )
         .run();
 
-    done.failed(&["in the middle of a segment"]);
+    done.refused(&["in the middle of a segment"]);
     fixture.nothing_runs();
 }
 
@@ -74,6 +74,6 @@ fn a_kernel_that_is_none_is_refused() {
         .run(&image, &["--kernel", image.to_str().unwrap()], &[])
         .run();
 
-    done.failed(&["vmlinux"]);
+    done.refused(&["vmlinux"]);
     fixture.nothing_runs();
 }

@@ -320,7 +320,7 @@ fn a_directory_that_takes_nothing_gives_what_it_has() {
     let mount = "mount --bind -o ro \"$VMM_ROOT/cache/templates\" \"$VMM_ROOT/cache/templates\"; \
                  mount -o remount,bind,ro \"$VMM_ROOT/cache/templates\"; exec \"$VMM_BINARY\" ";
     let script = |rest: &str| home.script(&format!("{mount} {rest}")).run();
-    let run = format!("run --timings=json {} -- echo hello", super::IMAGE);
+    let run = format!("run --rm --timings=json {} -- echo hello", super::IMAGE);
 
     Ran::of(script(&run)).is_clone().says("hello\n");
     script(&format!("prepare {}", super::IMAGE)).failed(&["templates"]);
@@ -347,7 +347,7 @@ fn a_disk_that_is_full_while_a_template_is_made_is_said_and_leaves_nothing() {
         "mount -t tmpfs -o size=4m,mode=700 tmpfs \"$VMM_ROOT/cache/templates\"; \
          \"$VMM_BINARY\" prepare {0} 2>&1 && exit 1; \
          find \"$VMM_ROOT/cache/templates\" -mindepth 1 ! -name making; \
-         exec \"$VMM_BINARY\" run --timings=json {0} -- echo hello",
+         exec \"$VMM_BINARY\" run --rm --timings=json {0} -- echo hello",
         super::IMAGE
     );
 

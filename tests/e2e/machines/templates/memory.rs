@@ -28,7 +28,7 @@ fn failed_once(home: &Home, done: &Finished, reason: &str) {
 
 /// Runs with an address space of so many KiB.
 fn with_address_space(home: &Home, kib: u32) -> Finished {
-    let run = format!("run --timings=json {} -- echo hello", super::IMAGE);
+    let run = format!("run --rm --timings=json {} -- echo hello", super::IMAGE);
     home.script(&format!("ulimit -v {kib}; exec \"$VMM_BINARY\" {run}"))
         .run()
 }
@@ -71,7 +71,7 @@ impl Cgroup {
     /// Runs `vmm run` with these arguments in it.
     fn run(&self, home: &Home, rest: &str) -> Finished {
         let enter = format!("echo $$ >'{}/cgroup.procs'", self.0.display());
-        let run = format!("run --timings=json {} -- {rest}", super::IMAGE);
+        let run = format!("run --rm --timings=json {} -- {rest}", super::IMAGE);
         home.script(&format!("{enter}; exec \"$VMM_BINARY\" {run}"))
             .run()
     }
