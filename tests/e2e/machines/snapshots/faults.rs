@@ -173,7 +173,7 @@ fn an_interrupted_restore_leaves_a_snapshot_that_is_whole_or_used() {
     first.close_input();
     first.finish().code_is(137);
 
-    let second = home.restore(&["-i"], "file").open_input().start();
+    let second = home.restore(&["--rm", "-i"], "file").open_input().start();
     let deadline = Instant::now() + MACHINE_LIMIT;
     // A second process is the machine's.
     while home.fixture.processes().len() < 2 {

@@ -244,7 +244,10 @@ const BOUND: &str =
 #[test]
 fn files_that_cannot_be_read_are_not_used() {
     let home = Home::prepared();
-    let run = format!("{BOUND} run --timings=json {} -- echo hello", super::IMAGE);
+    let run = format!(
+        "{BOUND} run --rm --timings=json {} -- echo hello",
+        super::IMAGE
+    );
     let template = home.template();
     let state = template.join("state");
     set_mode(&state, 0o000);
@@ -273,7 +276,10 @@ fn files_that_cannot_be_read_are_not_used() {
 fn a_directory_that_cannot_be_read_is_told_once_and_can_be_mended() {
     let home = Home::prepared();
     let template = home.template();
-    let run = format!("{BOUND} run --timings=json {} -- echo hello", super::IMAGE);
+    let run = format!(
+        "{BOUND} run --rm --timings=json {} -- echo hello",
+        super::IMAGE
+    );
     set_mode(&template, 0o000);
 
     let ran = Ran::of(home.script(&run).run());

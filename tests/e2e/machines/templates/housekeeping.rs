@@ -71,7 +71,7 @@ fn a_template_in_use_is_neither_removed_nor_evicted() {
     let home = Home::prepared();
     let id = home.ids().remove(0);
     let started = home
-        .run_invocation(&["-d", "--rm", "--name", "sleeper"], &["sleep", "1000"])
+        .run_invocation(&["-d", "--name", "sleeper"], &["sleep", "1000"])
         .run();
     started.succeeded();
     assert_eq!(
@@ -171,7 +171,10 @@ fn above_the_limit_what_another_version_left_goes_too() {
 #[test]
 fn templates_are_private_whatever_the_umask_is() {
     let home = Home::new();
-    let script = format!("umask 0; exec \"$VMM_BINARY\" prepare {}", super::IMAGE);
+    let script = format!(
+        "umask 0; exec \"$VMM_BINARY\" prepare --rm {}",
+        super::IMAGE
+    );
     home.script(&script).run().succeeded();
 
     let template = home.template();
