@@ -123,6 +123,42 @@ struct Difference {
 
 const DIFFERENCES: &[Difference] = &[
     Difference {
+        command: "engine ps -q --filter colour=red",
+        podman: "125",
+        vmm: "1",
+        because: DOCKERS,
+    },
+    Difference {
+        command: "engine inspect nothing",
+        podman: "125 []",
+        vmm: "1 []",
+        because: DOCKERS,
+    },
+    Difference {
+        command: "engine exec nothing true",
+        podman: "125",
+        vmm: "1",
+        because: DOCKERS,
+    },
+    Difference {
+        command: "engine logs nothing",
+        podman: "125",
+        vmm: "1",
+        because: DOCKERS,
+    },
+    Difference {
+        command: "engine cp web:/nothing .",
+        podman: "125",
+        vmm: "1",
+        because: DOCKERS,
+    },
+    Difference {
+        command: "engine kill shop",
+        podman: "125",
+        vmm: "1",
+        because: DOCKERS,
+    },
+    Difference {
         command: "engine inspect --type image -f '{{.Os}}' $IMAGE",
         podman: "0 linux",
         vmm: "125",
