@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::process::Command;
 
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
@@ -453,6 +454,56 @@ fn a_disk_of_the_host_is_mounted_and_one_that_is_cut_off_fails_and_not_the_machi
         .expect("it can be cut off");
     running.write(b"go\n");
     running.finish().code_is(0).stdout_has("lives\n");
+}
+
+/// An ext4 file system whose machine died while it grew: the journal has what makes it 300 MiB large, and nothing of that has got to its
+/// place. The disk is larger still.
+fn interrupted_growth(fixture: &Fixture) -> PathBuf {
+    const SCRIPT: &str = r#"
+        set -eu; cd "$1"; PATH=$PATH:/usr/sbin:/sbin
+        truncate -s 32M disk
+        mke2fs -q -F -t ext4 -b 4096 -J size=8 -E resize=268435456 disk
+        cp --sparse=always disk grown
+        truncate -s 300M grown
+        e2fsck -fp grown > fsck.out
+        resize2fs grown > resize.out 2>&1
+        cmp -l disk grown 2> cmp.err | awk '{ print int(($1 - 1) / 4096) }' | uniq > blocks || true
+        cp --sparse=always grown disk.new
+        dd if=disk of=disk.new bs=1M conv=notrunc status=none
+        { echo jo
+          while read -r block; do
+              dd if=grown of="block.$block" bs=4096 skip="$block" count=1 status=none
+              echo "jw -b $block block.$block"
+          done < blocks
+          echo jc; } > commands
+        debugfs -w -f commands disk.new > debugfs.out 2>&1
+        truncate -s 400M disk.new
+        dumpe2fs -h disk.new 2>&1 | grep -q needs_recovery"#;
+    let directory = fixture.path("interrupted");
+    fs::create_dir(&directory).expect("the fixture has room");
+    let made = Command::new("sh")
+        .args(["-c", SCRIPT, "sh"])
+        .arg(&directory)
+        .output()
+        .expect("there is a shell");
+    assert!(made.status.success(), "{made:?}");
+    directory.join("disk.new")
+}
+
+#[test]
+fn a_disk_whose_machine_died_while_it_grew_is_as_large_as_it_was_to_be() {
+    let home = Home::new();
+    let disk = interrupted_growth(&home.fixture);
+    let disk = format!("{}:/disk", disk.display());
+    let script =
+        "df -m /disk | awk 'END { print ($2 > 350) }'; fallocate -l 330M /disk/big; echo $?";
+
+    for _ in 0..2 {
+        home.done(&["--disk", &disk], script)
+            .code_is(0)
+            .stdout_is("1\n0\n")
+            .stderr_is("");
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ const OPTIONS: &CStr = c"errors=remount-ro,discard,noinit_itable";
 ///
 /// The kernel's, see mount(2).
 pub(super) fn mount(device: &str, place: &str) -> Result<()> {
-    rustix::mount::mount(device, place, "ext4", MountFlags::empty(), OPTIONS)
+    mount_ext4(device, place, MountFlags::empty(), OPTIONS)
 }
 
 /// Mounts the file system on a disk that is only read, which may also be one that can only be read. Others may read it, too.
@@ -32,9 +32,18 @@ pub(super) fn mount(device: &str, place: &str) -> Result<()> {
 ///
 /// The kernel's, see mount(2).
 pub(super) fn mount_read_only(device: &str, place: &str) -> Result<()> {
-    let mount = |kind| rustix::mount::mount(device, place, kind, MountFlags::RDONLY, c"");
-    match mount("ext4") {
-        Err(Errno::INVAL) => mount("erofs"),
+    match mount_ext4(device, place, MountFlags::RDONLY, c"") {
+        Err(Errno::INVAL) => rustix::mount::mount(device, place, "erofs", MountFlags::RDONLY, c""),
+        result => result,
+    }
+}
+
+/// Where the machine died while the file system grew, the first mount only takes the new size out of the journal (our patch of
+/// fs/ext4/super.c), and the second one is right.
+fn mount_ext4(device: &str, place: &str, flags: MountFlags, options: &CStr) -> Result<()> {
+    let mount = || rustix::mount::mount(device, place, "ext4", flags, options);
+    match mount() {
+        Err(Errno::AGAIN) => mount(),
         result => result,
     }
 }
