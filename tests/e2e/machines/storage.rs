@@ -180,6 +180,35 @@ fn a_snapshot_has_what_was_on_the_disk() {
 }
 
 #[test]
+fn a_machine_that_went_on_from_a_snapshot_is_started_again_with_its_disk() {
+    let home = Home::new();
+    let script = "if [ -e /file ]; then cat /file; exit 3; fi; echo first > /file; echo ready; read line; echo $line > /file";
+    home.create("web", &["-i", "--memory", "96m"], script);
+    let file = home.fixture.path("web.snapshot");
+    let file = file.to_str().expect("paths here are text");
+    let first = home.vmm(&["start", "-ai", "web"]).open_input().start();
+    first.wait_for_stdout("ready\n");
+    home.vmm(&["snapshot", "--stop", "web", file])
+        .run()
+        .succeeded();
+    first.finish_with_open_input().code_is(137);
+    home.vmm(&["rm", "web"]).run().succeeded();
+
+    let resumed = home
+        .vmm(&["run", "-i", "--name", "again", "--restore", file])
+        .input("changed\n")
+        .run();
+    let started = home.vmm(&["start", "-a", "again"]).run();
+
+    resumed.code_is(0).stdout_is("").stderr_is("");
+    started.code_is(3).stdout_is("changed\n");
+    home.vmm(&["inspect", "-f", "{{.HostConfig.Memory}}", "again"])
+        .run()
+        .succeeded()
+        .stdout_is(&format!("{}\n", 96 << 20));
+}
+
+#[test]
 fn a_workload_cannot_write_more_than_its_storage() {
     let home = Home::new();
     let script = "

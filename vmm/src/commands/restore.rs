@@ -21,8 +21,10 @@ use crate::outcome::{ExitCode, Outcome};
 use crate::plan::{FIRST, MachineChoices, RunPlan};
 use crate::report::{Help, Report};
 use crate::snapshot::{Opened, Origin, SnapshotError, Streams};
-use crate::state::{Ended, MachineId, MachineName, NewMachine, Registry, Settings, StartReporter};
-use crate::storage;
+use crate::state::{
+    Ended, MachineId, MachineName, NewMachine, OwnedMachine, Registry, Settings, StartReporter,
+};
+use crate::storage::{self, Blueprint};
 use crate::timings::Timings;
 use crate::vm_process::{FirstReport, Start, VmProcess};
 use crate::workload::environment::OwnEnvironment;
@@ -207,18 +209,14 @@ fn resume(
     let signals = Signals::take()?;
     let registry = Registry::open(directories.machines())?;
     let (machine, control) = registry.create(new)?;
-    let mut machine = match &opened.snapshot.disk {
-        None => machine,
-        Some(copy) => {
-            let fill = |disk: &File| opened.fill_disk(disk);
-            match storage::make_filled(machine.directory(), copy.length_bytes, fill) {
-                Ok(disk) => plan.machine.storage = Some(disk),
-                Err(error) => {
-                    machine.discard()?;
-                    return Err(error.into());
-                }
-            }
+    let mut machine = match fill(&machine, &opened) {
+        Ok(disk) => {
+            plan.machine.storage = disk;
             machine
+        }
+        Err(report) => {
+            machine.discard()?;
+            return Err(report);
         }
     };
     let console_log = machine.create_console_log()?;
@@ -280,6 +278,21 @@ fn resume(
         .conclude(&registry, &vm);
     timings.end_of("end");
     report_outcome(&outcome)
+}
+
+/// Gives a machine the disk that a snapshot has, and what it takes to start it again, unless it is removed in the end.
+fn fill(machine: &OwnedMachine, opened: &Opened) -> Result<Option<File>, Report> {
+    let Some(copy) = &opened.snapshot.disk else {
+        return Ok(None);
+    };
+    let fill = |disk: &File| opened.fill_disk(disk);
+    let disk = storage::make_filled(machine.directory(), copy.length_bytes, fill)?;
+    if let Some(blueprint) = &opened.snapshot.blueprint
+        && !machine.record().ephemeral
+    {
+        Blueprint::of_copy(blueprint)?.write(machine.directory())?;
+    }
+    Ok(Some(disk))
 }
 
 /// How a machine that is to go on began.

@@ -16,6 +16,7 @@ use crate::policy::Order;
 use crate::report::chain;
 use crate::snapshot::{Origin, Parent, Subject, Target, Writer};
 use crate::state::{Action, PauseMark};
+use crate::storage::{Blueprint, BlueprintError};
 use crate::workload::exec::Basis;
 use crate::workload::limits::Room;
 
@@ -42,6 +43,8 @@ pub struct Facts {
     pub disk: Option<File>,
     /// Whether it has disks of others, which go on after it was written down.
     pub has_volumes: bool,
+    /// Its directory, where is written down what it was created with.
+    pub directory: PathBuf,
     /// Where it is written down that it is paused.
     pub pause_mark: PauseMark,
 }
@@ -224,6 +227,15 @@ impl Actions {
         }
     }
 
+    /// What the machine was created with, if it can be started again.
+    fn blueprint(&self) -> Result<Option<String>, String> {
+        let copied = match Blueprint::read(&self.facts.directory, "") {
+            Err(BlueprintError::None(_)) => return Ok(None),
+            read => read.and_then(|blueprint| blueprint.to_copy()),
+        };
+        copied.map(Some).map_err(|error| chain(&error))
+    }
+
     fn snapshot(
         &self,
         run: &Run<'_>,
@@ -244,6 +256,9 @@ impl Actions {
         }
         let mut writer =
             Writer::new(target, self.facts.ram_bytes).map_err(|error| chain(&error))?;
+        if let Some(blueprint) = self.blueprint()? {
+            writer.set_blueprint(blueprint);
+        }
         let mut files = writer
             .files(parent.is_some(), stop)
             .map_err(|error| chain(&error))?;

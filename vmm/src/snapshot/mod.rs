@@ -57,6 +57,8 @@ pub struct Snapshot {
     machine: SavedMachine,
     /// Its disk, if it had one.
     pub disk: Option<DiskCopy>,
+    /// What it was created with, if it can be started again ([`Blueprint::of_copy`](crate::storage::Blueprint::of_copy)).
+    pub blueprint: Option<String>,
 }
 
 #[cfg(test)]
@@ -92,6 +94,7 @@ impl Snapshot {
             memory_checksum: 0,
             machine: SavedMachine::for_tests(),
             disk: None,
+            blueprint: None,
         }
     }
 }
@@ -224,6 +227,7 @@ pub struct Writer {
     temporary: Option<TempPath>,
     state: File,
     disk: Option<DiskCopy>,
+    blueprint: Option<String>,
 }
 
 impl Writer {
@@ -260,6 +264,7 @@ impl Writer {
             temporary,
             state,
             disk: None,
+            blueprint: None,
         })
     }
 
@@ -289,6 +294,11 @@ impl Writer {
         let copied = DiskCopy::append(disk, &self.file);
         self.disk = Some(copied.map_err(failed("copy the disk to", self.path()))?);
         Ok(())
+    }
+
+    /// Takes down what the machine was created with: a copy of it can be started again.
+    pub fn set_blueprint(&mut self, blueprint: String) {
+        self.blueprint = Some(blueprint);
     }
 
     /// Writes all that is to be known beside the machine, and gives the file its name.
@@ -322,6 +332,7 @@ impl Writer {
             memory_checksum: checksum(&self.file, &machine).map_err(failed("read", self.path()))?,
             machine,
             disk: self.disk.take(),
+            blueprint: self.blueprint.take(),
         };
         format::write(&self.file, &snapshot).map_err(|source| SnapshotError::Format {
             path: self.path().to_owned(),

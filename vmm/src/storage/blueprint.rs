@@ -88,6 +88,9 @@ pub enum BlueprintError {
     /// A limit makes no sense.
     #[error("what the machine was created with makes no sense: {0}")]
     Limit(String),
+    /// What a snapshot says.
+    #[error("what the snapshot's machine was created with makes no sense")]
+    Copy(#[source] serde_json::Error),
 }
 
 impl Help for BlueprintError {
@@ -100,7 +103,7 @@ impl Help for BlueprintError {
             Self::Read { .. } | Self::Format { .. } | Self::Limit(_) => {
                 Some("remove it with `vmm rm`, and create another one".to_owned())
             }
-            Self::Write { .. } => None,
+            Self::Write { .. } | Self::Copy(_) => None,
         }
     }
 }
@@ -188,6 +191,28 @@ impl Blueprint {
             path: directory.to_owned(),
             source,
         })
+    }
+
+    /// It in a form that goes into a snapshot.
+    ///
+    /// # Errors
+    ///
+    /// [`BlueprintError::Copy`].
+    pub fn to_copy(&self) -> Result<String, BlueprintError> {
+        serde_json::to_string(self).map_err(BlueprintError::Copy)
+    }
+
+    /// That of a snapshot's machine.
+    ///
+    /// # Errors
+    ///
+    /// [`BlueprintError::Copy`] or [`BlueprintError::Format`].
+    pub fn of_copy(text: &str) -> Result<Self, BlueprintError> {
+        let blueprint: Self = serde_json::from_str(text).map_err(BlueprintError::Copy)?;
+        match blueprint.format {
+            FORMAT => Ok(blueprint),
+            found => Err(BlueprintError::Format { found }),
+        }
     }
 
     /// Reads that of the machine with this name.
