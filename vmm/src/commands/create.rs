@@ -26,7 +26,7 @@ use crate::guest::{GuestDirectory, GuestImage};
 use crate::image::StoredImage;
 use crate::machine::ShareFailure;
 use crate::machine::host::{Quirks, open_kvm};
-use crate::machines::{Ending, Machines};
+use crate::machines::Ending;
 use crate::monitor::{MonitorError, Signals};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
@@ -117,16 +117,14 @@ pub(super) fn start(
     global: &GlobalArgs,
 ) -> Result<ExitCode, Report> {
     let verbose_kernel = global.verbose > 1;
-    let registry = Registry::open(directories.machines())?;
+    let machines = machines(directories)?;
     if arguments.attach || arguments.interactive {
         let [reference] = arguments.machines.as_slice() else {
             return Err(CreateError::AttachSeveral.into());
         };
-        let machine = registry.find(reference)?;
-        if machine.is_held() {
-            registry.await_end(&machine.record.id)?;
-        } else if machine.alive {
-            return attach::join_started(&Machines::new(registry), &machine, arguments);
+        let machine = machines.find(reference)?;
+        if !machines.starting(&machine)? {
+            return attach::join_started(&machines, &machine, arguments);
         }
         let has_terminal = machine.record.settings.terminal;
         let takes_input = arguments.interactive && is_interactive(&machine)?;
@@ -137,13 +135,10 @@ pub(super) fn start(
         });
     }
     each(&arguments.machines, |reference| {
-        let machine = registry.find(reference)?;
-        let id = &machine.record.id;
-        if machine.is_held() {
-            registry.await_end(id)?;
-        }
+        let machine = machines.find(reference)?;
         // As with docker, what runs need not be started.
-        if !machine.runs() {
+        if machines.starting(&machine)? {
+            let id = &machine.record.id;
             in_background(|reporter| start_here(id, verbose_kernel, directories, reporter))?;
         }
         print_line(reference)

@@ -11,6 +11,7 @@
 //!
 //! | call | created | running | paused | restarting | exited, dead |
 //! |---|---|---|---|---|---|
+//! | `starting` | yes | nothing to do | nothing to do | nothing to do | yes, if it is kept |
 //! | `kill` | refused | signal | signal, once it goes on; SIGKILL at once | ends the policy | refused |
 //! | `end` | nothing to do | asks, then kills | asks, resumes, then kills | ends the policy | nothing to do |
 //! | `exec`, `attach`, `ask` | refused | yes | refused | refused | refused |
@@ -128,6 +129,19 @@ impl Machines {
     /// If there is none, or more than one.
     pub fn find(&self, reference: &str) -> Result<Machine, MachinesError> {
         Ok(self.registry.find(reference)?)
+    }
+
+    /// Says whether a machine is to be started: not if it runs. One that has ended and is held is waited for. Whoever starts it becomes
+    /// its monitor, and of two who do the second is told by [`Registry::take_over`].
+    ///
+    /// # Errors
+    ///
+    /// If its lock cannot be waited for.
+    pub fn starting(&self, machine: &Machine) -> Result<bool, MachinesError> {
+        if machine.is_held() {
+            self.registry.await_end(&machine.record.id)?;
+        }
+        Ok(!machine.runs())
     }
 
     /// Sends a signal to the workload of a machine that runs.
