@@ -360,6 +360,14 @@ fn volumes_are_listed_chosen_and_pruned() {
         .run()
         .failed(&["size=1"])
         .helped();
+    let having = |volume: &str| {
+        let format = "{{.Names}} {{.Mounts}} {{.LocalVolumes}}";
+        let list = ["ps", "-a", "-f", volume, "--format", format];
+        home.vmm(&list).run().stdout_text()
+    };
+    assert_eq!(having("volume=db-data"), "db db-data 1\n");
+    assert_eq!(having("volume=/data"), "db db-data 1\n");
+    assert_eq!(having("volume=web-data"), "");
     let table = home.vmm(&["volume", "ls", "-f", "name=web"]).run();
     table.stdout_is("DRIVER   VOLUME NAME\nlocal    web-data\n");
     home.vmm(&["volume", "prune"])

@@ -145,7 +145,8 @@ pub(super) struct LabelError(String);
 #[command(after_help = "\
 Filters: name=TEXT, contained in the name; id=TEXT, its beginning;
   status=created, restarting, running, paused, exited or dead; exited=CODE; label=KEY or label=KEY=VALUE;
-  health=starting, healthy, unhealthy or none; ancestor=IMAGE; before=MACHINE and since=MACHINE.
+  health=starting, healthy, unhealthy or none; ancestor=IMAGE; volume=NAME, or a path here or there;
+  before=MACHINE and since=MACHINE.
   Of several of one kind one is to match, but of labels all.
 
 Templates: {{.ID}} {{.Image}} {{.Command}} {{.CreatedAt}} {{.RunningFor}} {{.Status}} {{.State}}

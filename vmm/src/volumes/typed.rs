@@ -197,6 +197,17 @@ impl TypedMount {
         }
     }
 
+    /// What it is called by: the volume's name, or where its source is on the host; nothing for what is in the guest's memory.
+    #[must_use]
+    pub fn source_name(&self) -> Option<String> {
+        match &self.source {
+            TypedSource::Bind(bind) => Some(bind.source.display().to_string()),
+            TypedSource::Volume(volume) => volume.name.as_ref().map(ToString::to_string),
+            TypedSource::Disk(disk) => Some(disk.source.display().to_string()),
+            TypedSource::Tmpfs(_) => None,
+        }
+    }
+
     /// Whether it is a disk that the container sees as a device, and not as a file system.
     #[must_use]
     pub fn is_device(&self) -> bool {

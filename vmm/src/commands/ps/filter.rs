@@ -6,7 +6,7 @@ use crate::report::Help;
 use crate::state::{Condition, Machine};
 
 /// What can be filtered by.
-const KINDS: &str = "name, id, status, health, exited, label, ancestor, before, since";
+const KINDS: &str = "name, id, status, health, exited, label, ancestor, volume, before, since";
 /// The words for how well a workload is; the last is that of one that nobody asks.
 const HEALTHS: [&str; 4] = ["starting", "healthy", "unhealthy", "none"];
 /// The words for how far a machine is; docker's others are of states that no machine here is in.
@@ -30,6 +30,8 @@ pub(super) struct Filters {
     exit_codes: Vec<u8>,
     labels: Vec<(String, Option<String>)>,
     ancestors: Vec<String>,
+    /// Names of volumes, sources, and places in containers.
+    volumes: Vec<String>,
     /// References, resolved by whoever has the list.
     pub(super) before: Vec<String>,
     pub(super) since: Vec<String>,
@@ -102,6 +104,7 @@ impl Filters {
                     None => (value, None),
                 }),
                 "ancestor" => filters.ancestors.push(value),
+                "volume" => filters.volumes.push(value),
                 "before" => filters.before.push(value),
                 "since" => filters.since.push(value),
                 _ => return Err(FilterError::Kind(kind.to_owned())),
@@ -132,6 +135,7 @@ impl Filters {
             })
             && any(&self.exit_codes, |code| exit_code == Some(*code))
             && any(&self.ancestors, |image| is_of(image, machine))
+            && any(&self.volumes, |volume| mounts(volume, machine))
             && self.labels.iter().all(|(key, value)| {
                 let label = record.settings.labels.get(key);
                 label.is_some_and(|label| value.as_ref().is_none_or(|value| value == label))
@@ -184,6 +188,14 @@ fn is_of(image: &str, machine: &Machine) -> bool {
     let is_id = typed_digits.len() >= SHORT_ID && digits.starts_with(typed_digits);
     let without_tag = label.reference.strip_suffix(":latest");
     is_id || label.reference == image || without_tag == Some(image)
+}
+
+/// Whether a machine mounts something of that name, or at that place.
+fn mounts(volume: &str, machine: &Machine) -> bool {
+    let mut mounts = machine.record.settings.mounts.iter();
+    mounts.any(|mount| {
+        mount.destination == volume || mount.source_name().is_some_and(|name| name == volume)
+    })
 }
 
 #[cfg(test)]

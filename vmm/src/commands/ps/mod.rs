@@ -17,9 +17,12 @@ use crate::outcome::ExitCode;
 use crate::policy::HealthStatus;
 use crate::report::Report;
 use crate::state::{Condition, Ended, Machine, Registry};
+use crate::volumes::TypedMount;
 
 /// Characters of a command that the table shows, docker's number.
 const COMMAND_LENGTH: usize = 20;
+/// How much of the name of a mount is shown, as with docker.
+const MOUNT_LENGTH: usize = 15;
 
 /// Lists machines.
 pub(in crate::commands) fn run(
@@ -139,14 +142,23 @@ impl Listed for Row {
             .map(|(key, value)| format!("{key}={value}"))
             .collect();
         let age = spell_duration(record.created.age_seconds());
+        let mounts = &record.settings.mounts;
+        let volumes = mounts.iter().filter(|mount| mount.volume().is_some());
+        let sources = mounts.iter().filter_map(TypedMount::source_name);
+        let sources: Vec<String> = sources
+            .map(|name| match self.is_whole {
+                true => name,
+                false => shorten(&name, MOUNT_LENGTH),
+            })
+            .collect();
         json!({
             "Command": printable(&format!("\"{command}\"")),
             "CreatedAt": Moment::of_seconds(record.created.0).to_string(),
             "ID": self.id(),
             "Image": printable(&record.image.reference),
             "Labels": printable(&labels.join(",")),
-            "LocalVolumes": "0",
-            "Mounts": "",
+            "LocalVolumes": volumes.count().to_string(),
+            "Mounts": printable(&sources.join(",")),
             "Names": record.name.as_str(),
             "Networks": "",
             "Ports": "",
