@@ -148,6 +148,111 @@ pub(crate) fn receive(socket: impl AsFd, range: &DeviceSlice<'_>) -> io::Result<
     Ok(count)
 }
 
+/// The addresses of a message's parts, for one call: what is ours in front, guest memory, what is ours behind.
+fn message(head: libc::iovec, ranges: &Ranges, tail: Option<libc::iovec>) -> Vec<libc::iovec> {
+    let mut vectors = Vec::with_capacity(ranges.vectors.len() + 2);
+    vectors.push(head);
+    // The kernel takes no more, with the two of ours.
+    vectors.extend(ranges.vectors.iter().take(MAX_RANGES - 2));
+    vectors.extend(tail);
+    vectors
+}
+
+/// An address that the kernel only reads from.
+fn readable(bytes: &[u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    }
+}
+
+fn writable(bytes: &mut [u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    }
+}
+
+fn is_whole(count: usize, head: &[u8], ranges: &[DeviceSlice<'_>]) -> io::Result<()> {
+    let length: usize = ranges.iter().map(DeviceSlice::len).sum();
+    if count == head.len() + length {
+        return Ok(());
+    }
+    Err(io::ErrorKind::WriteZero.into())
+}
+
+/// Writes `head` and guest memory as one message to a descriptor that takes each write whole.
+///
+/// # Errors
+///
+/// Returns the error of writev(2), or `WriteZero` if not all was taken.
+pub(crate) fn write_message(
+    file: impl AsFd,
+    head: &[u8],
+    ranges: &[DeviceSlice<'_>],
+) -> io::Result<()> {
+    let guarded = Ranges::new(ranges);
+    let vectors = message(readable(head), &guarded, None);
+    let count = libc::c_int::try_from(vectors.len()).unwrap_or(0);
+    let descriptor = file.as_fd().as_raw_fd();
+    // SAFETY: the vectors are `count` valid iovecs: `head`, and mapped guest memory that outlives the call (`guarded`). The kernel
+    // only reads them.
+    let result = unsafe { libc::writev(descriptor, vectors.as_ptr(), count) };
+    is_whole(bytes_or_error(result)?, head, ranges)
+}
+
+/// Sends `head` and guest memory as one message on a connected socket, without blocking and without `SIGPIPE`.
+///
+/// # Errors
+///
+/// Returns the error of sendmsg(2), or `WriteZero` if not all was taken.
+pub(crate) fn send_message(
+    socket: impl AsFd,
+    head: &[u8],
+    ranges: &[DeviceSlice<'_>],
+) -> io::Result<()> {
+    let guarded = Ranges::new(ranges);
+    let mut vectors = message(readable(head), &guarded, None);
+    // SAFETY: an msghdr is numbers and pointers, for which zero is a value.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = vectors.as_mut_ptr();
+    header.msg_iovlen = vectors.len();
+    let descriptor = socket.as_fd().as_raw_fd();
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    // SAFETY: the header names valid iovecs: `head`, and mapped guest memory that outlives the call (`guarded`). The kernel only
+    // reads them.
+    let result = unsafe { libc::sendmsg(descriptor, &raw const header, flags) };
+    is_whole(bytes_or_error(result)?, head, ranges)
+}
+
+/// Reads one message: first into `head`, then into guest memory, then into `tail`. Returns how many bytes it was, 0 at the end.
+///
+/// # Errors
+///
+/// Returns the error of readv(2).
+pub(crate) fn read_message(
+    file: impl AsFd,
+    head: &mut [u8],
+    ranges: &[DeviceSlice<'_>],
+    tail: &mut [u8],
+) -> io::Result<usize> {
+    let guarded = Ranges::new(ranges);
+    let vectors = message(writable(head), &guarded, Some(writable(tail)));
+    let count = libc::c_int::try_from(vectors.len()).unwrap_or(0);
+    let descriptor = file.as_fd().as_raw_fd();
+    // SAFETY: the vectors are `count` valid iovecs: `head` and `tail`, which are borrowed for the call, and mapped, writable guest
+    // memory that outlives it (`guarded`). All of it holds any bytes.
+    let result = unsafe { libc::readv(descriptor, vectors.as_ptr(), count) };
+    let read = bytes_or_error(result)?;
+    let mut left = read.saturating_sub(head.len());
+    for range in ranges.iter().take(MAX_RANGES - 2) {
+        let length = left.min(range.len());
+        range.bitmap().mark_dirty(0, length);
+        left -= length;
+    }
+    Ok(read)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Seek, Write};

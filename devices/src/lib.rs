@@ -4,7 +4,7 @@
 //! and descriptors are handed in. The vCPU threads reach devices through a [`bus`]; the queues of
 //! virtio devices are served on one [`event_loop`].
 //!
-//! `unsafe` stands in one file, `guest_io.rs`: the kernel reads and writes guest memory there.
+//! `unsafe` stands in two files: in `guest_io.rs`, where the kernel reads and writes guest memory, and in `virtio/net/tap.rs`, for its requests to a tap.
 #![deny(unsafe_code)]
 
 pub mod bus;

@@ -7,6 +7,7 @@ mod container;
 mod later;
 mod life;
 mod machines;
+mod network;
 mod statistics;
 mod storage;
 mod volumes;
@@ -23,6 +24,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use crate::attach::{DetachKeys, DetachKeysError};
 use crate::limits::{ByteSize, CpuQuota, LimitError, MemoryLimit};
 use crate::logs::LogConfigError;
+use crate::machine::InterfaceShape;
 use crate::moment::MomentError;
 use crate::outcome::ExitCode;
 use crate::report::{Help, Report, chain};
@@ -40,6 +42,7 @@ pub use self::machines::{
     AttachArgs, CommitArgs, CpArgs, DiffArgs, ExecArgs, ExportArgs, ForkArgs, MachinesArgs,
     SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
 };
+pub use self::network::NetworkArgs;
 pub use self::statistics::{StatsArgs, TopArgs, UpdateArgs};
 pub use self::storage::{CreateArgs, RestartArgs, StartArgs, StorageArgs};
 pub use self::volumes::{
@@ -242,7 +245,8 @@ pub struct RunArgs {
             "security_opt", "ulimit", "sysctl", "device", "tmpfs", "shm_size", "pids_limit", "cpu_shares",
             "cpuset_cpus", "group_add", "userns", "uts", "ipc", "pid", "oom_score_adj", "init", "storage",
             "storage_opt", "volume", "mount", "disk", "volumes_from", "device_read_bps", "device_write_bps",
-            "device_read_iops", "device_write_iops"
+            "device_read_iops", "device_write_iops", "network", "mac_address", "ip", "ip6", "gateway", "dns",
+            "dns_search", "dns_option", "add_host", "net_rate"
         ],
         help_heading = "Image"
     )]
@@ -335,6 +339,9 @@ pub struct RunArgs {
     /// What it sees beside its image.
     #[command(flatten)]
     pub volumes: VolumeArgs,
+    /// What it is connected to.
+    #[command(flatten)]
+    pub network: NetworkArgs,
 
     /// Name of the machine; one is made up if not given
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
@@ -430,6 +437,9 @@ pub struct PrepareArgs {
     /// With the device for directories of the host
     #[arg(long, hide = true)]
     pub shares: bool,
+    /// With a network interface of this MTU, and what its link does
+    #[arg(long, hide = true, value_name = "MTU[:OFFLOADS]")]
+    pub interface: Option<InterfaceShape>,
     /// With so many volumes and disks of the host
     #[arg(long, hide = true, value_name = "NUMBER", default_value_t = 0)]
     pub disks: u8,

@@ -16,6 +16,7 @@ pub mod machine;
 pub mod machines;
 pub mod moment;
 pub mod monitor;
+pub mod network;
 pub mod outcome;
 pub mod plan;
 pub mod policy;

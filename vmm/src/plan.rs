@@ -184,6 +184,7 @@ fn machine(
         agent: agent_window(guest)?,
         root,
         storage: None,
+        network: None,
         disks: Vec::new(),
         shares: None,
         kernel_log: None,

@@ -8,6 +8,7 @@
 pub mod block;
 pub mod fs;
 pub mod mmio;
+pub mod net;
 pub mod pmem;
 pub mod vsock;
 
@@ -47,6 +48,8 @@ pub(crate) type MarkingSlice<'a> = BS<'a, AtomicBitmap>;
 /// The device types that exist here (VirtIO 1.2 section 5, "Device Types").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceType {
+    /// A network interface (section 5.1).
+    Net,
     /// A disk (section 5.2).
     Block,
     /// A socket to the host (section 5.10).
@@ -62,6 +65,7 @@ impl DeviceType {
     #[must_use]
     pub fn id(self) -> u32 {
         match self {
+            Self::Net => 1,
             Self::Block => 2,
             Self::Vsock => 19,
             Self::Fs => 26,

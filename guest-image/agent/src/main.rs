@@ -12,6 +12,8 @@ mod clone;
 mod container;
 mod doorbell;
 mod fork_point;
+mod netlink;
+mod network;
 mod process;
 mod pump;
 mod server;

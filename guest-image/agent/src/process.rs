@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use protocol::{
-    Exit, ExitStatus, FailureKind, FilesTask, Report, StartFailure, StreamKind, WindowSize,
+    Exit, ExitStatus, FailureKind, FilesTask, Names, Report, StartFailure, StreamKind, WindowSize,
 };
 use rustix::event::PollFlags;
 use rustix::process::{Pid, Signal, WaitStatus};
@@ -138,6 +138,8 @@ impl Process {
             container,
             process,
             stop_signal: SIGTERM,
+            network: None,
+            names: Names::default(),
         };
         Self::of(id, Part::Joined, plan, asked)
     }
@@ -335,12 +337,15 @@ impl Process {
 
     /// Launches a first process that is ready, in the container that is staged if it is its own. Reports only a failure.
     pub(crate) fn launch(&mut self, staged: &mut Option<Staged>) -> Option<Report> {
-        self.begin(|process| match process.release(staged)? {
-            Some(launched) => Ok(launched),
-            None => {
-                // Kept before the launch, so that it is removed also if that fails.
-                let cgroup = process.cgroup.insert(process.plan.container.cgroup.make()?);
-                launch::launch(&process.plan, cgroup)
+        self.begin(|process| {
+            process.plan.prepare_machine()?;
+            match process.release(staged)? {
+                Some(launched) => Ok(launched),
+                None => {
+                    // Kept before the launch, so that it is removed also if that fails.
+                    let cgroup = process.cgroup.insert(process.plan.container.cgroup.make()?);
+                    launch::launch(&process.plan, cgroup)
+                }
             }
         })
     }

@@ -51,6 +51,7 @@
 mod files;
 mod frame;
 mod message;
+mod network;
 mod question;
 
 pub use files::{CopySource, Files, FilesTask};
@@ -62,13 +63,17 @@ pub use message::{
     Filesystem, Handover, Hello, MAGIC, Process, ProcessId, Report, Request, Role, RootSource,
     SEED_BYTES, Seccomp, StartFailure, StreamKind, Upper, Volume, WindowSize,
 };
+pub use network::{
+    HOSTNAME_FILE, HOSTS_FILE, INTERFACE, InterfaceAddress, NAMES_FILES, Names, Neighbour, Network,
+    RESOLV_CONF_FILE,
+};
 pub use question::{
     Answer, MAX_ARGUMENT_BYTES, MAX_PROCESSES, MAX_SAMPLE_MS, MAX_VOLUMES, ProcessInfo,
     ProcessList, Question, Usage,
 };
 
 /// Version of the conversation. The two sides talk only if it is the same.
-pub const VERSION: u16 = 8;
+pub const VERSION: u16 = 9;
 
 /// The vsock port on which the agent listens.
 pub const AGENT_PORT: u32 = 1024;

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::files::Files;
+use crate::network::{Names, Network};
 use crate::question::{Answer, Question};
 
 /// First field of every [`Hello`]: `"vmm\0"` as a little-endian number.
@@ -148,6 +149,8 @@ pub struct Handover {
     pub generation: u32,
     /// The disks that the template had without contents, and that have got some since.
     pub disks: Vec<DiskHandover>,
+    /// The network of a copy of a machine that ran, in place of that machine's.
+    pub network: Option<Network>,
 }
 
 /// A disk of a clone's own, of which its kernel is about to learn how large it is.
@@ -197,6 +200,10 @@ pub struct Create {
     pub streams: DeclaredStreams,
     /// What `linux.seccomp` of the config comes to. The config itself has none: the agent compiles nothing.
     pub seccomp: Option<Seccomp>,
+    /// The machine's network, set up before the program starts; none where it has no interface.
+    pub network: Option<Network>,
+    /// What [`Volume::Names`] shows, if that is among the volumes.
+    pub names: Names,
 }
 
 /// Another process of a container. It is in the container's namespaces, cgroup and root.
@@ -280,6 +287,8 @@ pub enum Volume {
         /// A directory of it that the mounts show, made if it is not there: `lost+found` is none of a container's business.
         directory: Option<String>,
     },
+    /// The files of [`Create::names`], in the machine's memory.
+    Names,
 }
 
 /// Which standard streams the host connects.

@@ -101,6 +101,8 @@ fn create() -> impl Strategy<Value = Create> {
                 stop_signal,
                 streams,
                 seccomp: seccomp.map(|(filter, flags)| Seccomp { filter, flags }),
+                network: None,
+                names: protocol::Names::default(),
             },
         )
 }

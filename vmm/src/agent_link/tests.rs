@@ -155,6 +155,8 @@ fn create(streams: DeclaredStreams) -> Create {
         idles: false,
         stop_signal: 15,
         seccomp: None,
+        network: None,
+        names: protocol::Names::default(),
     }
 }
 

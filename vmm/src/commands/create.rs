@@ -13,7 +13,7 @@ use super::life::{IdFiles, of_life, settings};
 use super::mounts;
 use super::output::print_line;
 use super::run::{
-    Beginning, Begun, Decided, blank_if_new, decide, has_keyboard, in_background, keep,
+    Beginning, Begun, Decided, blank_if_new, connect, decide, has_keyboard, in_background, keep,
     machine_choices, open_image,
 };
 use super::{each, machines};
@@ -28,6 +28,7 @@ use crate::machine::ShareFailure;
 use crate::machine::host::{Quirks, open_kvm};
 use crate::machines::Ending;
 use crate::monitor::{MonitorError, Signals};
+use crate::network::Network;
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
@@ -59,6 +60,7 @@ pub(super) fn create(
         reference,
         workload,
         mut mounts,
+        network,
     } = decide(arguments, directories, &id)?;
     let mut own_volumes = mounts::make(&mut mounts, directories)?;
     let new = NewMachine {
@@ -73,6 +75,7 @@ pub(super) fn create(
         settings: Settings {
             log: of_life(&arguments.life, true)?.log,
             mounts: mounts.clone(),
+            network,
             ..settings(arguments, &workload, &image.health)?
         },
     };
@@ -222,7 +225,8 @@ impl Prepared {
         let kvm = open_kvm()?;
         let quirks = Quirks::of_host(&directories.host_cache())?;
         timings.end_of("host");
-        let kept = open_kept(machine, directories)?;
+        let mut kept = open_kept(machine, directories)?;
+        kept.network = machine.record().settings.network.clone();
         let choices = MachineChoices {
             verbose_kernel,
             ..kept.choices.clone()
@@ -289,6 +293,8 @@ pub(super) struct Kept {
     pub(super) image: StoredImage,
     pub(super) workload: Workload,
     pub(super) mounts: Vec<TypedMount>,
+    /// Its network: none where only its files are looked at.
+    pub(super) network: Network,
     /// What becomes of it when what it sees of the host is not served any more.
     pub(super) on_share_failure: ShareFailure,
     /// Whether its input is to be open, and to end with that of the client that has it.
@@ -307,6 +313,7 @@ impl Kept {
     ) -> Result<(RunPlan, Option<File>), Report> {
         let attachments = mounts::open(&self.mounts, &self.image, choices, directories)?;
         self.workload.attach(&attachments);
+        let network = connect(&self.network, &mut self.workload)?;
         let mut plan = RunPlan::decide(
             self.image,
             self.guest,
@@ -316,6 +323,7 @@ impl Kept {
             streams,
         )?;
         plan.machine.storage = Some(self.disk);
+        plan.machine.network = network;
         plan.machine.disks = attachments.disks;
         plan.shares = attachments.shares;
         plan.on_share_failure = self.on_share_failure;
@@ -343,6 +351,7 @@ pub(super) fn open_kept(machine: &OwnedMachine, directories: &Directories) -> Re
         image,
         workload: blueprint.workload,
         mounts: blueprint.mounts,
+        network: Network::default(),
         on_share_failure: blueprint.on_share_failure,
         interactive: blueprint.interactive,
         passes_end: blueprint.passes_end,

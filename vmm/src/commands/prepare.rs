@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use kvm_ioctls::Kvm;
-use protocol::DeclaredStreams;
+use protocol::{DeclaredStreams, Names};
 
 use super::output::print_line;
 use super::run::{blank, limits, open_image};
@@ -16,7 +16,7 @@ use crate::cli::{ImportLimitArgs, PrepareArgs, RunArgs, RunImage};
 use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
 use crate::machine::host::{Quirks, open_kvm};
-use crate::machine::{Access, DiskId, MachineDisk, RateLimits, Shares};
+use crate::machine::{Access, DiskId, InterfaceShape, MachineDisk, RateLimits, Shares};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
@@ -84,9 +84,13 @@ fn make(
         limits: limits(arguments.cpus, arguments.memory),
         ..Choices::default()
     };
-    let workload = Workload::new(&image.config, &anything, &OwnEnvironment)?;
+    let mut workload = Workload::new(&image.config, &anything, &OwnEnvironment)?;
+    if arguments.interface.is_some() {
+        workload.connect(None, Some(Names::default()));
+    }
     let no_streams = DeclaredStreams::default();
     let mut plan = RunPlan::decide(image, guest, workload, &choices, quirks, no_streams)?;
+    plan.machine.network = arguments.interface.map(InterfaceShape::unconnected);
     plan.machine.shares = arguments.shares.then_some(Shares::Unserved);
     if let Some(size) = storage {
         plan.machine.storage = Some(scratch_disk(size.bytes(), directories)?);
@@ -124,6 +128,7 @@ fn make(
 pub(super) struct Shape {
     pub(super) storage: Option<StorageSize>,
     pub(super) has_shares: bool,
+    pub(super) interface: Option<InterfaceShape>,
     /// How many volumes and disks of the host.
     pub(super) disks: usize,
 }
@@ -152,6 +157,9 @@ pub(super) fn in_background(
     }
     if shape.has_shares {
         words.push("--shares".into());
+    }
+    if let Some(interface) = shape.interface {
+        words.extend(["--interface".into(), interface.to_string().into()]);
     }
     if shape.disks > 0 {
         words.extend(["--disks".into(), shape.disks.to_string().into()]);

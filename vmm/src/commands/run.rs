@@ -28,9 +28,10 @@ use crate::image::{
     FindError, ImageSource, ImportError, ImportOptions, Store, StoreError, StoredImage,
 };
 use crate::limits::{ByteSize, CpuQuota, MemoryLimit};
-use crate::machine::Shares;
 use crate::machine::host::{ProbeError, Quirks, open_kvm};
+use crate::machine::{MachineNetwork, Shares};
 use crate::monitor::{Facts, MonitorError, Signals, client_streams, window_size};
+use crate::network::{Network, OpenNetwork};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
@@ -125,6 +126,7 @@ struct Opened {
     reference: String,
     workload: Workload,
     mounts: Vec<TypedMount>,
+    network: Network,
 }
 
 impl Opened {
@@ -145,6 +147,7 @@ impl Opened {
             reference,
             workload,
             mounts,
+            network,
         } = decide(arguments, directories, &id)?;
         timings.end_of("image");
         Ok(Self {
@@ -158,6 +161,7 @@ impl Opened {
             reference,
             workload,
             mounts,
+            network,
         })
     }
 
@@ -180,6 +184,7 @@ impl Opened {
             reference,
             mut workload,
             mut mounts,
+            network,
         } = self;
         let id_files = IdFiles::reserve(&arguments.life)?;
         let image_id = image.id.to_string();
@@ -187,6 +192,7 @@ impl Opened {
         let mut own_volumes = mounts::make(&mut mounts, directories)?;
         let settings = Settings {
             mounts: mounts.clone(),
+            network: network.clone(),
             ..settings(arguments, &workload, &image.health)?
         };
         let log = settings.log;
@@ -226,6 +232,7 @@ impl Opened {
         });
         let attachments = mounts::open(&mounts, &image, &machine_choices, directories)?;
         workload.attach(&attachments);
+        let network = connect(&network, &mut workload)?;
         let mut plan = RunPlan::decide(
             image,
             guest,
@@ -234,11 +241,13 @@ impl Opened {
             quirks,
             streams.declared(),
         )?;
+        plan.machine.network = network;
         plan.machine.disks = attachments.disks;
         plan.shares = attachments.shares;
         let shape = super::prepare::Shape {
             storage: machine_choices.storage,
             has_shares: !plan.shares.is_empty(),
+            interface: plan.machine.network.as_ref().map(MachineNetwork::shape),
             disks: plan.machine.disks.len(),
         };
         plan.on_share_failure = arguments.volumes.on_share_failure();
@@ -291,6 +300,8 @@ pub(super) struct Decided {
     pub(super) workload: Workload,
     /// What it is to see beside its image.
     pub(super) mounts: Vec<TypedMount>,
+    /// Its network.
+    pub(super) network: Network,
 }
 
 /// Decides what is to run in the machine with this id, and opens its image.
@@ -305,6 +316,7 @@ pub(super) fn decide(
         .check_processors(vcpus)
         .map_err(WorkloadError::from)?;
     let choices = choices(arguments, id)?;
+    let network = Network::decide(&arguments.network.choices())?;
     let given = given(arguments)?;
     let (image, reference) = open_image(
         &arguments.image_and_command().0,
@@ -324,7 +336,23 @@ pub(super) fn decide(
         reference,
         workload,
         mounts,
+        network,
     })
+}
+
+/// Opens the network of a machine for one start, and gives the workload its part of it.
+pub(super) fn connect(
+    network: &Network,
+    workload: &mut Workload,
+) -> Result<Option<MachineNetwork>, Report> {
+    let hostname = workload.config()["hostname"].as_str().unwrap_or_default();
+    let names = network.names(hostname)?;
+    let (machine, agent) = match network.open()? {
+        None => (None, None),
+        Some(OpenNetwork { machine, agent }) => (Some(machine), Some(agent)),
+    };
+    workload.connect(agent, names);
+    Ok(machine)
 }
 
 /// What was typed about the machine.
@@ -497,6 +525,8 @@ impl Beginning<'_> {
                 return Err(report);
             }
         };
+        // It is the VM process's alone, and goes with that.
+        plan.machine.network = None;
         let attended = Attended {
             machine,
             control,

@@ -16,8 +16,11 @@ mod shape;
 mod vcpu;
 mod xsave;
 
+use std::fmt;
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use devices::bus::{Bus, BusDevice, InsertError, MmioAddress};
@@ -26,7 +29,6 @@ use devices::event_loop::{EventLoop, EventLoopError};
 use devices::i8042::{self, I8042};
 use devices::interrupt::Interrupt;
 use devices::serial::{self, BadSerial, KernelLog, KernelLogLimits, Serial};
-use devices::virtio::VirtioDevice;
 pub use devices::virtio::block::{Access, DiskId, Rate, RateLimits};
 use devices::virtio::block::{
     Backend as _, Block, CAPACITY_OFFSET, DiskThreads, Extent, Extents, ExtentsError, RawFile,
@@ -37,8 +39,13 @@ use devices::virtio::fs::{self, FailureReport, Fs, Tag};
 use devices::virtio::mmio::{
     EmptySlot, MmioTransport, QUEUE_NOTIFY_OFFSET, RestoreError, SaveError, TransportError,
 };
+use devices::virtio::net::{
+    FrameSocket, Interface, LINK_DOWN, Link, LossReport, MacAddress, Net, Offloads, STATUS_OFFSET,
+    Tap,
+};
 use devices::virtio::pmem::{Pmem, PmemWindow};
 use devices::virtio::vsock::{Dialer, GuestCid, Vsock};
+use devices::virtio::{DeviceType, VirtioDevice};
 use event_manager::MutEventSubscriber;
 use kvm_bindings::{
     CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
@@ -91,6 +98,8 @@ pub struct MachineConfig {
     pub storage: Option<File>,
     /// Directories of the host, if it has a device for them.
     pub shares: Option<Shares>,
+    /// Its network interface, if it has one.
+    pub network: Option<MachineNetwork>,
     /// Further disks, in the order of their names in the guest, after the two above.
     pub disks: Vec<MachineDisk>,
     /// Where the guest kernel's log goes.
@@ -116,6 +125,7 @@ impl MachineConfig {
     fn device_count(&self) -> usize {
         USUAL_DEVICES
             + usize::from(self.storage.is_some())
+            + usize::from(self.network.is_some())
             + usize::from(self.shares.is_some())
             + self.disks.len()
     }
@@ -145,8 +155,130 @@ impl MachineConfig {
 
 /// How many virtio devices every machine has: see [`virtio_devices`].
 const USUAL_DEVICES: usize = 3;
-/// How many further disks a machine may have: the bank has room for them beside all other devices, and for one more.
-pub const MAX_DISKS: usize = VIRTIO_GSIS.len() - USUAL_DEVICES - 2;
+/// How many further disks a machine may have: the bank has room for them beside all other devices.
+pub const MAX_DISKS: usize = VIRTIO_GSIS.len() - USUAL_DEVICES - 3;
+
+/// The network interface of a machine.
+#[derive(Debug)]
+pub struct MachineNetwork {
+    /// What its guest is told of it.
+    pub interface: Interface,
+    /// What it is connected to.
+    pub link: MachineLink,
+    /// How fast it may be.
+    pub limits: devices::virtio::net::RateLimits,
+}
+
+/// What a network interface is connected to.
+#[derive(Debug)]
+pub enum MachineLink {
+    /// Nothing: the device is there for those that will be connected.
+    Unconnected,
+    /// A tap of the host's.
+    Tap(Tap),
+    /// A socket with one frame in each message.
+    Socket(OwnedFd),
+}
+
+impl MachineLink {
+    /// The descriptor, if there is one.
+    #[must_use]
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Unconnected => None,
+            Self::Tap(tap) => Some(tap.as_fd()),
+            Self::Socket(socket) => Some(socket.as_fd()),
+        }
+    }
+
+    /// A handle of the device's own.
+    fn open(&self) -> io::Result<Option<Box<dyn Link>>> {
+        Ok(match self {
+            Self::Unconnected => None,
+            Self::Tap(tap) => Some(Box::new(tap.try_clone()?)),
+            Self::Socket(socket) => Some(Box::new(FrameSocket::new(socket.try_clone()?)?)),
+        })
+    }
+}
+
+/// What of an interface its driver asks before anybody says whose it is: the same for all machines that begin alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceShape {
+    /// The longest packet.
+    pub mtu: u16,
+    /// What the link does.
+    pub offloads: Offloads,
+}
+
+/// A text that names no shape of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("it is an MTU, and then :checksum or :segmentation")]
+pub struct InterfaceShapeError;
+
+impl fmt::Display for InterfaceShape {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let offloads = match self.offloads {
+            Offloads {
+                checksum: false, ..
+            } => "",
+            Offloads {
+                segmentation: false,
+                ..
+            } => ":checksum",
+            _ => ":segmentation",
+        };
+        write!(formatter, "{}{offloads}", self.mtu)
+    }
+}
+
+impl FromStr for InterfaceShape {
+    type Err = InterfaceShapeError;
+
+    fn from_str(text: &str) -> Result<Self, InterfaceShapeError> {
+        let (mtu, offloads) = match text.split_once(':') {
+            None => (text, Offloads::default()),
+            Some((mtu, "checksum")) => (
+                mtu,
+                Offloads {
+                    checksum: true,
+                    segmentation: false,
+                },
+            ),
+            Some((mtu, "segmentation")) => (mtu, Offloads::ALL),
+            Some(_) => return Err(InterfaceShapeError),
+        };
+        let mtu = mtu.parse().map_err(|_| InterfaceShapeError)?;
+        Ok(Self { mtu, offloads })
+    }
+}
+
+impl InterfaceShape {
+    /// An interface of this shape that is nobody's, for a machine of which others will be clones.
+    #[must_use]
+    pub fn unconnected(self) -> MachineNetwork {
+        let Self { mtu, offloads } = self;
+        MachineNetwork {
+            interface: Interface {
+                mac: MacAddress::local([0; 6]),
+                mtu,
+                offloads,
+            },
+            link: MachineLink::Unconnected,
+            limits: devices::virtio::net::RateLimits::default(),
+        }
+    }
+}
+
+impl MachineNetwork {
+    /// What it has in common with others.
+    #[must_use]
+    pub fn shape(&self) -> InterfaceShape {
+        InterfaceShape {
+            mtu: self.interface.mtu,
+            offloads: self.interface.offloads,
+        }
+    }
+}
 
 /// What the guest calls a disk: there are fewer than letters.
 #[must_use]
@@ -366,6 +498,8 @@ struct Board {
     serial: Arc<Serial>,
     /// In the order of the slots.
     transports: Vec<Arc<MmioTransport>>,
+    /// That of the network interface.
+    network_slot: Option<usize>,
     /// The disks beside the root and the machine's own.
     disks: Disks,
     buses: Buses,
@@ -529,6 +663,7 @@ impl Machine {
                     },
                     Notice::Reset => return Ok(MachineEnd::Reset),
                     Notice::GuestFault(reason) => return Ok(MachineEnd::Fault(reason)),
+                    Notice::LinkLost => running.board.tell_link_lost(),
                 }
             }
             while let Some(order) = next_order() {
@@ -566,7 +701,7 @@ impl Machine {
                     // The one that rang stops by itself; the others may be inside the guest.
                     Notice::Ring(Ring::MayFreeze) => running.crew.stop()?,
                     Notice::Ring(Ring::MachineEnd) => return Err(FreezeError::Ended),
-                    Notice::Ring(_) => {}
+                    Notice::Ring(_) | Notice::LinkLost => {}
                     Notice::Reset => return Err(FreezeError::Ended),
                     Notice::GuestFault(reason) => return Err(FreezeError::Fault(reason)),
                 }
@@ -634,6 +769,9 @@ impl Board {
             ..Disks::default()
         };
         let devices = virtio_devices(config, vsock, &notifier, &mut disks)?;
+        let network_slot = devices
+            .iter()
+            .position(|device| device.device_type() == DeviceType::Net);
         let transports = place_virtio(&vm, &mut mmio, &memory, &event_loop, devices)?;
         let mut pio = Bus::new();
         pio.insert(
@@ -660,6 +798,7 @@ impl Board {
             kernel_log,
             serial,
             transports,
+            network_slot,
             disks,
             buses: Buses {
                 pio: Arc::new(pio),
@@ -747,6 +886,15 @@ impl Board {
         }
     }
 
+    /// Tells the driver of the network interface that its link is gone.
+    fn tell_link_lost(&self) {
+        let slot = self.network_slot.and_then(|slot| self.transports.get(slot));
+        if let Some(transport) = slot {
+            tracing::warn!("the link of the machine's network interface is gone");
+            transport.change_config(STATUS_OFFSET, &LINK_DOWN);
+        }
+    }
+
     /// Puts into the mailbox what makes this clone different from all others. Its first disk has the name with this index.
     fn hand_over(&self, generation: u32, first_disk: usize) -> Result<(), BuildError> {
         let now = std::time::SystemTime::now()
@@ -757,6 +905,7 @@ impl Board {
             realtime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
             generation,
             disks: self.disks.handover(first_disk),
+            network: None,
         };
         self.put_into_mailbox(&handover)
     }
@@ -851,6 +1000,9 @@ fn virtio_devices(
         },
         Box::new(vsock),
     ];
+    if let Some(network) = &config.network {
+        devices.push(Box::new(net(network, notifier)?));
+    }
     if let Some(shares) = &config.shares {
         devices.push(Box::new(file_system(shares, notifier)?));
     }
@@ -916,6 +1068,21 @@ fn storage(file: &File) -> Result<Block, BuildError> {
         .and_then(|file| RawFile::new(file, Access::ReadWrite))
         .map_err(BuildError::Storage)?;
     Ok(Block::new(Arc::new(disk), DiskId::new("storage")))
+}
+
+fn net(network: &MachineNetwork, notifier: &Notifier) -> Result<Net, BuildError> {
+    let failed = |error| BuildError::Descriptor("the network interface", error);
+    let device = Net::new(network.interface)
+        .limited_to(network.limits)
+        .map_err(failed)?;
+    Ok(match network.link.open().map_err(failed)? {
+        None => device,
+        Some(link) => {
+            let notifier = notifier.clone();
+            let report = LossReport::new(move || notifier.notify(Notice::LinkLost));
+            device.connected_to(link, report)
+        }
+    })
 }
 
 fn file_system(shares: &Shares, notifier: &Notifier) -> Result<Fs, BuildError> {

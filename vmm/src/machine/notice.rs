@@ -16,6 +16,8 @@ pub(super) enum Notice {
     Reset,
     /// A vCPU cannot go on.
     GuestFault(String),
+    /// The network interface is connected to nothing any more.
+    LinkLost,
 }
 
 /// As many as vCPUs can have in flight; a guest that rings faster than the loop reads loses rings.
@@ -34,7 +36,7 @@ impl Notifier {
     /// Never blocks.
     pub(super) fn notify(&self, notice: Notice) {
         let is_kept = match notice {
-            Notice::Ring(_) => self.rings.try_send(notice).is_ok(),
+            Notice::Ring(_) | Notice::LinkLost => self.rings.try_send(notice).is_ok(),
             Notice::Reset | Notice::GuestFault(_) => self.end.set(notice).is_ok(),
         };
         if is_kept {

@@ -43,6 +43,8 @@ const KVM_SAVES: [u64; 16] = [
 ];
 /// Switches a socket to non-blocking; the standard library does it this way.
 const FIONBIO: u64 = 0x5421;
+/// Says which frames a tap may give, when the guest's driver starts: `TUNSETOFFLOAD` (include/uapi/linux/if_tun.h).
+const TUNSETOFFLOAD: u64 = 0x54d0;
 
 /// What every Rust thread needs: its allocator, its locks, its end.
 const COMMON: &[i64] = &[
@@ -94,6 +96,8 @@ const EVENT_LOOP: &[i64] = &[
     libc::SYS_shutdown,
     libc::SYS_close,
     libc::SYS_fcntl,
+    // The rate of a network interface.
+    libc::SYS_timerfd_settime,
 ];
 
 /// What carries out requests of disks needs beside it. The event loop does, too, for disks without threads.
@@ -195,7 +199,7 @@ fn allowed(role: ThreadRole) -> (Vec<i64>, Vec<u64>) {
         ThreadRole::Vcpu => ([COMMON, VCPU].concat(), KVM_RUNS.to_vec()),
         ThreadRole::EventLoop => (
             [COMMON, EVENT_LOOP, DISK].concat(),
-            [&KVM_SAVES[..], &[FIONBIO]].concat(),
+            [&KVM_SAVES[..], &[FIONBIO, TUNSETOFFLOAD]].concat(),
         ),
         ThreadRole::Disk => ([COMMON, DISK].concat(), Vec::new()),
     }

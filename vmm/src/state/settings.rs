@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Signal;
 use super::record::shortened;
 use crate::logs::LogConfig;
+use crate::network::Network;
 use crate::policy::{HealthCheck, RestartPolicy};
 use crate::volumes::TypedMount;
 
@@ -48,6 +49,8 @@ pub struct Settings {
     pub limits: OtherLimits,
     /// What it mounts beside its image.
     pub mounts: Vec<TypedMount>,
+    /// Its network.
+    pub network: Network,
 }
 
 /// Limits that are not those of every machine, in docker's numbers: 0, or nothing, where there is none.

@@ -45,8 +45,8 @@ use crate::dirs::{DirectoriesError, create_private};
 use crate::guest::Manifest;
 use crate::limits::ByteSize;
 use crate::machine::{
-    CommandLineError, FrozenMachine, MachineConfig, Root, SaveFiles, SavedMachine, Window,
-    WrittenPages,
+    CommandLineError, FrozenMachine, InterfaceShape, MachineConfig, MachineNetwork, Root,
+    SaveFiles, SavedMachine, Window, WrittenPages,
 };
 use crate::report::Help;
 use crate::storage;
@@ -81,6 +81,8 @@ pub struct Recipe {
     storage_bytes: u64,
     /// Whether it has a device for directories of the host, which nobody serves.
     has_shares: bool,
+    /// The network interface, if it has one; it is connected to nothing.
+    interface: Option<InterfaceShape>,
     /// How many further disks it has, on which is nothing.
     disks: usize,
     host_kernel: String,
@@ -154,6 +156,7 @@ impl Recipe {
             window_mib: window.class.bytes() >> 20,
             storage_bytes: storage.map_or(0, |metadata| metadata.len()),
             has_shares: machine.shares.is_some(),
+            interface: machine.network.as_ref().map(MachineNetwork::shape),
             disks: machine.disks.len(),
             host_kernel: rustix::system::uname()
                 .release()
@@ -197,6 +200,7 @@ impl Recipe {
             window_mib: 64,
             storage_bytes: 0,
             has_shares: false,
+            interface: None,
             disks: 0,
             host_kernel: "6.1".to_owned(),
             container: None,

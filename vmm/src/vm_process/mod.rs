@@ -443,6 +443,8 @@ fn leave_the_parent(
     keep.push(kvm);
     keep.extend(config.kernel_log.as_ref().map(AsFd::as_fd));
     keep.extend(config.storage.as_ref().map(AsFd::as_fd));
+    let link = config.network.as_ref();
+    keep.extend(link.and_then(|network| network.link.descriptor()));
     for disk in &config.disks {
         keep.push(disk.file.as_fd());
         keep.extend(disk.lock.as_ref().map(AsFd::as_fd));

@@ -60,6 +60,8 @@ impl Workload {
             seccomp,
             has_usual_container: false,
             volumes: Vec::new(),
+            network: None,
+            names: protocol::Names::default(),
         })
     }
 }

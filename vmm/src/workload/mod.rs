@@ -17,7 +17,7 @@ use std::io;
 use std::path::PathBuf;
 
 use oci_spec::image::{Config, ImageConfiguration};
-use protocol::{Create, DeclaredStreams, Process, RootSource, Volume, WindowSize};
+use protocol::{Create, DeclaredStreams, Names, Process, RootSource, Volume, WindowSize};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -101,6 +101,12 @@ pub struct Workload {
     /// Only from a start to the end of its machine: another start opens others.
     #[serde(skip)]
     volumes: Vec<Volume>,
+    /// The same.
+    #[serde(skip)]
+    network: Option<protocol::Network>,
+    /// The same.
+    #[serde(skip)]
+    names: Names,
 }
 
 /// Why an image and choices do not make a workload.
@@ -206,6 +212,8 @@ impl Workload {
                 && !is_for_systemd
                 && !choices.fork_point,
             volumes: Vec::new(),
+            network: None,
+            names: Names::default(),
         })
     }
 
@@ -275,6 +283,36 @@ impl Workload {
         }
     }
 
+    /// Gives it the machine's network, and the files by which programs know names, where nothing else is mounted.
+    pub fn connect(&mut self, network: Option<protocol::Network>, names: Option<Names>) {
+        self.network = network;
+        let Some(names) = names else { return };
+        self.names = names;
+        let place = protocol::volume_path(self.volumes.len());
+        self.volumes.push(Volume::Names);
+        if self.config["mounts"].is_null() {
+            self.config["mounts"] = json!([]);
+        }
+        let Some(mounts) = self.config["mounts"].as_array_mut() else {
+            return;
+        };
+        for file in protocol::NAMES_FILES {
+            let destination = format!("/etc/{file}");
+            if mounts
+                .iter()
+                .any(|mount| mount["destination"] == destination.as_str())
+            {
+                continue;
+            }
+            mounts.push(json!({
+                "destination": destination,
+                "type": "bind",
+                "source": format!("{place}/{file}"),
+                "options": ["bind", "rprivate"],
+            }));
+        }
+    }
+
     /// Shows the owners of files on disks as the container's users.
     fn map_ids_of_disks(&mut self) {
         let places: Vec<String> = (0..)
@@ -328,6 +366,8 @@ impl Workload {
             stop_signal: systemd::USUAL_STOP_SIGNAL,
             streams: DeclaredStreams::default(),
             seccomp: None,
+            network: None,
+            names: Names::default(),
         })
     }
 
@@ -355,6 +395,8 @@ impl Workload {
             stop_signal: self.stop_signal,
             streams,
             seccomp: self.seccomp,
+            network: self.network,
+            names: self.names,
         })
     }
 }

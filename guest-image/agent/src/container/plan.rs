@@ -4,7 +4,8 @@ use std::ffi::CString;
 use std::rc::Rc;
 
 use protocol::{
-    Create, DeclaredStreams, Exec, Filesystem, RootSource, StartFailure, Upper, Volume, WindowSize,
+    Create, DeclaredStreams, Exec, Filesystem, Names, Network, RootSource, StartFailure, Upper,
+    Volume, WindowSize,
 };
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,8 @@ use super::scheduling::{Affinity, IoPriority, Scheduler};
 use super::seccomp::Filter;
 use super::sysctl::{self, Sysctl};
 use super::user::UserChoice;
-use super::write_file;
+use super::{volumes, write_file};
+use crate::network;
 use crate::spec::{self, Config};
 use crate::step::{Step as _, invalid, unsupported};
 
@@ -33,6 +35,10 @@ pub(crate) struct Plan {
     pub(crate) process: ProcessPlan,
     /// What asks the process to end.
     pub(crate) stop_signal: u8,
+    /// The machine's network, if it has one.
+    pub(crate) network: Option<Network>,
+    /// What the files by which programs know names have in them.
+    pub(crate) names: Names,
 }
 
 /// The container, whatever runs in it: all that can be made before anybody says what that is.
@@ -312,7 +318,23 @@ impl Plan {
             container: Rc::new(container),
             process,
             stop_signal: create.stop_signal,
+            network: create.network,
+            names: create.names,
         })
+    }
+}
+
+impl Plan {
+    /// Gives the machine what its container finds there: the network, and the names.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses it.
+    pub(crate) fn prepare_machine(&self) -> Result<(), StartFailure> {
+        if let Some(network) = &self.network {
+            network::set_up(network)?;
+        }
+        volumes::write_names(&self.container.volumes, &self.names)
     }
 }
 
@@ -398,6 +420,8 @@ mod tests {
             idles: false,
             stop_signal: 15,
             seccomp: None,
+            network: None,
+            names: Names::default(),
         })
     }
 

@@ -2,7 +2,10 @@
 //!
 //! They belong to the machine: they stay mounted when a container ends, and are synced when the machine does.
 
-use protocol::{MAX_VOLUMES, StartFailure, VOLUMES, Volume, volume_path};
+use protocol::{
+    HOSTNAME_FILE, HOSTS_FILE, MAX_VOLUMES, Names, RESOLV_CONF_FILE, StartFailure, VOLUMES, Volume,
+    volume_path,
+};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
@@ -92,7 +95,38 @@ fn mount_one(volume: &Volume, place: &str) -> Result<(), StartFailure> {
                 None => Ok(()),
             }
         }
+        Volume::Names => {
+            let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+            rustix::mount::mount("tmpfs", place, "tmpfs", flags, c"mode=755,size=1m")
+                .step(|| format!("mounting {place}"))?;
+            // The mounts of a container that is built ahead need files.
+            write_files(place, &Names::default())
+        }
     }
+}
+
+/// Fills the files of a container's names, if it has such: the mounts show what is in them by then.
+///
+/// # Errors
+///
+/// If the volume cannot be mounted or written to.
+pub(crate) fn write_names(volumes: &[Volume], names: &Names) -> Result<(), StartFailure> {
+    let Some(index) = volumes.iter().position(|it| *it == Volume::Names) else {
+        return Ok(());
+    };
+    mount(volumes)?;
+    write_files(&volume_path(index), names)
+}
+
+fn write_files(place: &str, names: &Names) -> Result<(), StartFailure> {
+    let files = [
+        (HOSTS_FILE, &names.hosts),
+        (HOSTNAME_FILE, &names.hostname),
+        (RESOLV_CONF_FILE, &names.resolv_conf),
+    ];
+    files.iter().try_for_each(|(name, text)| {
+        std::fs::write(format!("{place}/{name}"), text).step(|| format!("writing /etc/{name}"))
+    })
 }
 
 /// Makes the directory of a volume that mounts show. On a file system that is damaged, and therefore not written to, what is there

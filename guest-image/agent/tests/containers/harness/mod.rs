@@ -497,6 +497,8 @@ impl Workload {
             stop_signal: 15,
             streams,
             seccomp: self.seccomp.clone(),
+            network: None,
+            names: protocol::Names::default(),
         }
     }
 }

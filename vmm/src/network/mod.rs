@@ -1,0 +1,332 @@
+//! The network of a machine: as it is typed, decided, written down, and opened for one start.
+//!
+//! A machine has one interface, or none. What the interface is connected to is a descriptor that carries frames
+//! ([`devices::virtio::net::Link`]); what its guest is told of the network is said by the agent's protocol, and nobody is asked for
+//! an address.
+
+mod names;
+mod typed;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::IpAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use devices::virtio::net::{Interface, MacAddress, Offloads, Rate, RateLimits, Tap, TapError};
+use protocol::InterfaceAddress;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::limits::ByteSize;
+use crate::machine::{MachineLink, MachineNetwork};
+use crate::report::Help;
+
+pub use self::names::{HostEntry, NameChoices};
+pub use self::typed::{TypedAddress, TypedMac, TypedNetwork, TypedRates};
+
+/// How long a tap may still be taken by a machine that has ended: the host's kernel takes that down after its end.
+const TAP_PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait between two looks at it.
+const TAP_PAUSE: Duration = Duration::from_millis(10);
+
+/// What was typed about a machine's network.
+#[derive(Clone, Debug, Default)]
+pub struct NetworkChoices {
+    /// Which.
+    pub network: TypedNetwork,
+    /// The Ethernet address.
+    pub mac: Option<TypedMac>,
+    /// Addresses.
+    pub addresses: Vec<TypedAddress>,
+    /// Where everything else is reached.
+    pub gateways: Vec<IpAddr>,
+    /// How fast.
+    pub rates: TypedRates,
+    /// Names.
+    pub names: NameChoices,
+}
+
+/// The network of a machine, decided: all that another start needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Network {
+    /// The interface; none of a machine without a network.
+    pub interface: Option<DecidedInterface>,
+    /// Names.
+    pub names: NameChoices,
+}
+
+/// The interface of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecidedInterface {
+    /// What it is connected to.
+    pub connection: Connection,
+    /// Its Ethernet address.
+    pub mac: MacAddress,
+    /// Its addresses.
+    pub addresses: Vec<InterfaceAddress>,
+    /// Where everything else is reached.
+    pub gateways: Vec<IpAddr>,
+    /// Bytes a second to the guest.
+    #[serde(default)]
+    pub receive_rate: Option<u64>,
+    /// Bytes a second from the guest.
+    #[serde(default)]
+    pub transmit_rate: Option<u64>,
+}
+
+/// What an interface is connected to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Connection {
+    /// A tap of the host's, which somebody else has made.
+    Tap(String),
+}
+
+/// A network that is open.
+#[derive(Debug)]
+pub struct OpenNetwork {
+    /// The machine's part of it.
+    pub machine: MachineNetwork,
+    /// The agent's.
+    pub agent: protocol::Network,
+}
+
+/// Why a machine has not got the network that was asked for.
+#[derive(Debug, Error)]
+pub enum NetworkError {
+    /// There is no interface to give it to.
+    #[error("{0} needs a network, and the machine has none")]
+    Without(&'static str),
+    /// Two of one kind.
+    #[error("{0} were given more than once")]
+    Twice(&'static str),
+    /// A gateway that cannot be reached.
+    #[error("the gateway {0} is on no network of the machine's addresses")]
+    GatewayElsewhere(IpAddr),
+    /// The tap cannot be used.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The host's list of name servers cannot be read.
+    #[error("cannot read {path}")]
+    Resolvers {
+        /// The file.
+        path: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The host gives no random numbers.
+    #[error("the host gives no random numbers for a MAC address")]
+    Random(#[source] io::Error),
+}
+
+impl Help for NetworkError {
+    fn help(&self) -> Option<String> {
+        let help = match self {
+            Self::Without(_) => "name one with --network, as in: --network tap=NAME",
+            Self::Twice(_) => "leave all but one of them out",
+            Self::GatewayElsewhere(_) => {
+                "give the machine an address beside it, as in: --ip 192.168.5.2/24 --gateway 192.168.5.1"
+            }
+            Self::Tap(TapError::NoTun) => "load the kernel's tun module: modprobe tun",
+            Self::Tap(TapError::Open(_)) => "become root, or get the right to open /dev/net/tun",
+            Self::Tap(TapError::NoInterface(name)) => {
+                return Some(format!(
+                    "make it first, as in: ip tuntap add dev {name} mode tap user {}; ip link set {name} up",
+                    rustix::process::getuid().as_raw()
+                ));
+            }
+            Self::Tap(TapError::NotATap(_)) => {
+                "make one with `ip tuntap add dev NAME mode tap`, without multi_queue"
+            }
+            Self::Tap(TapError::NoRight(name)) => {
+                return Some(format!(
+                    "make it yours: ip tuntap del dev {name} mode tap; ip tuntap add dev {name} mode tap user {}",
+                    rustix::process::getuid().as_raw()
+                ));
+            }
+            Self::Tap(TapError::InUse(_)) => {
+                "end what uses it, or give each machine a tap of its own"
+            }
+            Self::Tap(TapError::BadName(_)) => "`ip link` lists them",
+            Self::Tap(TapError::Refused { .. }) | Self::Resolvers { .. } | Self::Random(_) => {
+                return None;
+            }
+        };
+        Some(help.to_owned())
+    }
+}
+
+impl Network {
+    /// Decides what a machine's network is.
+    ///
+    /// # Errors
+    ///
+    /// If what was typed makes no sense together.
+    pub fn decide(choices: &NetworkChoices) -> Result<Self, NetworkError> {
+        let names = choices.names.clone();
+        let connection = match &choices.network {
+            TypedNetwork::None => {
+                choices.check_nothing_else()?;
+                return Ok(Self {
+                    interface: None,
+                    names,
+                });
+            }
+            TypedNetwork::Tap(name) => Connection::Tap(name.clone()),
+        };
+        let mac = match choices.mac {
+            Some(TypedMac(mac)) => mac,
+            None => MacAddress::local(random().map_err(NetworkError::Random)?),
+        };
+        let addresses: Vec<InterfaceAddress> =
+            choices.addresses.iter().map(|typed| typed.0).collect();
+        only_one(&choices.gateways, |gateway| *gateway, "gateways")?;
+        for gateway in &choices.gateways {
+            if !addresses
+                .iter()
+                .any(|interface| is_beside(*interface, *gateway))
+            {
+                return Err(NetworkError::GatewayElsewhere(*gateway));
+            }
+        }
+        Ok(Self {
+            interface: Some(DecidedInterface {
+                connection,
+                mac,
+                addresses,
+                gateways: choices.gateways.clone(),
+                receive_rate: choices.rates.receive.map(ByteSize::bytes),
+                transmit_rate: choices.rates.transmit.map(ByteSize::bytes),
+            }),
+            names,
+        })
+    }
+
+    /// Opens it for one start; none if there is no interface.
+    ///
+    /// # Errors
+    ///
+    /// If what the interface is to be connected to cannot be used.
+    pub fn open(&self) -> Result<Option<OpenNetwork>, NetworkError> {
+        self.interface
+            .as_ref()
+            .map(DecidedInterface::open)
+            .transpose()
+    }
+
+    /// What the files by which programs know names have in them, in a machine with this host name; none if they are the image's.
+    ///
+    /// # Errors
+    ///
+    /// If the host's own cannot be read.
+    pub fn names(&self, hostname: &str) -> Result<Option<protocol::Names>, NetworkError> {
+        if self.interface.is_none() && self.names.is_empty() {
+            return Ok(None);
+        }
+        let addresses = self
+            .interface
+            .iter()
+            .flat_map(|interface| &interface.addresses)
+            .map(|interface| interface.address);
+        self.names.files(hostname, addresses).map(Some)
+    }
+}
+
+impl NetworkChoices {
+    /// Refuses what only an interface can have.
+    fn check_nothing_else(&self) -> Result<(), NetworkError> {
+        let typed = [
+            (self.mac.is_some(), "--mac-address"),
+            (!self.addresses.is_empty(), "--ip"),
+            (!self.gateways.is_empty(), "--gateway"),
+            (self.rates != TypedRates::default(), "--net-rate"),
+        ];
+        match typed.iter().find(|(is_there, _)| *is_there) {
+            Some((_, flag)) => Err(NetworkError::Without(flag)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl DecidedInterface {
+    fn open(&self) -> Result<OpenNetwork, NetworkError> {
+        let (link, mtu, offloads) = match &self.connection {
+            Connection::Tap(name) => {
+                let tap = open_tap(name)?;
+                let mtu = tap.mtu();
+                (MachineLink::Tap(tap), mtu, Offloads::ALL)
+            }
+        };
+        let rate = |bytes_a_second: u64| Rate { bytes_a_second };
+        Ok(OpenNetwork {
+            machine: MachineNetwork {
+                interface: Interface {
+                    mac: self.mac,
+                    mtu,
+                    offloads,
+                },
+                link,
+                limits: RateLimits {
+                    receive: self.receive_rate.map(rate),
+                    transmit: self.transmit_rate.map(rate),
+                },
+            },
+            agent: protocol::Network {
+                mac: self.mac.bytes(),
+                mtu,
+                addresses: self.addresses.clone(),
+                gateways: self.gateways.clone(),
+                neighbours: Vec::new(),
+                is_quiet: false,
+            },
+        })
+    }
+}
+
+/// Opens a tap, and waits a moment for one that is taken: the machine that had it may just have ended.
+fn open_tap(name: &str) -> Result<Tap, TapError> {
+    let deadline = Instant::now() + TAP_PATIENCE;
+    loop {
+        match Tap::open(name) {
+            Err(TapError::InUse(_)) if Instant::now() < deadline => thread::sleep(TAP_PAUSE),
+            opened => return opened,
+        }
+    }
+}
+
+/// Refuses two addresses of one family.
+fn only_one<T>(
+    typed: &[T],
+    address: impl Fn(&T) -> IpAddr,
+    what: &'static str,
+) -> Result<(), NetworkError> {
+    let of_ipv4 = typed.iter().filter(|it| address(it).is_ipv4()).count();
+    if of_ipv4 > 1 || typed.len() - of_ipv4 > 1 {
+        return Err(NetworkError::Twice(what));
+    }
+    Ok(())
+}
+
+/// Whether an address is on the network of the interface's.
+fn is_beside(interface: InterfaceAddress, other: IpAddr) -> bool {
+    let (own, other, bits) = match (interface.address, other) {
+        (IpAddr::V4(own), IpAddr::V4(other)) => {
+            (u128::from(u32::from(own)), u32::from(other).into(), 32)
+        }
+        (IpAddr::V6(own), IpAddr::V6(other)) => (u128::from(own), u128::from(other), 128),
+        _ => return false,
+    };
+    let shift = u32::saturating_sub(bits, interface.prefix.into());
+    own.checked_shr(shift).unwrap_or(0) == other.checked_shr(shift).unwrap_or(0)
+}
+
+fn random() -> io::Result<[u8; 6]> {
+    let mut bytes = [0; 6];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(bytes)
+}

@@ -1,0 +1,151 @@
+//! What is typed about networks, and what becomes of it.
+
+use super::*;
+
+fn choices(network: &str) -> NetworkChoices {
+    NetworkChoices {
+        network: network.parse().unwrap(),
+        ..NetworkChoices::default()
+    }
+}
+
+#[test]
+fn a_network_is_none_or_a_tap() {
+    assert_eq!("none".parse(), Ok(TypedNetwork::None));
+    assert_eq!("tap=tap0".parse(), Ok(TypedNetwork::Tap("tap0".to_owned())));
+    assert!("tap=".parse::<TypedNetwork>().is_err());
+    assert!("tap".parse::<TypedNetwork>().is_err());
+    assert!("host".parse::<TypedNetwork>().is_err());
+}
+
+#[test]
+fn an_address_has_a_prefix() {
+    assert!(TypedAddress::of_ipv4("192.168.5.2/24").is_ok());
+    assert!(TypedAddress::of_ipv6("fd00::2/64").is_ok());
+    for wrong in [
+        "192.168.5.2",
+        "192.168.5.2/33",
+        "192.168.5.2/0",
+        "fd00::2/64",
+        "127.0.0.1/8",
+        "224.0.0.1/4",
+        "0.0.0.0/8",
+        "x/24",
+    ] {
+        assert!(TypedAddress::of_ipv4(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_rate_is_for_both_directions_or_for_each() {
+    let rate = |text: &str| {
+        text.parse::<TypedRates>().map(|rates| {
+            (
+                rates.receive.map(ByteSize::bytes),
+                rates.transmit.map(ByteSize::bytes),
+            )
+        })
+    };
+    assert_eq!(rate("1m").unwrap(), (Some(1 << 20), Some(1 << 20)));
+    assert_eq!(rate("in=2k").unwrap(), (Some(2048), None));
+    assert_eq!(rate("out=1k,in=2k").unwrap(), (Some(2048), Some(1024)));
+    assert!(rate("in=1k,in=2k").is_err());
+    assert!(rate("1k,2k").is_err());
+    assert!(rate("1").is_err());
+    assert!(rate("").is_err());
+}
+
+#[test]
+fn a_machine_without_a_network_has_nothing_of_one() {
+    let mut choices = choices("none");
+    assert_eq!(Network::decide(&choices).unwrap(), Network::default());
+    choices.mac = Some("02:00:00:00:00:01".parse().unwrap());
+
+    let error = Network::decide(&choices).unwrap_err();
+
+    assert!(error.to_string().contains("--mac-address"), "{error}");
+}
+
+#[test]
+fn machines_have_addresses_of_their_own() {
+    let mac = || {
+        let network = Network::decide(&choices("tap=tap0")).unwrap();
+        network.interface.unwrap().mac
+    };
+    assert_ne!(mac(), mac());
+    assert_eq!(mac().bytes()[0], 2);
+}
+
+#[test]
+fn a_gateway_is_beside_the_machine() {
+    let mut choices = choices("tap=tap0");
+    choices.addresses = vec!["192.168.5.2/24".parse().unwrap()];
+    choices.gateways = vec!["192.168.6.1".parse().unwrap()];
+    assert!(Network::decide(&choices).is_err());
+    choices.gateways = vec!["192.168.5.1".parse().unwrap()];
+    assert!(Network::decide(&choices).is_ok());
+    choices.gateways.push("192.168.5.3".parse().unwrap());
+    assert!(Network::decide(&choices).is_err());
+}
+
+#[test]
+fn a_group_has_no_mac_address() {
+    assert!("02:42:ac:11:00:02".parse::<TypedMac>().is_ok());
+    assert!("02-42-ac-11-00-02".parse::<TypedMac>().is_ok());
+    for wrong in [
+        "01:00:5e:00:00:01",
+        "00:00:00:00:00:00",
+        "02:42:ac:11:00",
+        "02:42:ac:11:00:02:03",
+        "+2:42:ac:11:00:02",
+        "",
+    ] {
+        assert!(wrong.parse::<TypedMac>().is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn names_of_hosts_are_typed_as_with_docker() {
+    let entry = |text: &str| text.parse::<HostEntry>().map(|it| it.address.to_string());
+    assert_eq!(entry("db:10.0.0.3").unwrap(), "10.0.0.3");
+    assert_eq!(entry("db=10.0.0.3").unwrap(), "10.0.0.3");
+    assert_eq!(entry("db:fd00::3").unwrap(), "fd00::3");
+    assert_eq!(entry("db:[fd00::3]").unwrap(), "fd00::3");
+    assert!(entry("db").is_err());
+    assert!(entry(":10.0.0.3").is_err());
+    assert!(entry("d b:10.0.0.3").is_err());
+    assert!(entry("db:elsewhere").is_err());
+}
+
+#[test]
+fn resolvers_are_the_hosts_unless_others_were_chosen() {
+    let of_host = "# a comment\nnameserver 127.0.0.53\nnameserver 10.1.1.1\nsearch old.example\nsearch example.com\toffice\noptions edns0\n";
+    let unchanged = NameChoices::default().resolv_conf(of_host);
+    assert_eq!(
+        unchanged,
+        "nameserver 10.1.1.1\nsearch example.com office\noptions edns0\n"
+    );
+    let chosen = NameChoices {
+        servers: vec!["9.9.9.9".parse().unwrap()],
+        search: vec![".".to_owned()],
+        options: vec!["ndots:2".to_owned()],
+        hosts: Vec::new(),
+    };
+    assert_eq!(
+        chosen.resolv_conf(of_host),
+        "nameserver 9.9.9.9\noptions ndots:2\n"
+    );
+}
+
+#[test]
+fn the_machine_knows_its_own_name() {
+    let mut choices = choices("tap=tap0");
+    choices.addresses = vec!["192.168.5.2/24".parse().unwrap()];
+    choices.names.hosts = vec!["db:10.0.0.3".parse().unwrap()];
+    let network = Network::decide(&choices).unwrap();
+
+    let names = network.names("box").unwrap().unwrap();
+
+    assert!(names.hosts.ends_with("10.0.0.3\tdb\n192.168.5.2\tbox\n"));
+    assert_eq!(names.hostname, "box\n");
+}
