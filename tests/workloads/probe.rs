@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         ["clocks"] => clocks(),
         ["status", field] => status(field),
         ["lock", file] => lock(file),
+        ["raw-frames"] => raw_frames(),
         ["arguments", rest @ ..] => rest.iter().for_each(|argument| println!("[{argument}]")),
         _ => {
             eprintln!("probe: unknown: {arguments:?}");
@@ -48,6 +49,54 @@ fn lock(path: &str) {
         file.lock().unwrap_or_else(|_| exit(91));
     }
     println!("locked");
+}
+
+/// Sends a frame by every interface that there could be, past all of the network stack, and says by which it went: packet(7).
+fn raw_frames() {
+    const AF_PACKET: u16 = 17;
+    const SOCK_RAW: c_int = 3;
+    /// All protocols, in the network's byte order.
+    const ETH_P_ALL: u16 = 3_u16.to_be();
+    const INTERFACES: i32 = 256;
+    unsafe extern "C" {
+        fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+        fn sendto(
+            socket: c_int,
+            bytes: *const c_void,
+            length: usize,
+            flags: c_int,
+            address: *const c_void,
+            address_length: u32,
+        ) -> isize;
+    }
+    // SAFETY: the call takes no memory.
+    let socket = unsafe { socket(AF_PACKET.into(), SOCK_RAW, ETH_P_ALL.into()) };
+    if socket < 0 {
+        println!("no packet socket");
+        exit(90);
+    }
+    for index in 1..=INTERFACES {
+        let frame = [0xff_u8; 60];
+        // `struct sockaddr_ll`: family, protocol, interface, and what is not looked at.
+        let mut address = [0_u8; 20];
+        address[..2].copy_from_slice(&AF_PACKET.to_ne_bytes());
+        address[2..4].copy_from_slice(&ETH_P_ALL.to_ne_bytes());
+        address[4..8].copy_from_slice(&index.to_ne_bytes());
+        // SAFETY: both pointers lead to so many bytes, which the call only reads.
+        let sent = unsafe {
+            sendto(
+                socket,
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                address.as_ptr().cast(),
+                20,
+            )
+        };
+        if sent >= 0 {
+            println!("sent by {index}");
+        }
+    }
 }
 
 /// Prints one line of what the kernel says of this process.

@@ -149,8 +149,6 @@ pub struct Handover {
     pub generation: u32,
     /// The disks that the template had without contents, and that have got some since.
     pub disks: Vec<DiskHandover>,
-    /// The network of a copy of a machine that ran, in place of that machine's.
-    pub network: Option<Network>,
 }
 
 /// A disk of a clone's own, of which its kernel is about to learn how large it is.

@@ -69,6 +69,10 @@ pub struct Usage {
     pub read_bytes: u64,
     /// Bytes written to them.
     pub written_bytes: u64,
+    /// Bytes that came over the machine's network interface.
+    pub received_bytes: u64,
+    /// Bytes that went over it.
+    pub sent_bytes: u64,
 }
 
 /// Processes of a container, or some of them.

@@ -160,7 +160,7 @@ fn process_info() -> impl Strategy<Value = ProcessInfo> {
 }
 
 fn answer() -> impl Strategy<Value = Answer> {
-    let usage = (any::<[u64; 6]>(), any::<Option<u64>>()).prop_map(|(numbers, memory_bytes)| {
+    let usage = (any::<[u64; 8]>(), any::<Option<u64>>()).prop_map(|(numbers, memory_bytes)| {
         Answer::Usage(Usage {
             cpu_us: numbers[0],
             over_us: numbers[1],
@@ -169,6 +169,8 @@ fn answer() -> impl Strategy<Value = Answer> {
             tasks: numbers[3],
             read_bytes: numbers[4],
             written_bytes: numbers[5],
+            received_bytes: numbers[6],
+            sent_bytes: numbers[7],
         })
     });
     let list = (

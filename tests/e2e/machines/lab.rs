@@ -16,13 +16,14 @@ const THINGS: &str = "/things";
 const COPIES: [&str; 2] = ["templates::", "snapshots::"];
 
 /// The tests of what is done with machines that run. In `make test` they run here only: another KVM is nothing to them.
-const LIFE: [&str; 8] = [
+const LIFE: [&str; 9] = [
     "attach::",
     "exec::",
     "events::",
     "foreground::",
     "lifecycle::",
     "logs::",
+    "network::",
     "policies::",
     "statistics::",
 ];
@@ -88,7 +89,7 @@ fn pass_in_lab(choice: &[&str], engines: &[&str]) {
         lab.put_vmm(&binary::vmm(), &binary::vmm())?;
         let tools = [
             "tar", "setsid", "setpriv", "unshare", "mount", "find", "sh", "mkfifo", "cat", "ln",
-            "mkdir", "rm", "truncate",
+            "mkdir", "rm", "truncate", "ip", "busybox",
         ];
         for tool in tools.iter().chain(engines) {
             lab.tree.program_called(tool)?;

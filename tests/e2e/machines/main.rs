@@ -22,6 +22,7 @@ mod lab;
 mod lifecycle;
 mod limits;
 mod logs;
+mod network;
 mod policies;
 mod races;
 mod signals;

@@ -156,6 +156,15 @@ impl Fixture {
     ///
     /// The script sees the binary as `$VMM_BINARY` and the root directory as `$VMM_ROOT`.
     pub fn in_private_mounts(&self, script: &str) -> Invocation {
+        self.in_namespaces(&["--mount", "--propagation", "private"], script)
+    }
+
+    /// The same, in a network namespace of its own, too: there is no interface but its loopback, which is down.
+    pub fn in_private_network(&self, script: &str) -> Invocation {
+        self.in_namespaces(&["--net", "--mount", "--propagation", "private"], script)
+    }
+
+    fn in_namespaces(&self, namespaces: &[&str], script: &str) -> Invocation {
         let mapped: &[&str] = if rustix::process::geteuid().is_root() {
             &[]
         } else {
@@ -163,7 +172,8 @@ impl Fixture {
         };
         self.at_home(Invocation::new("unshare"))
             .args(mapped)
-            .args(["--mount", "--propagation", "private", "sh", "-euc", script])
+            .args(namespaces)
+            .args(["sh", "-euc", script])
             .env("VMM_BINARY", &self.vmm)
     }
 

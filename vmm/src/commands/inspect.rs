@@ -13,6 +13,7 @@ use crate::cli::InspectArgs;
 use crate::dirs::Directories;
 use crate::logs::{LogConfig, LogDriver, path_of};
 use crate::moment::Moment;
+use crate::network::{DecidedInterface, Network};
 use crate::outcome::{ExitCode, Outcome};
 use crate::policy::{Health, HealthConfig};
 use crate::report::Report;
@@ -73,6 +74,7 @@ struct Inspected {
     host_config: HostConfig,
     mounts: Vec<MountPoint>,
     config: Config,
+    network_settings: NetworkSettings,
     vmm: Own,
 }
 
@@ -102,6 +104,12 @@ struct State {
 struct HostConfig {
     /// What was typed with `-v`, or could have been; none where there is nothing, as with docker.
     binds: Option<Vec<String>>,
+    network_mode: String,
+    dns: Vec<String>,
+    dns_options: Vec<String>,
+    dns_search: Vec<String>,
+    /// None where there is nothing, as with docker.
+    extra_hosts: Option<Vec<String>>,
     log_config: LogChoice,
     restart_policy: Restart,
     auto_remove: bool,
@@ -212,6 +220,77 @@ struct Config {
     healthcheck: Option<HealthConfig>,
 }
 
+/// Its network, by docker's names.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct NetworkSettings {
+    /// None is published.
+    ports: BTreeMap<String, ()>,
+    /// Those of the one network that there can be.
+    #[serde(flatten)]
+    endpoint: Endpoint,
+    networks: BTreeMap<String, Endpoint>,
+}
+
+/// The machine in a network.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Endpoint {
+    mac_address: String,
+    gateway: String,
+    #[serde(rename = "IPAddress")]
+    ipv4_address: String,
+    #[serde(rename = "IPPrefixLen")]
+    ipv4_prefix: u8,
+    #[serde(rename = "IPv6Gateway")]
+    ipv6_gateway: String,
+    #[serde(rename = "GlobalIPv6Address")]
+    ipv6_address: String,
+    #[serde(rename = "GlobalIPv6PrefixLen")]
+    ipv6_prefix: u8,
+}
+
+impl NetworkSettings {
+    fn of(network: &Network) -> Self {
+        let endpoint = network
+            .interface
+            .as_ref()
+            .map(Endpoint::of)
+            .unwrap_or_default();
+        Self {
+            ports: BTreeMap::new(),
+            endpoint: endpoint.clone(),
+            networks: BTreeMap::from([(network.mode(), endpoint)]),
+        }
+    }
+}
+
+impl Endpoint {
+    fn of(interface: &DecidedInterface) -> Self {
+        let address = |is_ipv4: bool| {
+            let mut addresses = interface.addresses.iter();
+            let found = addresses.find(|it| it.address.is_ipv4() == is_ipv4);
+            found.map_or_else(Default::default, |it| (it.address.to_string(), it.prefix))
+        };
+        let gateway = |is_ipv4: bool| {
+            let mut gateways = interface.gateways.iter();
+            let found = gateways.find(|it| it.is_ipv4() == is_ipv4);
+            found.map(ToString::to_string).unwrap_or_default()
+        };
+        let (ipv4_address, ipv4_prefix) = address(true);
+        let (ipv6_address, ipv6_prefix) = address(false);
+        Self {
+            mac_address: interface.mac.to_string(),
+            gateway: gateway(true),
+            ipv4_address,
+            ipv4_prefix,
+            ipv6_gateway: gateway(false),
+            ipv6_address,
+            ipv6_prefix,
+        }
+    }
+}
+
 /// What docker has no name for.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -270,6 +349,26 @@ impl Inspected {
             host_config: HostConfig {
                 binds: Some(settings.mounts.iter().filter_map(spell_bind).collect())
                     .filter(|binds: &Vec<String>| !binds.is_empty()),
+                network_mode: settings.network.mode(),
+                dns: settings
+                    .network
+                    .names
+                    .servers
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
+                dns_options: settings.network.names.options.clone(),
+                dns_search: settings.network.names.search.clone(),
+                extra_hosts: Some(
+                    settings
+                        .network
+                        .names
+                        .hosts
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect(),
+                )
+                .filter(|hosts: &Vec<String>| !hosts.is_empty()),
                 log_config: LogChoice::of(settings.log),
                 restart_policy: Restart {
                     name: settings.restart.name(),
@@ -300,6 +399,7 @@ impl Inspected {
                 stop_timeout: settings.stop_timeout_seconds,
                 healthcheck: settings.health.as_ref().map(|check| check.config.clone()),
             },
+            network_settings: NetworkSettings::of(&settings.network),
             vmm: Own {
                 directory: machine.directory.display().to_string(),
                 cause: match condition {

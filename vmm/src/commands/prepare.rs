@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use kvm_ioctls::Kvm;
-use protocol::{DeclaredStreams, Names};
+use protocol::{DeclaredStreams, Names, Network};
 
 use super::output::print_line;
 use super::run::{blank, limits, open_image};
@@ -86,7 +86,7 @@ fn make(
     };
     let mut workload = Workload::new(&image.config, &anything, &OwnEnvironment)?;
     if arguments.interface.is_some() {
-        workload.connect(None, Some(Names::default()));
+        workload.connect(Some(Network::default()), Some(Names::default()));
     }
     let no_streams = DeclaredStreams::default();
     let mut plan = RunPlan::decide(image, guest, workload, &choices, quirks, no_streams)?;

@@ -612,6 +612,7 @@ pub(super) fn facts(
         },
         has_volumes: !plan.machine.disks.is_empty(),
         has_shares: plan.machine.shares.is_some(),
+        has_network: plan.machine.network.is_some(),
         disk: disk.transpose().map_err(MonitorError::Watch)?,
         directory: machine.directory().to_owned(),
         pause_mark: machine.pause_mark(),

@@ -232,8 +232,7 @@ impl Figures {
             cpu: spell_percent(usage.cpu_us, usage.over_us),
             memory: format!("{memory} / {}", spell_memory(limit)),
             memory_part,
-            // No machine has a network.
-            network: both(0, 0),
+            network: both(usage.received_bytes, usage.sent_bytes),
             block: both(usage.read_bytes, usage.written_bytes),
             tasks: usage.tasks.to_string(),
         }
@@ -267,12 +266,14 @@ mod tests {
             tasks: 3,
             read_bytes: 4_200_000,
             written_bytes: 0,
+            received_bytes: 1_500,
+            sent_bytes: 2_000_000,
         });
 
         assert_eq!(figures.cpu, "150.00%");
         assert_eq!(figures.memory, "32MiB / 128MiB");
         assert_eq!(figures.memory_part, "25.00%");
-        assert_eq!(figures.network, "0B / 0B");
+        assert_eq!(figures.network, "1.50kB / 2.00MB");
         assert_eq!(figures.block, "4.20MB / 0B");
         assert_eq!(figures.tasks, "3");
     }
@@ -287,6 +288,8 @@ mod tests {
             tasks: u64::MAX,
             read_bytes: u64::MAX,
             written_bytes: u64::MAX,
+            received_bytes: u64::MAX,
+            sent_bytes: u64::MAX,
         });
 
         assert_eq!(figures.memory, "16EiB / 0B");

@@ -905,7 +905,6 @@ impl Board {
             realtime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
             generation,
             disks: self.disks.handover(first_disk),
-            network: None,
         };
         self.put_into_mailbox(&handover)
     }

@@ -39,6 +39,8 @@ pub struct Facts {
     pub room: Room,
     /// Whether it sees something of the host.
     pub has_shares: bool,
+    /// Whether it has a network interface.
+    pub has_network: bool,
     /// Its disk, if it has one.
     pub disk: Option<File>,
     /// Whether it has disks of others, which go on after it was written down.
@@ -188,6 +190,12 @@ impl Actions {
                 if self.facts.has_shares {
                     return Err(
                         "the machine sees directories of the host, and knows open files there that a copy would not have"
+                            .to_owned(),
+                    );
+                }
+                if self.facts.has_network {
+                    return Err(
+                        "it is connected to a tap, where a copy would be another machine with the same addresses"
                             .to_owned(),
                     );
                 }

@@ -207,6 +207,18 @@ impl Network {
         })
     }
 
+    /// What was typed for it.
+    #[must_use]
+    pub fn mode(&self) -> String {
+        match &self.interface {
+            None => TypedNetwork::None.to_string(),
+            Some(DecidedInterface {
+                connection: Connection::Tap(name),
+                ..
+            }) => TypedNetwork::Tap(name.clone()).to_string(),
+        }
+    }
+
     /// Opens it for one start; none if there is no interface.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! The files by which programs in a machine know names: hosts(5), hostname(5) and resolv.conf(5), with docker's contents.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::IpAddr;
@@ -47,6 +47,12 @@ pub struct HostEntry {
     pub name: String,
     /// The address.
     pub address: IpAddr,
+}
+
+impl fmt::Display for HostEntry {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}", self.name, self.address)
+    }
 }
 
 /// A text that is no name with an address.

@@ -288,6 +288,8 @@ impl Workload {
         self.network = network;
         let Some(names) = names else { return };
         self.names = names;
+        // Most machines with a network have these files, and most without one have not.
+        self.has_usual_container &= self.network.is_some();
         let place = protocol::volume_path(self.volumes.len());
         self.volumes.push(Volume::Names);
         if self.config["mounts"].is_null() {

@@ -7,7 +7,7 @@
 //! | a network namespace | none | the machine's own is the container's, and a second one inside would only cost time at every start |
 //! | AppArmor or SELinux where the host has them | none | the guest's kernel has neither: the boundary between tenants is the machine |
 //! | no limits unless asked for | memory and processor time of the machine | the machine is as large as its workload may get |
-//! | `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf` are files of the host's | the image's | the machine has no network to speak of yet |
+//! | `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf` are files of the host's | files in the machine's memory, where it has a network or names were chosen; else the image's | nobody writes to them while it runs, and a start without a network need not pay for them |
 //! | `--privileged` shows every device of the host | those of the guest that are in [`DEVICES`] | there are no others that mean anything to a container |
 
 use serde_json::{Value, json};

@@ -288,3 +288,71 @@ fn the_container_of_a_workload_is_the_same_whatever_runs_in_it() {
     };
     assert_ne!(container(&plain), container(&limited));
 }
+
+/// Where a workload with names of its own mounts something of theirs.
+fn places_of_names(workload: &Workload) -> Vec<String> {
+    let mounts = workload.config()["mounts"].as_array().unwrap();
+    mounts
+        .iter()
+        .filter(|mount| {
+            let source = mount["source"].as_str().unwrap();
+            source.starts_with(protocol::VOLUMES)
+        })
+        .map(|mount| mount["destination"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn names_are_mounted_over_the_images() {
+    let image = image(&[], &["sh"]);
+    let mut workload = Workload::new(&image, &Choices::default(), &OwnEnvironment).unwrap();
+
+    workload.connect(Some(protocol::Network::default()), Some(Names::default()));
+
+    let places = places_of_names(&workload);
+    assert_eq!(places, ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"]);
+    assert!(workload.has_usual_container());
+}
+
+#[test]
+fn what_a_person_mounts_in_place_of_names_stays() {
+    let image = image(&[], &["sh"]);
+    let mut workload = Workload::new(&image, &Choices::default(), &OwnEnvironment).unwrap();
+    let hosts = json!({ "destination": "/etc/hosts", "type": "bind", "source": "/mine" });
+    let mounts = workload.config["mounts"].as_array_mut().unwrap();
+    mounts.push(hosts);
+
+    workload.connect(None, Some(Names::default()));
+
+    let places = places_of_names(&workload);
+    assert_eq!(places, ["/etc/hostname", "/etc/resolv.conf"]);
+}
+
+#[test]
+fn a_container_is_the_same_whatever_its_names_and_addresses_are() {
+    let root = RootSource {
+        source: "/dev/pmem1".to_owned(),
+        filesystem: Filesystem::ErofsDax,
+        upper: Upper::Tmpfs { size_bytes: 1 },
+    };
+    let process = Process {
+        container: ContainerId(0),
+        process: ProcessId(0),
+    };
+    let container = |mac: u8, hosts: &str| {
+        let image = image(&[], &["sh"]);
+        let mut workload = Workload::new(&image, &Choices::default(), &OwnEnvironment).unwrap();
+        let network = protocol::Network {
+            mac: [mac; 6],
+            ..protocol::Network::default()
+        };
+        let names = Names {
+            hosts: hosts.to_owned(),
+            ..Names::default()
+        };
+        workload.connect(Some(network), Some(names));
+        workload.container(process, root.clone()).unwrap()
+    };
+
+    assert_eq!(container(2, "one"), container(4, "another"));
+}

@@ -10,6 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::Pid;
 
 use super::{Cgroup, tree};
+use crate::network;
 
 /// More than any of the files that are kept short by the kernel.
 const MAX_FILE_BYTES: u64 = 64 << 10;
@@ -34,6 +35,7 @@ impl Cgroup {
         let limit = number(&text("memory.max")).unwrap_or(u64::MAX);
         let (read_bytes, written_bytes) = io_bytes(&text("io.stat"));
         let (read_before, written_before) = self.io_before;
+        let (received_bytes, sent_bytes) = network::traffic();
         Usage {
             // As docker counts it.
             memory_bytes: memory.map(|bytes| bytes.saturating_sub(inactive_files)),
@@ -41,6 +43,8 @@ impl Cgroup {
             tasks: number(&text("pids.current")).unwrap_or_else(|| self.count_tasks()),
             read_bytes: read_bytes.saturating_sub(read_before),
             written_bytes: written_bytes.saturating_sub(written_before),
+            received_bytes,
+            sent_bytes,
             ..Usage::default()
         }
     }
