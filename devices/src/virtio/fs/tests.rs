@@ -179,7 +179,8 @@ fn a_request_in_pieces_is_one_and_so_is_its_reply() {
         readable(ASKED, 2),
         readable(ASKED + 2, 4),
         writable(ROOM, 3),
-        writable(ROOM + 8, 10),
+        writable(ROOM + 8, 1),
+        writable(ROOM + 9, 9),
     ];
     let head = rig.ask_parts(&parts);
     let request = rig.heard()[0];
