@@ -10,12 +10,12 @@ use std::time::Instant;
 use std::{env, hint, thread};
 
 /// How large the file of which pieces are read is.
-const PIECES_BYTES: u64 = 64 << 20;
+const PIECES_BYTES: u64 = 16 << 20;
 /// How large a piece is.
 const PIECE_BYTES: usize = 4096;
 /// How many are asked for at once, and how many each that asks reads.
 const DEPTH: u64 = 32;
-const PIECES_EACH: u64 = 512;
+const PIECES_EACH: u64 = 64;
 
 fn main() -> ExitCode {
     let kind = env::args().nth(1).unwrap_or_default();
@@ -163,12 +163,12 @@ fn share_stat() {
     shell("find /data/tree -type f | xargs stat -c %s >/dev/null");
 }
 
-/// Unpacks five thousand files of a kibibyte.
+/// Unpacks a thousand files of a kibibyte.
 fn share_untar() {
     shell("tar -xf /small.tar -C /data/unpacked");
 }
 
-/// Reads 16,384 pieces of a file in no order, 32 at a time: past the page cache, where the file system has that.
+/// Reads 2,048 pieces of a file in no order, 32 at a time: past the page cache, where the file system has that.
 fn volume_read() {
     const O_DIRECT: i32 = 0o40000;
     let direct = OpenOptions::new().read(true).custom_flags(O_DIRECT).open("/data/pieces");

@@ -567,7 +567,7 @@ fn chores_image() -> Vec<u8> {
         tree = tree.file(path, vec![letter; 4096]);
     }
     let mut small = Layer::new();
-    for number in 0..5_000_u32 {
+    for number in 0..1_000_u32 {
         let path = format!("small/{}/{number}.txt", number % 50);
         small = small.file(path, vec![b's'; 1024]);
     }

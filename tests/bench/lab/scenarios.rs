@@ -669,7 +669,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "share-untar-crun",
-        says: "an archive of five thousand files of 1 KiB unpacked to a directory of the host, in crun",
+        says: "an archive of a thousand files of 1 KiB unpacked to a directory of the host, in crun",
         takes: &[Crun, ChoresBundles],
         before: "",
         command: "crun run --bundle /bundles/chores-share-untar chores",
@@ -679,7 +679,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "share-untar",
-        says: "an archive of five thousand files of 1 KiB unpacked to a directory of the host, in vmm",
+        says: "an archive of a thousand files of 1 KiB unpacked to a directory of the host, in vmm",
         takes: &[Vmm, ChoresImage],
         before: "export VMM_NO_TEMPLATE=1; vmm load --quiet --input /images/chores.oci --name chores:1",
         command: "vmm run --rm --memory 1200m -v /data:/data chores:1 work share-untar",
@@ -689,7 +689,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "volume-read-crun",
-        says: "16,384 pieces of 4 KiB read in no order, 32 at once, of a file of the host, in crun",
+        says: "2,048 pieces of 4 KiB read in no order, 32 at once, of a file of the host, in crun",
         takes: &[Crun, ChoresBundles],
         before: "",
         command: "crun run --bundle /bundles/chores-volume-read chores",
@@ -699,7 +699,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "volume-read",
-        says: "16,384 pieces of 4 KiB read in no order, 32 at once, past the page cache of a volume, in vmm",
+        says: "2,048 pieces of 4 KiB read in no order, 32 at once, past the page cache of a volume, in vmm",
         takes: &[Vmm, ChoresImage],
         before: CHORES_LOADED,
         command: "vmm run --rm --memory 1200m -v pieces:/data chores:1 work volume-read",

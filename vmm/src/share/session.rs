@@ -17,8 +17,8 @@ use crate::volumes::CacheMode;
 
 /// What is asked for by reading ahead, at most: a mebibyte.
 const MAX_READAHEAD_BYTES: u32 = wire::MAX_DATA_BYTES;
-/// Pages of a request.
-const MAX_PAGES: u16 = 256;
+/// Pages of a request: a mebibyte that begins anywhere in a page. All of them and the headers fit in a slot.
+const MAX_PAGES: u16 = 264;
 /// How many requests that nobody waits for the guest sends at once, and from how many on it holds back: within the slots.
 const MAX_BACKGROUND: u16 = 48;
 const CONGESTION: u16 = 36;

@@ -28,6 +28,8 @@ const HEADER_BYTES: usize = 16;
 const RANGE_BYTES: usize = 16;
 /// The flag of a range that lets its storage be given back (VirtIO 1.2 section 5.2.6).
 const FLAG_UNMAP: u32 = 1 << 0;
+/// How much data moves where some is given back.
+const NOTHING_MOVED: u64 = 0;
 /// Most descriptors of a request: data, and a header and a status cut in pieces.
 const MAX_DESCRIPTORS: usize = 256;
 
@@ -300,7 +302,8 @@ fn disk_range(disk: &Disk, sector: u64, count: u64) -> Option<DiskRange> {
     })
 }
 
-/// Discards ranges or makes them zero. All ranges are checked before the first is touched.
+/// Discards ranges or makes them zero. All ranges are checked before the first is touched. Each counts as a write: of no bytes where
+/// the host only lets go of some.
 fn erase(disk: &Disk, request_type: u32, input: &[DeviceSlice<'_>]) -> Status {
     if disk.backend.access() == Access::ReadOnly {
         // Not offered; an I/O error is also what a write gets (VirtIO 1.2 section 5.2.6.2).
@@ -332,8 +335,19 @@ fn erase(disk: &Disk, request_type: u32, input: &[DeviceSlice<'_>]) -> Status {
     ranges
         .into_iter()
         .try_for_each(|(range, may_unmap)| match request_type {
-            VIRTIO_BLK_T_DISCARD => disk.backend.discard(range),
-            _ => disk.backend.write_zeroes(range, may_unmap),
+            VIRTIO_BLK_T_DISCARD => {
+                disk.pass(Direction::Write, NOTHING_MOVED);
+                disk.backend.discard(range)
+            }
+            _ => {
+                let moved = if may_unmap {
+                    NOTHING_MOVED
+                } else {
+                    range.length_bytes
+                };
+                disk.pass(Direction::Write, moved);
+                disk.backend.write_zeroes(range, may_unmap)
+            }
         })
         .and_then(|()| settle(disk))
         .into()

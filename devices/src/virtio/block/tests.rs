@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
@@ -326,6 +327,38 @@ fn a_discard_is_carried_out_and_keeps_the_size() {
     let range = bench.set_range(0, 16, 0);
     assert_eq!(bench.request(DISCARD, 0, range), (0, 1));
     assert_eq!(file.metadata().unwrap().len(), 16 * 512);
+}
+
+/// How long two requests take of a disk that may be written to ten times a second, and with 1 MiB.
+fn time_of_two(request_type: u32, sectors: u32) -> Duration {
+    let (mut bench, _) = Bench::writable(&[7; 1 << 20]);
+    let write = Rate {
+        bytes: Some(1 << 20),
+        requests: Some(10),
+    };
+    let limits = RateLimits {
+        write,
+        ..RateLimits::default()
+    };
+    bench.disk.throttle = Some(Arc::new(Throttle::new(limits)));
+    let begin = Instant::now();
+    for _ in 0..2 {
+        let range = bench.set_range(0, sectors, 0);
+        assert_eq!(bench.request(request_type, 0, range).0, 0);
+    }
+    begin.elapsed()
+}
+
+#[test]
+fn a_discard_counts_as_a_write_of_nothing() {
+    let time = time_of_two(DISCARD, 1024);
+    assert!(time >= Duration::from_millis(100), "{time:?}");
+}
+
+#[test]
+fn zeroes_that_are_written_count_as_they_are_long() {
+    let time = time_of_two(WRITE_ZEROES, 1024);
+    assert!(time >= Duration::from_millis(500), "{time:?}");
 }
 
 #[test]

@@ -16,9 +16,9 @@ use self::channel::{Channel, ChannelError};
 use self::queue::Exchange;
 use super::{ActivateError, Activation, DeviceType, VirtioDevice, Worker};
 
-/// Entries of the queue of requests that come first, and of the request queue. The driver makes a request as large as the queue has
-/// entries, but for four (`virtio_fs_get_tree` in fs/fuse/virtio_fs.c): 512 hold the 256 pages of the largest.
-const QUEUE_SIZES: [u16; 2] = [64, 512];
+/// Entries of the queue of requests that come first, and of the request queue. The largest request takes an entry for each of its pages
+/// and some more (`virtio_fs_get_tree` in fs/fuse/virtio_fs.c): 1024 hold three of a mebibyte. One that finds no room waits for a tick.
+const QUEUE_SIZES: [u16; 2] = [64, 1024];
 /// Length of `tag` in the configuration (VirtIO 1.2 section 5.11.4).
 const TAG_BYTES: usize = 36;
 

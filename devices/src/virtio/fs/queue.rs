@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use virtio_queue::{DescriptorChain, Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemory, Permissions, VolatileSlice};
+use vm_memory::{Address, GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
 use super::channel::{
     Channel, ChannelError, REQUESTS_A_MESSAGE, Reply, Request, SLOT_BYTES, SLOTS, Slots,
@@ -17,7 +17,7 @@ use super::{FailureReport, QUEUE_SIZES, Server};
 use crate::virtio::{DeviceMemory, QueueError, Turn, next_chain};
 
 /// Most descriptors of a request: as many as the queue has.
-const MAX_DESCRIPTORS: usize = 512;
+const MAX_DESCRIPTORS: usize = 1024;
 /// Length of `struct fuse_in_header` up to `unique`, and to its end (include/uapi/linux/fuse.h).
 const UNIQUE_OFFSET: usize = 8;
 const UNIQUE_END: usize = 16;
@@ -214,6 +214,10 @@ impl Exchange {
                 if !is_sound {
                     break Some(ChannelError::Nonsense);
                 }
+                // What else comes now is no reply, and has an event of its own.
+                if !server.is_asked() {
+                    break None;
+                }
             };
             if let Some(error) = failure {
                 tracing::warn!(%error, "shared directories fail from now on");
@@ -326,6 +330,11 @@ impl Connected {
         Some(used)
     }
 
+    /// Whether the server has a request.
+    fn is_asked(&self) -> bool {
+        self.uses.len() > self.free.len()
+    }
+
     fn give_up(&mut self) -> Vec<Pending> {
         let uses = std::mem::take(&mut self.uses).into_iter().flatten();
         uses.filter_map(|used| match used {
@@ -349,8 +358,8 @@ impl Parts {
                 length_bytes: descriptor.len(),
             };
             match (descriptor.is_write_only(), parts.output.is_empty()) {
-                (true, _) => parts.output.push(range),
-                (false, true) => parts.input.push(range),
+                (true, _) => append(&mut parts.output, range),
+                (false, true) => append(&mut parts.input, range),
                 // What is written stands behind what is read (VirtIO 1.2 section 2.7.4.2).
                 (false, false) => return None,
             }
@@ -385,6 +394,18 @@ impl Parts {
     fn refuse(&self, memory: &DeviceMemory) -> u32 {
         refuse(&self.output, self.unique(memory), memory)
     }
+}
+
+/// Adds a piece to a run of them. Pages of a file often lie one behind the other: they are one piece.
+fn append(ranges: &mut Vec<Range>, next: Range) {
+    if let Some(last) = ranges.last_mut()
+        && last.address.checked_add(last.length_bytes.into()) == Some(next.address)
+        && let Some(length_bytes) = last.length_bytes.checked_add(next.length_bytes)
+    {
+        last.length_bytes = length_bytes;
+        return;
+    }
+    ranges.push(next);
 }
 
 /// What the driver knows the request by that this copy is of, if it is one of FUSE.

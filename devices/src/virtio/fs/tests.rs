@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
+use virtio_bindings::virtio_ring::VRING_DESC_F_NEXT;
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::channel::{Channel, Reply, Request, SLOT_BYTES, SLOTS, Slots};
@@ -179,7 +181,8 @@ fn a_request_in_pieces_is_one_and_so_is_its_reply() {
         readable(ASKED, 2),
         readable(ASKED + 2, 4),
         writable(ROOM, 3),
-        writable(ROOM + 8, 10),
+        writable(ROOM + 8, 1),
+        writable(ROOM + 9, 9),
     ];
     let head = rig.ask_parts(&parts);
     let request = rig.heard()[0];
@@ -235,6 +238,36 @@ fn a_request_that_fits_no_slot_is_refused() {
     rig.is_refused(outside, 0);
     let wrong_order = rig.ask_parts(&[writable(ROOM, 100), readable(ASKED, 40)]);
     assert_eq!(rig.used(), (wrong_order, 0));
+}
+
+#[test]
+fn a_read_of_four_gibibytes_is_refused() {
+    let mut rig = Rig::new();
+    let head = rig.ask(&known_by(78), u32::MAX - 40);
+    rig.is_refused(head, 78);
+}
+
+#[test]
+fn a_chain_that_runs_in_circles_is_refused_and_the_next_request_is_not() {
+    let mut rig = Rig::new();
+    let flags = u16::try_from(VRING_DESC_F_NEXT).unwrap();
+    let circle = Descriptor::new(ASKED, SLOT_BYTES / 512, flags, 0);
+    rig.requests.write_descriptor(0, circle);
+    rig.requests.publish(0);
+    rig.notify(REQUESTS);
+    assert_eq!(rig.used(), (0, 0));
+    let head = rig.ask(&known_by(1), 100);
+    let request = rig.heard()[0];
+    rig.reply(&request, b"the answer");
+    assert_eq!(rig.used(), (head, 10));
+}
+
+/// A descriptor that some driver might write, of the first sixteen; it does not lead to the rings, which are the guest's to spoil.
+fn any_descriptor() -> impl Strategy<Value = Descriptor> {
+    let address = prop_oneof![ASKED..8 << 20, (8_u64 << 20)..];
+    let length = prop_oneof![0_u32..4096, 0..=SLOT_BYTES, any::<u32>()];
+    (address, length, 0_u16..8, 0_u16..16)
+        .prop_map(|(address, length, flags, next)| Descriptor::new(address, length, flags, next))
 }
 
 #[test]
@@ -297,6 +330,43 @@ fn the_memory_cannot_be_pulled_away() {
     let [_, memory] = server.descriptors();
     assert!(rustix::fs::ftruncate(memory, 0).is_err());
     drop(device);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whatever_descriptors_there_are_the_server_hears_what_fits_and_each_is_used_once(
+        descriptors in prop::collection::vec(any_descriptor(), 16),
+        heads in prop::collection::vec(0_u16..16, 1..40),
+    ) {
+        let mut rig = Rig::new();
+        for (index, descriptor) in (0..).zip(descriptors) {
+            rig.requests.write_descriptor(index, descriptor);
+        }
+        let server = rig.server.take().unwrap();
+        let answers = std::thread::spawn(move || {
+            let mut requests = Vec::new();
+            // What does not fit a slot makes no sense to it, and ends it.
+            while server.await_requests(&mut requests).is_ok() {
+                for Request { slot, room_bytes, .. } in &requests {
+                    let reply = Reply { slot: *slot, written_bytes: *room_bytes };
+                    server.send_replies(&[reply]).unwrap();
+                }
+            }
+        });
+        heads.iter().for_each(|head| rig.requests.publish(*head));
+        rig.notify(REQUESTS);
+        let mut used: Vec<_> = heads.iter().map(|_| rig.used().0).collect();
+        let mut published = heads.clone();
+        used.sort();
+        published.sort();
+        prop_assert_eq!(used, published);
+        prop_assert_eq!(rig.requests.take_used(), None);
+        prop_assert_eq!(rig.failures.load(Ordering::SeqCst), 0);
+        drop(rig);
+        answers.join().unwrap();
+    }
 }
 
 proptest! {

@@ -23,6 +23,8 @@ pub(super) struct FsWorker {
     hiprio: ActiveQueue,
     requests: ActiveQueue,
     interrupt: DeviceInterrupt,
+    /// Which queues stand until the server lets go of a slot.
+    stalled: [bool; 2],
 }
 
 impl FsWorker {
@@ -39,18 +41,30 @@ impl FsWorker {
             hiprio,
             requests,
             interrupt,
+            stalled: [false; 2],
         }
     }
 
-    /// A queue that stands because the server has all slots goes on with the next reply.
-    fn run_queues(&mut self) {
-        for (which, active) in [
-            (Which::Hiprio, &mut self.hiprio),
-            (Which::Requests, &mut self.requests),
-        ] {
-            let exchange = &mut self.device.exchange;
-            let turn = exchange.take_requests(which, &mut active.queue, &self.memory);
-            active.finish_turn(turn, &self.interrupt);
+    fn run_queue(&mut self, which: Which) {
+        let [hiprio_stalled, requests_stalled] = &mut self.stalled;
+        let (active, stalled) = match which {
+            Which::Hiprio => (&mut self.hiprio, hiprio_stalled),
+            Which::Requests => (&mut self.requests, requests_stalled),
+        };
+        let exchange = &mut self.device.exchange;
+        let turn = exchange.take_requests(which, &mut active.queue, &self.memory);
+        *stalled = turn.as_ref().is_ok_and(|turn| turn.stalled);
+        active.finish_turn(turn, &self.interrupt);
+    }
+
+    /// Goes on with the queues for which there were no slots.
+    fn run_stalled_queues(&mut self) {
+        let [hiprio, requests] = self.stalled;
+        if hiprio {
+            self.run_queue(Which::Hiprio);
+        }
+        if requests {
+            self.run_queue(Which::Requests);
         }
     }
 
@@ -71,9 +85,11 @@ impl FsWorker {
 
 impl MutEventSubscriber for FsWorker {
     fn init(&mut self, ops: &mut EventOps) {
+        // Each notification is an event, so they need not be read.
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         let notified = [
-            Events::with_data(&self.hiprio.notifier, token::HIPRIO, EventSet::IN),
-            Events::with_data(&self.requests.notifier, token::REQUESTS, EventSet::IN),
+            Events::with_data(&self.hiprio.notifier, token::HIPRIO, edge),
+            Events::with_data(&self.requests.notifier, token::REQUESTS, edge),
         ];
         let replies = self
             .device
@@ -85,17 +101,19 @@ impl MutEventSubscriber for FsWorker {
                 tracing::error!(%error, "the file system device cannot wait for its events");
             }
         }
-        self.run_queues();
+        self.run_queue(Which::Hiprio);
+        self.run_queue(Which::Requests);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        // Drained first: a notification that comes while the queue is processed is seen again.
         match events.data() {
-            token::HIPRIO => drop(self.hiprio.notifier.read()),
-            token::REQUESTS => drop(self.requests.notifier.read()),
-            _ => self.take_replies(ops),
+            token::HIPRIO => self.run_queue(Which::Hiprio),
+            token::REQUESTS => self.run_queue(Which::Requests),
+            _ => {
+                self.take_replies(ops);
+                self.run_stalled_queues();
+            }
         }
-        self.run_queues();
     }
 }
 

@@ -100,6 +100,7 @@ pub struct HeldVolume {
     /// Whether the disk can be written to: also where reading was asked for, and something has to be put in order first.
     pub is_writable: bool,
     directory: PathBuf,
+    store: Volumes,
 }
 
 impl Volumes {
@@ -320,6 +321,7 @@ impl Volumes {
             lock,
             is_writable: wanted == Use::Write,
             directory,
+            store: self.clone(),
         })
     }
 
@@ -329,14 +331,19 @@ impl Volumes {
     ///
     /// [`VolumeError::Shrink`], or the file system's.
     pub fn grow_in_use(&self, name: &VolumeName, size: StorageSize) -> Result<(), VolumeError> {
-        let _store = self.lock_store().map_err(|source| VolumeError::Lock {
-            name: name.clone(),
-            source,
-        })?;
+        let _store = self.lock_length(name)?;
         let record = self.read(name)?;
         let directory = self.place(name);
         let disk = open_disk(&directory, &record)?;
         grow(&disk, &record, &directory, size).map(drop)
+    }
+
+    /// Held while disk and record of a volume become longer together, also by somebody who does not hold the volume.
+    fn lock_length(&self, name: &VolumeName) -> Result<File, VolumeError> {
+        self.lock_store().map_err(|source| VolumeError::Lock {
+            name: name.clone(),
+            source,
+        })
     }
 
     fn lock(&self, name: &VolumeName, wanted: Use) -> Result<File, VolumeError> {
@@ -450,6 +457,7 @@ impl HeldVolume {
     ///
     /// [`VolumeError::Shrink`], or the file system's.
     pub fn resize(&mut self, size: StorageSize) -> Result<(), VolumeError> {
+        let _length = self.store.lock_length(&self.record.name)?;
         self.record = grow(&self.disk, &self.record, &self.directory, size)?;
         Ok(())
     }
@@ -461,36 +469,49 @@ impl HeldVolume {
     /// The file system's; the volume is as it was then.
     pub fn replace(&mut self, from: &File) -> Result<(), VolumeError> {
         let next = self.directory.join(NEXT_DISK);
-        let mut replace = || {
+        let replaced = self.replace_by(&next, from);
+        if replaced.is_err() {
+            // What cannot be removed is written over by the next one.
+            let _ = fs::remove_file(&next);
+        }
+        replaced
+    }
+
+    fn replace_by(&mut self, next: &Path, from: &File) -> Result<(), VolumeError> {
+        let name = &self.record.name;
+        let failed = |source| disk_failed(&self.record, source);
+        let copy = || {
             let disk = OpenOptions::new()
                 .read(true)
                 .write(true)
                 .create(true)
                 .truncate(true)
                 .mode(0o600)
-                .open(&next)?;
+                .open(next)?;
             storage::copy_whole(from, &disk)?;
-            let length_bytes = disk.metadata()?.len();
-            let size_bytes = length_bytes.max(self.record.size_bytes);
+            Ok(disk)
+        };
+        let disk = copy().map_err(failed)?;
+        let _length = self.store.lock_length(name)?;
+        // It may have become larger since it is held.
+        let known = self.store.read(name)?;
+        let put_in_place = || {
+            let size_bytes = disk.metadata()?.len().max(known.size_bytes);
             disk.set_len(size_bytes)?;
             disk.sync_all()?;
             let record = VolumeRecord {
                 size_bytes,
-                ..self.record.clone()
+                ..known
             };
             // A disk that is longer than its record says is one that has grown.
-            fs::rename(&next, self.directory.join(DISK))?;
+            fs::rename(next, self.directory.join(DISK))?;
             record.write(&self.directory)?;
             File::open(&self.directory)?.sync_all()?;
-            self.disk = disk;
-            self.record = record;
-            Ok(())
+            Ok(record)
         };
-        replace().map_err(|source| {
-            // What cannot be removed is written over by the next one.
-            let _ = fs::remove_file(&next);
-            disk_failed(&self.record, source)
-        })
+        let record = put_in_place().map_err(failed)?;
+        (self.disk, self.record) = (disk, record);
+        Ok(())
     }
 }
 

@@ -300,6 +300,23 @@ fn a_copy_holds_what_the_volume_held_and_can_be_put_back() {
 }
 
 #[test]
+fn a_volume_that_grows_while_a_copy_is_put_back_stays_as_long_as_it_became() {
+    let fixture = Fixture::with("data");
+    let copy = tempfile::tempfile().unwrap();
+    copy.set_len(record("data").size_bytes).unwrap();
+    let mut held = fixture.hold("data", Use::Write).unwrap();
+    let larger = "2g".parse().unwrap();
+
+    fixture.volumes.grow_in_use(&name("data"), larger).unwrap();
+    held.replace(&copy).unwrap();
+    drop(held);
+
+    let held = fixture.hold("data", Use::Write).unwrap();
+    assert_eq!(held.record.size_bytes, 2 << 30);
+    assert_eq!(held.disk.metadata().unwrap().len(), 2 << 30);
+}
+
+#[test]
 fn a_volume_for_one_machine_says_so() {
     let fixture = Fixture::new();
     let record = VolumeRecord::anonymous(None).unwrap();
