@@ -4,6 +4,7 @@
 //! ([`devices::virtio::net::Link`]); what its guest is told of the network is said by the agent's protocol, and nobody is asked for
 //! an address.
 
+pub mod gateway;
 mod names;
 mod typed;
 
