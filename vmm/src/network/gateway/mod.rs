@@ -57,6 +57,8 @@ pub const MOST_PUBLISHED: usize = 1024;
 const MOST_CONFIGURATION_BYTES: usize = 128 << 10;
 /// How many descriptors come with one message (`SCM_MAX_FD` in the kernel is 253).
 const MOST_PASSED: usize = 128;
+/// Signals that are not the gateway's.
+const FOR_THE_MONITOR: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 /// What each side of the wire holds of frames that the other has not taken; a few of the longest.
 const WIRE_BYTES: usize = 208 << 10;
 
@@ -257,8 +259,12 @@ pub fn is_asked_for() -> bool {
 ///
 /// [`GatewayError`]; the gateway of a machine that ends has none.
 pub fn live() -> Result<(), GatewayError> {
-    let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3);
-    let control = control.map_err(|error| GatewayError::Start(error.into()))?;
+    let started = |error: Errno| GatewayError::Start(error.into());
+    // What the terminal's keys or a service manager send to all processes of a machine, the monitor sees to.
+    process::block_only(&FOR_THE_MONITOR).map_err(GatewayError::Start)?;
+    let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).map_err(started)?;
+    // Who starts it by hand in a shell has it in a session already.
+    let _session = rustix::process::setsid();
     process::close_all_but(&[control.as_fd()]).map_err(GatewayError::Start)?;
     let (configuration, wire, sockets) = take_configuration(&control)?;
     let engine = Engine::new(&configuration, wire, control, sockets);
