@@ -1,5 +1,5 @@
 //! Who starts a machine's gateway: a thread of the monitor, which waits for the guest's first frame, or for nothing where ports are
-//! published, and starts another one when one has failed.
+//! published. When a gateway has failed, that happens again.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -66,9 +66,8 @@ impl Drop for GatewayKeeper {
 impl PlannedGateway {
     /// Until the machine or whoever keeps it is gone.
     fn keep(&self, stopped: &UnixStream) {
-        let mut is_wanted = !self.sockets.is_empty();
-        while is_wanted || await_first(&self.wire, PollFlags::IN, stopped) {
-            is_wanted = false;
+        let is_published = !self.sockets.is_empty();
+        while is_published || await_first(&self.wire, PollFlags::IN, stopped) {
             let sockets: Vec<_> = self.sockets.iter().map(AsFd::as_fd).collect();
             match Gateway::start(&self.configuration, self.wire.as_fd(), &sockets) {
                 Ok(gateway) => {
@@ -82,7 +81,7 @@ impl PlannedGateway {
                 return;
             }
             tracing::warn!(
-                "the machine's network gateway has ended: its connections are gone, and another one starts with what the machine sends next"
+                "the machine's network gateway has ended: its connections are gone, and another one takes its place"
             );
             if is_stopped_within(stopped, PAUSE) {
                 return;
