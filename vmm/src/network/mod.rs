@@ -270,6 +270,10 @@ impl Network {
                 connection: Connection::Tap(name),
                 ..
             }) => TypedNetwork::Tap(name.clone()).to_string(),
+            Some(DecidedInterface {
+                connection: Connection::User { .. },
+                ..
+            }) => TypedNetwork::User.to_string(),
         }
     }
 
@@ -311,20 +315,6 @@ impl Network {
 }
 
 impl Network {
-    /// What it is called where machines are listed.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        match self
-            .interface
-            .as_ref()
-            .map(|interface| &interface.connection)
-        {
-            None => "",
-            Some(Connection::Tap(name)) => name,
-            Some(Connection::User { .. }) => "user",
-        }
-    }
-
     /// The ports that are reached through the host's, of a machine with a gateway of its own.
     #[must_use]
     pub fn published(&self) -> Option<&[PublishedPort]> {

@@ -176,7 +176,7 @@ impl Listed for Row {
             "LocalVolumes": volumes.count().to_string(),
             "Mounts": printable(&sources.join(",")),
             "Names": record.name.as_str(),
-            "Networks": self.machine.record.settings.network.name(),
+            "Networks": self.machine.record.settings.network.mode(),
             "Ports": self.ports(),
             "RunningFor": format!("{age} ago"),
             "State": self.condition.name(),
