@@ -42,7 +42,7 @@ pub use self::machines::{
     AttachArgs, CommitArgs, CpArgs, DiffArgs, ExecArgs, ExportArgs, ForkArgs, MachinesArgs,
     SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
 };
-pub use self::network::NetworkArgs;
+pub use self::network::{NetworkArgs, PortArgs};
 pub use self::statistics::{StatsArgs, TopArgs, UpdateArgs};
 pub use self::storage::{CreateArgs, RestartArgs, StartArgs, StorageArgs};
 pub use self::volumes::{
@@ -138,6 +138,8 @@ pub enum Command {
     Kill(Later<KillArgs>),
     /// Wait until machines have ended, and print their exit codes
     Wait(Later<MachinesArgs>),
+    /// Print where on the host the ports of a machine are reached
+    Port(Later<PortArgs>),
     /// Give a machine another name
     Rename(Later<RenameArgs>),
     /// Remove machines that have ended
@@ -246,7 +248,8 @@ pub struct RunArgs {
             "cpuset_cpus", "group_add", "userns", "uts", "ipc", "pid", "oom_score_adj", "init", "storage",
             "storage_opt", "volume", "mount", "disk", "volumes_from", "device_read_bps", "device_write_bps",
             "device_read_iops", "device_write_iops", "network", "mac_address", "ip", "ip6", "gateway", "dns",
-            "dns_search", "dns_option", "add_host", "net_rate"
+            "dns_search", "dns_option", "add_host", "net_rate", "publish", "publish_all", "expose", "network_allow",
+            "network_deny", "network_default"
         ],
         help_heading = "Image"
     )]

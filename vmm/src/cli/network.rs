@@ -4,15 +4,17 @@ use std::net::IpAddr;
 
 use clap::Args;
 
+use crate::network::gateway::policy::{Destinations, Policy, Verdict};
 use crate::network::{
-    HostEntry, NameChoices, NetworkChoices, TypedAddress, TypedMac, TypedNetwork, TypedRates,
+    HostEntry, NameChoices, NetworkChoices, TypedAddress, TypedMac, TypedNetwork, TypedPorts,
+    TypedPublish, TypedRates,
 };
 
 /// What the machine is connected to, and which names it knows.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Network")]
 pub struct NetworkArgs {
-    /// What the machine is connected to: none, or tap=NAME, a tap of the host's [default: none]
+    /// What the machine is connected to: none; user, a gateway of its own; or tap=NAME, a tap of the host's [default: none, or user where a port is published]
     #[arg(long, visible_alias = "net", value_name = "NETWORK")]
     network: Option<TypedNetwork>,
     /// Ethernet address of the machine; one is made up if not given
@@ -42,14 +44,61 @@ pub struct NetworkArgs {
     /// Move no more than so many bytes a second: SIZE, or in=SIZE,out=SIZE
     #[arg(long, value_name = "RATE")]
     net_rate: Option<TypedRates>,
+    /// Reach a port of the machine through one of the host's: [[IP:]HOSTPORT:]PORT[/tcp|udp], or ranges
+    #[arg(short, long, value_name = "PORTS")]
+    publish: Vec<TypedPublish>,
+    /// Do so with all ports that the image or --expose names, through some of the host's
+    #[arg(short = 'P', long)]
+    publish_all: bool,
+    /// A port at which the machine listens, or a range, as in 8000-8010/udp
+    #[arg(long, value_name = "PORTS")]
+    expose: Vec<TypedPorts>,
+    /// Let the machine reach CIDR[:PORT[-PORT]][/tcp|udp]; of several rules the most specific one holds
+    #[arg(long, value_name = "DESTINATIONS")]
+    network_allow: Vec<Destinations>,
+    /// Keep the machine from reaching these
+    #[arg(long, value_name = "DESTINATIONS")]
+    network_deny: Vec<Destinations>,
+    /// Whether it reaches what no rule names: allow or deny
+    #[arg(
+        long,
+        value_name = "VERDICT",
+        default_value = "allow",
+        hide_default_value = true
+    )]
+    network_default: Verdict,
+}
+
+/// Arguments of `vmm port`.
+#[derive(Debug, Clone, Args)]
+pub struct PortArgs {
+    /// Name, id or beginning of an id
+    #[arg(value_name = "MACHINE")]
+    pub machine: String,
+    /// One port of the machine's, as in 80 or 53/udp [default: all]
+    #[arg(value_name = "PORT[/PROTOCOL]")]
+    pub port: Option<TypedPorts>,
 }
 
 impl NetworkArgs {
-    /// All that was typed.
+    /// All that was typed; `exposed` are the ports that the image names.
     #[must_use]
-    pub fn choices(&self) -> NetworkChoices {
+    pub fn choices(&self, exposed: &[TypedPorts]) -> NetworkChoices {
+        let mut published = self.publish.clone();
+        if self.publish_all {
+            let exposed = self.expose.iter().chain(exposed).copied();
+            published.extend(exposed.map(TypedPublish::anywhere));
+        }
+        let policy = self.policy();
+        let is_user = self.publish_all || !published.is_empty() || policy != Policy::default();
+        let usual = match is_user {
+            true => TypedNetwork::User,
+            false => TypedNetwork::default(),
+        };
         NetworkChoices {
-            network: self.network.clone().unwrap_or_default(),
+            published,
+            policy,
+            network: self.network.clone().unwrap_or(usual),
             mac: self.mac_address,
             addresses: self.ip.into_iter().chain(self.ip6).collect(),
             gateways: self.gateway.clone(),
@@ -60,6 +109,24 @@ impl NetworkArgs {
                 options: self.dns_option.clone(),
                 hosts: self.add_host.clone(),
             },
+        }
+    }
+}
+
+impl NetworkArgs {
+    fn policy(&self) -> Policy {
+        let allowed = self
+            .network_allow
+            .iter()
+            .map(|at| (at.clone(), Verdict::Allow));
+        let denied = self
+            .network_deny
+            .iter()
+            .map(|at| (at.clone(), Verdict::Deny));
+        Policy {
+            default: self.network_default,
+            rules: allowed.chain(denied).collect(),
+            host_loopback: false,
         }
     }
 }

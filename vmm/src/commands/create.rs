@@ -313,7 +313,7 @@ impl Kept {
     ) -> Result<(RunPlan, Option<File>), Report> {
         let attachments = mounts::open(&self.mounts, &self.image, choices, directories)?;
         self.workload.attach(&attachments);
-        let network = connect(&self.network, &mut self.workload)?;
+        let (network, gateway) = connect(&self.network, &mut self.workload)?;
         let mut plan = RunPlan::decide(
             self.image,
             self.guest,
@@ -324,6 +324,7 @@ impl Kept {
         )?;
         plan.machine.storage = Some(self.disk);
         plan.machine.network = network;
+        plan.gateway = gateway;
         plan.machine.disks = attachments.disks;
         plan.shares = attachments.shares;
         plan.on_share_failure = self.on_share_failure;

@@ -224,12 +224,20 @@ struct Config {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct NetworkSettings {
-    /// None is published.
-    ports: BTreeMap<String, ()>,
+    /// Where the host publishes them.
+    ports: BTreeMap<String, Vec<PortBinding>>,
     /// Those of the one network that there can be.
     #[serde(flatten)]
     endpoint: Endpoint,
     networks: BTreeMap<String, Endpoint>,
+}
+
+/// Where a port is published.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct PortBinding {
+    host_ip: String,
+    host_port: String,
 }
 
 /// The machine in a network.
@@ -257,8 +265,16 @@ impl NetworkSettings {
             .as_ref()
             .map(Endpoint::of)
             .unwrap_or_default();
+        let mut ports: BTreeMap<String, Vec<PortBinding>> = BTreeMap::new();
+        for port in network.published().unwrap_or_default() {
+            let bindings = port.addresses().into_iter().map(|address| PortBinding {
+                host_ip: address.ip().to_string(),
+                host_port: address.port().to_string(),
+            });
+            ports.entry(port.to_string()).or_default().extend(bindings);
+        }
         Self {
-            ports: BTreeMap::new(),
+            ports,
             endpoint: endpoint.clone(),
             networks: BTreeMap::from([(network.mode(), endpoint)]),
         }

@@ -33,6 +33,7 @@ mod mounts;
 mod output;
 mod partial;
 mod pause;
+mod port;
 mod prepare;
 mod progress;
 mod ps;
@@ -93,6 +94,7 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
         Command::Stop(arguments) => stop::stop(arguments, &here()?),
         Command::Wait(arguments) => stop::wait(arguments, &here()?),
         Command::Rename(arguments) => stop::rename(arguments, &here()?),
+        Command::Port(arguments) => port::run(arguments, &here()?),
         Command::Kill(arguments) => kill::kill(arguments, &here()?),
         Command::Rm(arguments) => kill::rm(arguments, &here()?),
         Command::Pause(arguments) => pause::run(arguments, &Action::Pause, &here()?),

@@ -31,7 +31,7 @@ use crate::limits::{ByteSize, CpuQuota, MemoryLimit};
 use crate::machine::host::{ProbeError, Quirks, open_kvm};
 use crate::machine::{MachineNetwork, Shares};
 use crate::monitor::{Facts, MonitorError, Signals, client_streams, window_size};
-use crate::network::{Network, OpenNetwork};
+use crate::network::{GatewayKeeper, Network, PlannedGateway, TypedPorts};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
@@ -232,7 +232,7 @@ impl Opened {
         });
         let attachments = mounts::open(&mounts, &image, &machine_choices, directories)?;
         workload.attach(&attachments);
-        let network = connect(&network, &mut workload)?;
+        let (network, gateway) = connect(&network, &mut workload)?;
         let mut plan = RunPlan::decide(
             image,
             guest,
@@ -242,6 +242,7 @@ impl Opened {
             streams.declared(),
         )?;
         plan.machine.network = network;
+        plan.gateway = gateway;
         plan.machine.disks = attachments.disks;
         plan.shares = attachments.shares;
         let shape = super::prepare::Shape {
@@ -316,13 +317,13 @@ pub(super) fn decide(
         .check_processors(vcpus)
         .map_err(WorkloadError::from)?;
     let choices = choices(arguments, id)?;
-    let network = Network::decide(&arguments.network.choices())?;
     let given = given(arguments)?;
     let (image, reference) = open_image(
         &arguments.image_and_command().0,
         &arguments.limits,
         directories,
     )?;
+    let network = Network::decide(&arguments.network.choices(&exposed(&image)))?;
     let mounts = mounts::decide(arguments, &image, directories)?;
     let mut workload = match given {
         Some(given) => given,
@@ -340,19 +341,27 @@ pub(super) fn decide(
     })
 }
 
+/// The ports at which the image says that its workload listens. What makes no sense there is left out.
+fn exposed(image: &StoredImage) -> Vec<TypedPorts> {
+    let config = image.config.config().as_ref();
+    let exposed = config.and_then(|config| config.exposed_ports().as_ref());
+    let names = exposed.into_iter().flatten();
+    names.filter_map(|name| name.parse().ok()).collect()
+}
+
 /// Opens the network of a machine for one start, and gives the workload its part of it.
 pub(super) fn connect(
     network: &Network,
     workload: &mut Workload,
-) -> Result<Option<MachineNetwork>, Report> {
+) -> Result<(Option<MachineNetwork>, Option<PlannedGateway>), Report> {
     let hostname = workload.config()["hostname"].as_str().unwrap_or_default();
     let names = network.names(hostname)?;
-    let (machine, agent) = match network.open()? {
-        None => (None, None),
-        Some(OpenNetwork { machine, agent }) => (Some(machine), Some(agent)),
+    let (machine, agent, gateway) = match network.open()? {
+        None => (None, None, None),
+        Some(open) => (Some(open.machine), Some(open.agent), open.gateway),
     };
     workload.connect(agent, names);
-    Ok(machine)
+    Ok((machine, gateway))
 }
 
 /// What was typed about the machine.
@@ -527,6 +536,14 @@ impl Beginning<'_> {
         };
         // It is the VM process's alone, and goes with that.
         plan.machine.network = None;
+        let _gateway = match plan.gateway.take().map(GatewayKeeper::start).transpose() {
+            Ok(keeper) => keeper,
+            Err(error) => {
+                let report = MonitorError::Watch(error).into();
+                give_up(machine, &report);
+                return Err(report);
+            }
+        };
         let attended = Attended {
             machine,
             control,

@@ -4,7 +4,10 @@
 //! ([`devices::virtio::net::Link`]); what its guest is told of the network is said by the agent's protocol, and nobody is asked for
 //! an address.
 
+pub mod gateway;
+mod keeper;
 mod names;
+mod ports;
 mod typed;
 
 #[cfg(test)]
@@ -15,8 +18,10 @@ use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use std::os::fd::OwnedFd;
+
 use devices::virtio::net::{Interface, MacAddress, Offloads, Rate, RateLimits, Tap, TapError};
-use protocol::InterfaceAddress;
+use protocol::{InterfaceAddress, Neighbour};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -24,7 +29,12 @@ use crate::limits::ByteSize;
 use crate::machine::{MachineLink, MachineNetwork};
 use crate::report::Help;
 
+use self::gateway::addresses;
+use self::gateway::policy::Policy;
+use self::gateway::{Configuration, GatewayError, MOST_PUBLISHED, Published};
+pub use self::keeper::{GatewayKeeper, PlannedGateway};
 pub use self::names::{HostEntry, NameChoices};
+pub use self::ports::{PortError, PublishedPort, TypedPorts, TypedPortsError, TypedPublish};
 pub use self::typed::{TypedAddress, TypedMac, TypedNetwork, TypedRates};
 
 /// How long a tap may still be taken by a machine that has ended: the host's kernel takes that down after its end.
@@ -47,6 +57,10 @@ pub struct NetworkChoices {
     pub rates: TypedRates,
     /// Names.
     pub names: NameChoices,
+    /// Ports that are reached through the host's.
+    pub published: Vec<TypedPublish>,
+    /// What the machine may reach.
+    pub policy: Policy,
 }
 
 /// The network of a machine, decided: all that another start needs.
@@ -84,6 +98,13 @@ pub struct DecidedInterface {
 pub enum Connection {
     /// A tap of the host's, which somebody else has made.
     Tap(String),
+    /// A gateway of the machine's own, which takes no right.
+    User {
+        /// What the machine may reach.
+        policy: Policy,
+        /// Its ports that are reached through the host's.
+        published: Vec<PublishedPort>,
+    },
 }
 
 /// A network that is open.
@@ -93,6 +114,8 @@ pub struct OpenNetwork {
     pub machine: MachineNetwork,
     /// The agent's.
     pub agent: protocol::Network,
+    /// The monitor's: the gateway, if it has one of its own.
+    pub gateway: Option<PlannedGateway>,
 }
 
 /// Why a machine has not got the network that was asked for.
@@ -119,6 +142,18 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// It is for one kind of network alone.
+    #[error("{0} is for a machine with --network user")]
+    NotOfUser(&'static str),
+    /// It is for all other kinds.
+    #[error("a machine with --network user has addresses of its own, and none by {0}")]
+    OfOthers(&'static str),
+    /// A port cannot be published.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// There can be no gateway.
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
     /// The host gives no random numbers.
     #[error("the host gives no random numbers for a MAC address")]
     Random(#[source] io::Error),
@@ -152,6 +187,16 @@ impl Help for NetworkError {
             Self::Tap(TapError::InUse(_)) => {
                 "end what uses it, or give each machine a tap of its own"
             }
+            Self::NotOfUser(_) => "leave it out, or connect the machine with --network user",
+            Self::OfOthers(_) => "leave it out, or connect the machine with --network tap=NAME",
+            Self::Port(PortError::Taken(_)) => {
+                "end what listens there (`ss -lntup` lists it), or publish another port of the host's"
+            }
+            Self::Port(PortError::NotHere(_)) => "`ip address` lists those that it has",
+            Self::Port(PortError::NoRight(_)) => {
+                "publish a higher port of the host's, as in: -p 8080:80"
+            }
+            Self::Port(_) | Self::Gateway(_) => return None,
             Self::Tap(TapError::BadName(_)) => "`ip link` lists them",
             Self::Tap(TapError::Refused { .. }) | Self::Resolvers { .. } | Self::Random(_) => {
                 return None;
@@ -177,16 +222,25 @@ impl Network {
                     names,
                 });
             }
-            TypedNetwork::Tap(name) => Connection::Tap(name.clone()),
+            TypedNetwork::Tap(name) => {
+                choices.check_no_gateway()?;
+                Connection::Tap(name.clone())
+            }
+            TypedNetwork::User => choices.decide_user()?,
         };
         let mac = match choices.mac {
             Some(TypedMac(mac)) => mac,
             None => MacAddress::local(random().map_err(NetworkError::Random)?),
         };
-        let addresses: Vec<InterfaceAddress> =
-            choices.addresses.iter().map(|typed| typed.0).collect();
-        only_one(&choices.gateways, |gateway| *gateway, "gateways")?;
-        for gateway in &choices.gateways {
+        let (addresses, gateways) = match connection {
+            Connection::Tap(_) => {
+                let typed = choices.addresses.iter().map(|typed| typed.0);
+                (typed.collect(), choices.gateways.clone())
+            }
+            Connection::User { .. } => of_user(),
+        };
+        only_one(&gateways, |gateway| *gateway, "gateways")?;
+        for gateway in &gateways {
             if !addresses
                 .iter()
                 .any(|interface| is_beside(*interface, *gateway))
@@ -199,7 +253,7 @@ impl Network {
                 connection,
                 mac,
                 addresses,
-                gateways: choices.gateways.clone(),
+                gateways,
                 receive_rate: choices.rates.receive.map(ByteSize::bytes),
                 transmit_rate: choices.rates.transmit.map(ByteSize::bytes),
             }),
@@ -216,6 +270,10 @@ impl Network {
                 connection: Connection::Tap(name),
                 ..
             }) => TypedNetwork::Tap(name.clone()).to_string(),
+            Some(DecidedInterface {
+                connection: Connection::User { .. },
+                ..
+            }) => TypedNetwork::User.to_string(),
         }
     }
 
@@ -245,13 +303,85 @@ impl Network {
             .iter()
             .flat_map(|interface| &interface.addresses)
             .map(|interface| interface.address);
-        self.names.files(hostname, addresses).map(Some)
+        let mut names = self.names.clone();
+        if self.published().is_some() && names.servers.is_empty() {
+            names.servers = vec![
+                addresses::RESOLVER_IPV4.into(),
+                addresses::RESOLVER_IPV6.into(),
+            ];
+        }
+        names.files(hostname, addresses).map(Some)
     }
 }
 
+impl Network {
+    /// The ports that are reached through the host's, of a machine with a gateway of its own.
+    #[must_use]
+    pub fn published(&self) -> Option<&[PublishedPort]> {
+        match self
+            .interface
+            .as_ref()
+            .map(|interface| &interface.connection)
+        {
+            Some(Connection::User { published, .. }) => Some(published),
+            _ => None,
+        }
+    }
+}
+
+/// The addresses of a machine with a gateway of its own, and the gateway's.
+fn of_user() -> (Vec<InterfaceAddress>, Vec<IpAddr>) {
+    let own = [
+        (addresses::GUEST_IPV4.into(), addresses::PREFIX_IPV4_BITS),
+        (addresses::GUEST_IPV6.into(), addresses::PREFIX_IPV6_BITS),
+    ];
+    let own = own.map(|(address, prefix)| InterfaceAddress { address, prefix });
+    let gateways = [
+        addresses::GATEWAY_IPV4.into(),
+        addresses::GATEWAY_IPV6.into(),
+    ];
+    (own.to_vec(), gateways.to_vec())
+}
+
 impl NetworkChoices {
+    /// Decides the network of a machine with a gateway of its own.
+    fn decide_user(&self) -> Result<Connection, NetworkError> {
+        let typed = [
+            (!self.addresses.is_empty(), "--ip"),
+            (!self.gateways.is_empty(), "--gateway"),
+        ];
+        if let Some((_, flag)) = typed.iter().find(|(is_there, _)| *is_there) {
+            return Err(NetworkError::OfOthers(flag));
+        }
+        let mut published = Vec::new();
+        for ports in &self.published {
+            published.extend(ports.decide()?);
+        }
+        // Each is a socket of IPv4 and one of IPv6.
+        if published.len() > MOST_PUBLISHED / 2 {
+            return Err(PortError::TooMany(published.len()).into());
+        }
+        Ok(Connection::User {
+            policy: self.policy.clone(),
+            published,
+        })
+    }
+
+    /// Refuses what only a gateway of the machine's own can do.
+    fn check_no_gateway(&self) -> Result<(), NetworkError> {
+        let typed = [
+            (!self.published.is_empty(), "--publish"),
+            (self.policy != Policy::default(), "--network-allow"),
+        ];
+        match typed.iter().find(|(is_there, _)| *is_there) {
+            Some((_, flag)) => Err(NetworkError::NotOfUser(flag)),
+            None => Ok(()),
+        }
+    }
+
     /// Refuses what only an interface can have.
     fn check_nothing_else(&self) -> Result<(), NetworkError> {
+        self.check_no_gateway()?;
         let typed = [
             (self.mac.is_some(), "--mac-address"),
             (!self.addresses.is_empty(), "--ip"),
@@ -267,12 +397,26 @@ impl NetworkChoices {
 
 impl DecidedInterface {
     fn open(&self) -> Result<OpenNetwork, NetworkError> {
-        let (link, mtu, offloads) = match &self.connection {
+        let (link, mtu, offloads, gateway) = match &self.connection {
             Connection::Tap(name) => {
                 let tap = open_tap(name)?;
                 let mtu = tap.mtu();
-                (MachineLink::Tap(tap), mtu, Offloads::ALL)
+                (MachineLink::Tap(tap), mtu, Offloads::ALL, None)
             }
+            Connection::User { policy, published } => {
+                let (device, gateway) = self.plan_gateway(policy, published)?;
+                // Nothing is longer than a packet may be, so nothing is cut.
+                let offloads = Offloads {
+                    checksum: true,
+                    segmentation: false,
+                };
+                let link = MachineLink::Socket(device);
+                (link, addresses::MTU, offloads, Some(gateway))
+            }
+        };
+        let neighbours = match gateway {
+            Some(_) => gateway_neighbours(),
+            None => Vec::new(),
         };
         let rate = |bytes_a_second: u64| Rate { bytes_a_second };
         Ok(OpenNetwork {
@@ -293,11 +437,55 @@ impl DecidedInterface {
                 mtu,
                 addresses: self.addresses.clone(),
                 gateways: self.gateways.clone(),
-                neighbours: Vec::new(),
-                is_quiet: false,
+                is_quiet: !neighbours.is_empty(),
+                neighbours,
             },
+            gateway,
         })
     }
+
+    /// Makes the wire to a gateway, and opens the ports that it publishes. The device's end comes first.
+    fn plan_gateway(
+        &self,
+        policy: &Policy,
+        published: &[PublishedPort],
+    ) -> Result<(OwnedFd, PlannedGateway), NetworkError> {
+        let (device, wire) = gateway::wire()?;
+        let mut configuration = Configuration {
+            guest_mac: self.mac.bytes(),
+            policy: policy.clone(),
+            published: Vec::new(),
+        };
+        let mut sockets = Vec::new();
+        for port in published {
+            for socket in port.open()? {
+                sockets.push(socket);
+                configuration.published.push(Published {
+                    transport: port.transport,
+                    guest_port: port.port,
+                });
+            }
+        }
+        let planned = PlannedGateway {
+            configuration,
+            wire,
+            sockets,
+        };
+        Ok((device, planned))
+    }
+}
+
+/// All whom a machine with a gateway of its own has beside it.
+fn gateway_neighbours() -> Vec<Neighbour> {
+    let addresses: [IpAddr; 4] = [
+        addresses::GATEWAY_IPV4.into(),
+        addresses::RESOLVER_IPV4.into(),
+        addresses::GATEWAY_IPV6.into(),
+        addresses::RESOLVER_IPV6.into(),
+    ];
+    let mac = addresses::GATEWAY_MAC;
+    let neighbour = |address| Neighbour { address, mac };
+    addresses.map(neighbour).to_vec()
 }
 
 /// Opens a tap, and waits a moment for one that is taken: the machine that had it may just have ended.

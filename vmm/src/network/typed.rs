@@ -16,6 +16,8 @@ pub enum TypedNetwork {
     /// No interface but the guest's own loopback.
     #[default]
     None,
+    /// A gateway of the machine's own, which takes no right.
+    User,
     /// A tap of the host's, by the name of its interface.
     Tap(String),
 }
@@ -27,7 +29,7 @@ pub enum TypedNetworkError {
     #[error("a tap has a name, as in tap=tap0")]
     NoTap,
     /// Something else.
-    #[error("there is no network '{0}': it is none or tap=NAME")]
+    #[error("there is no network '{0}': it is none, user or tap=NAME")]
     Unknown(String),
 }
 
@@ -37,6 +39,7 @@ impl FromStr for TypedNetwork {
     fn from_str(text: &str) -> Result<Self, TypedNetworkError> {
         match text.split_once('=') {
             None if text == "none" => Ok(Self::None),
+            None if text == "user" => Ok(Self::User),
             Some(("tap", "")) => Err(TypedNetworkError::NoTap),
             None if text == "tap" => Err(TypedNetworkError::NoTap),
             Some(("tap", name)) => Ok(Self::Tap(name.to_owned())),
@@ -49,6 +52,7 @@ impl fmt::Display for TypedNetwork {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => formatter.write_str("none"),
+            Self::User => formatter.write_str("user"),
             Self::Tap(name) => write!(formatter, "tap={name}"),
         }
     }

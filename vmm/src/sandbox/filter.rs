@@ -195,6 +195,32 @@ const SHARE: &[i64] = &[
     libc::SYS_flock,
 ];
 
+/// What a network gateway needs beside it.
+const GATEWAY: &[i64] = &[
+    // Waiting for the guest, its sockets, and moments.
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_ctl,
+    // Connections: begun, taken, made to wait for nothing, asked how they began, ended. Sockets are made by a rule of their own.
+    libc::SYS_connect,
+    libc::SYS_accept4,
+    libc::SYS_setsockopt,
+    libc::SYS_getsockopt,
+    libc::SYS_shutdown,
+    libc::SYS_close,
+    // Frames, and what is in them.
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    // The host's list of name servers, when it has changed. Landlock says where.
+    libc::SYS_open,
+    libc::SYS_openat,
+    libc::SYS_statx,
+    libc::SYS_newfstatat,
+    libc::SYS_fstat,
+];
+/// The families of the sockets that it makes.
+const GATEWAY_FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
+
 /// The system calls of a thread, and the requests to ioctl(2), which is none of them.
 fn allowed(role: ThreadRole) -> (Vec<i64>, Vec<u64>) {
     match role {
@@ -214,6 +240,8 @@ fn allowed(role: ThreadRole) -> (Vec<i64>, Vec<u64>) {
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const REQUEST: u32 = 24;
+/// The low half of the first argument.
+const FIRST_ARGUMENT: u32 = 16;
 /// `AUDIT_ARCH_X86_64` (include/uapi/linux/audit.h).
 const X86_64: u32 = 0xc000_003e;
 
@@ -229,6 +257,24 @@ pub(super) fn program(role: ThreadRole) -> BpfProgram {
 /// The filter of a thread that serves shared directories.
 pub(super) fn share_program() -> BpfProgram {
     program_of(&[COMMON, SHARE].concat(), &[])
+}
+
+/// The filter of a network gateway: sockets of the Internet's families, and its calls.
+pub(super) fn gateway_program() -> BpfProgram {
+    let socket = u32::try_from(libc::SYS_socket).unwrap_or(u32::MAX);
+    let [ipv4, ipv6] = GATEWAY_FAMILIES.map(|family| u32::try_from(family).unwrap_or(u32::MAX));
+    let sockets = [
+        load(ARCHITECTURE),
+        jump(libc::BPF_JEQ, X86_64, 0, 6),
+        load(NUMBER),
+        jump(libc::BPF_JEQ, socket, 0, 4),
+        load(FIRST_ARGUMENT),
+        jump(libc::BPF_JEQ, ipv4, 1, 0),
+        jump(libc::BPF_JEQ, ipv6, 0, 1),
+        end(libc::SECCOMP_RET_ALLOW),
+    ];
+    let others = program_of(&[COMMON, GATEWAY].concat(), &[]);
+    [&sockets[..], &others].concat()
 }
 
 fn program_of(calls: &[i64], requests: &[u64]) -> BpfProgram {

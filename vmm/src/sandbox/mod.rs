@@ -58,3 +58,11 @@ pub fn enter_thread(role: ThreadRole) -> io::Result<()> {
 pub fn enter_share_thread() -> io::Result<()> {
     seccompiler::apply_filter(&filter::share_program()).map_err(io::Error::other)
 }
+
+/// Restricts the calling thread to the system calls of a network gateway.
+///
+/// # Errors
+/// When the filter cannot be installed; the thread must then not go on.
+pub fn enter_gateway() -> io::Result<()> {
+    seccompiler::apply_filter(&filter::gateway_program()).map_err(io::Error::other)
+}

@@ -3,6 +3,7 @@
 //! The host's side is a shell script, which sees only its own interfaces. What it leaves in its namespace it says at its end.
 
 mod taps;
+mod user;
 mod without;
 
 use tests::process::MACHINE_LIMIT;

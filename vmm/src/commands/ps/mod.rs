@@ -78,9 +78,9 @@ fn wanted(arguments: &PsArgs, registry: &Registry) -> Result<Vec<Machine>, Repor
     Ok(machines)
 }
 
-/// The columns that docker shows, but for ports, which a machine does not have.
+/// The columns that docker shows.
 const USUAL_TABLE: &str =
-    "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Names}}";
+    "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}";
 
 /// What stands above a column, by the name of its field.
 const HEADERS: [(&str, &str); 13] = [
@@ -129,6 +129,22 @@ impl Row {
     }
 }
 
+impl Row {
+    /// Where its ports are reached, while it runs.
+    fn ports(&self) -> String {
+        let published = match is_up(&self.condition) {
+            true => self.machine.record.settings.network.published(),
+            false => None,
+        };
+        let ports = published.unwrap_or_default().iter();
+        let places = ports.flat_map(|port| {
+            let addresses = port.addresses().into_iter();
+            addresses.map(move |address| format!("{address}->{port}"))
+        });
+        places.collect::<Vec<_>>().join(", ")
+    }
+}
+
 impl Listed for Row {
     fn fields(&self) -> Value {
         let record = &self.machine.record;
@@ -160,8 +176,8 @@ impl Listed for Row {
             "LocalVolumes": volumes.count().to_string(),
             "Mounts": printable(&sources.join(",")),
             "Names": record.name.as_str(),
-            "Networks": "",
-            "Ports": "",
+            "Networks": self.machine.record.settings.network.mode(),
+            "Ports": self.ports(),
             "RunningFor": format!("{age} ago"),
             "State": self.condition.name(),
             "Status": spell_condition(&self.condition, self.health),
