@@ -39,7 +39,7 @@ fn a_machine_on_a_tap_reaches_the_host_and_is_reached() {
 
     let expected = "0% packet loss\n0% packet loss\n0% packet loss\ndefault via 192.168.5.1 dev eth0\n02:00:00:00:00:09\n\
         10.0.0.3\tdb\n192.168.5.2\tbox\nfd00:5::2\tbox\nbox\nnameserver 9.9.9.9\nsearch example.com\n0\n\
-        192.168.5.2/24 02:00:00:00:00:09 tap=tap0\ncounted\nrefused: 125\nweb\nnothing left\n";
+        C /etc\n192.168.5.2/24 02:00:00:00:00:09 tap=tap0\ncounted\nrefused: 125\nweb\nnothing left\n";
     done.succeeded().stdout_is(expected);
     done.stderr_has("the tap \"tap0\" is in use");
     fixture.nothing_runs();
@@ -54,15 +54,18 @@ fn streams_arrive_as_they_were_sent_in_large_packets_too() {
         r#"
         make_tap tap0 192.168.5.1/24 fd00:5::1/64 9000
         cd "$VMM_ROOT"
-        busybox head -c 2000000 /dev/urandom > there
-        busybox nc -l -p 9000 > back < /dev/null &
+        busybox head -c 8000000 /dev/urandom > there
+        # What ends the input of a `nc` ends its connection.
+        mkfifo open
+        exec 3<>open
+        busybox nc -l -p 9000 > back <&3 &
         server=$!
         vmm run --rm --network tap=tap0 --ip 192.168.5.2/24 busybox:test sh -c '
             cat /sys/class/net/eth0/mtu
             ping -c 1 -W 30 -s 8900 192.168.5.1 | grep -o "0% packet loss"
-            nc -l -p 9001 > /tmp/file < /dev/null &
-            echo ready > /tmp/ready
-            wait
+            mkfifo /tmp/open
+            exec 3<>/tmp/open
+            nc -l -p 9001 > /tmp/file <&3
             sha256sum < /tmp/file
             nc 192.168.5.1 9000 < /tmp/file' > said &
         machine=$!
@@ -116,6 +119,7 @@ fn clones_have_addresses_of_their_own() {
         &fixture,
         r#"
         export VMM_NO_TEMPLATE=0
+        cd "$VMM_ROOT"
         make_tap tap0 192.168.5.1/24 fd00:5::1/64
         make_tap tap1 192.168.6.1/24 fd00:6::1/64
         vmm prepare --rm --interface 1500:segmentation busybox:test
