@@ -1037,8 +1037,61 @@ fn contents(directory: &Path) -> Vec<(String, u32, u64, Vec<u8>)> {
     found
 }
 
+/// What guests ask, with nodes and handles that they may have been given by then or not: an opcode, a node, a body.
+fn tape() -> Vec<(u32, u64, Vec<u8>)> {
+    let share = ROOT + 1;
+    let nodes = share..share + 4;
+    let new = [libc::O_RDWR.unsigned_abs(), 0o644, 0, 0].map(u32::to_le_bytes);
+    let to_inner = (share + 1).to_le_bytes();
+    let moved = [&to_inner[..], &text("file"), &text("moved")].concat();
+    let linked = [&to_inner[..], &text("linked")].concat();
+    let here = ["inner", "file", "way-out", "new", "moved"];
+    let mut tape: Vec<_> = here
+        .iter()
+        .flat_map(|name| {
+            [opcode::LOOKUP, opcode::UNLINK, opcode::RMDIR].map(|op| (op, share, text(name)))
+        })
+        .collect();
+    tape.push((opcode::CREATE, share, [new.concat(), text("new")].concat()));
+    tape.push((opcode::RENAME, share, moved));
+    tape.push((opcode::DESTROY, 0, Vec::new()));
+    for node in nodes {
+        tape.push((opcode::LINK, node, linked.clone()));
+        tape.push((opcode::FORGET, node, 1_u64.to_le_bytes().to_vec()));
+        tape.push((opcode::OPEN, node, vec![2, 0, 0, 0, 0, 0, 0, 0]));
+        tape.push((opcode::OPENDIR, node, vec![0; 8]));
+        tape.push((opcode::READLINK, node, Vec::new()));
+        for handle in 1..4 {
+            let write = [read_in(handle, 0, 4), b"here".to_vec()].concat();
+            tape.push((opcode::READ, node, read_in(handle, 0, 100)));
+            tape.push((opcode::WRITE, node, write));
+            tape.push((opcode::READDIRPLUS, node, read_in(handle, 0, 4096)));
+            tape.push((opcode::RELEASE, node, read_in(handle, 0, 0)));
+        }
+    }
+    tape
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn requests_in_any_order_and_again_and_again_stay_in_the_share(
+        order in prop::collection::vec(any::<prop::sample::Index>(), 1..200),
+    ) {
+        let house = house();
+        let mut guest = guest_of(&house);
+        let tape = tape();
+        for place in &order {
+            let (opcode, node, body) = place.get(&tape);
+            let request = [guest.header(*opcode, *node, body.len()), body.clone()].concat();
+            guest.say(0, &request, ROOM);
+        }
+        prop_assert_eq!(guest.lookup(ROOT, "0").error, 0);
+        let mut beside: Vec<_> = contents(house.path()).into_iter().map(|found| (found.0, found.3)).collect();
+        beside.sort();
+        prop_assert_eq!(beside, [("secret".to_owned(), b"secret".to_vec()), ("shared".to_owned(), Vec::new())]);
+    }
 
     #[test]
     fn a_share_behaves_like_a_directory(steps in prop::collection::vec(step(), 1..40)) {

@@ -105,6 +105,27 @@ fn what_the_workload_does_to_a_directory_is_done_to_that_of_the_host() {
 }
 
 #[test]
+fn what_is_moved_at_once_past_the_cache_is_what_is_in_it() {
+    let home = Home::new();
+    let script = "
+        cd /shared; head -c 3000000 /dev/urandom > once
+        dd if=once of=big bs=1M 2>/dev/null; cmp once big && echo same
+        dd if=big bs=700000 2>/dev/null | cmp - once && echo in pieces
+        printf new | dd of=big bs=1 seek=1500000 conv=notrunc 2>/dev/null
+        dd if=big bs=1M 2>/dev/null | tail -c +1500001 | head -c 3; echo
+        dd if=once of=big bs=1M conv=notrunc 2>/dev/null; cmp once big && echo back
+        dd if=once of=big bs=1M oflag=append conv=notrunc 2>/dev/null; stat -c %s big";
+    home.run(&["-v", &home.volume("")], script)
+        .run()
+        .succeeded()
+        .stdout_is("same\nin pieces\nnew\nback\n6000000\n")
+        .stderr_is("");
+    let once = fs::read(home.shared.join("once")).unwrap();
+    let big = fs::read(home.shared.join("big")).unwrap();
+    assert!(big == [&once[..], &once[..]].concat());
+}
+
+#[test]
 fn files_and_directories_are_shown_side_by_side_and_what_is_read_only_stays() {
     let home = Home::new();
     let (file, second) = (
