@@ -16,7 +16,7 @@ use super::icmp::{self, Echo, Unreachable};
 use super::link::Link;
 use super::statistics::Dropped;
 
-/// How many flows there may be; the one that was used longest ago makes room.
+/// How many flows there may be; of those without an answer, or else of all, the one that was used longest ago makes room.
 pub(super) const MOST_FLOWS: usize = 1024;
 /// How long a flow is kept that nobody has answered (as `nf_conntrack_udp_timeout` in Linux).
 const UNANSWERED: Duration = Duration::from_secs(30);
@@ -130,6 +130,7 @@ impl Flows {
             return;
         };
         flow.used = link.now;
+        flow.is_answered |= matches!(flow.way, Way::Published { .. });
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         let send = || match &flow.way {
             Way::Own(socket) => rustix::net::send(socket, payload, flags),
@@ -277,7 +278,9 @@ impl Flows {
 
     fn insert(&mut self, now: Instant, ends: Ends, way: Way) -> u64 {
         if self.open.len() >= MOST_FLOWS {
-            let oldest = self.open.iter().min_by_key(|(_, flow)| flow.used);
+            // Strangers at a published port push out one another before anybody who is spoken to.
+            let least = |(_, flow): &(&u64, &Flow)| (flow.is_answered, flow.used);
+            let oldest = self.open.iter().min_by_key(least);
             if let Some(oldest) = oldest.map(|(id, _)| *id) {
                 self.remove(oldest);
             }
@@ -428,4 +431,31 @@ fn open(
     let socket = rustix::net::socket_with(family, kind, flags, protocol)?;
     rustix::net::connect(&socket, &to)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_do_not_push_out_a_flow_that_is_answered() {
+        let mut flows = Flows::default();
+        let resolver = "192.0.2.1:5353".parse().unwrap();
+        let guests = Ends::Udp {
+            guest_port: 5000,
+            remote: resolver,
+        };
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let id = flows.insert(Instant::ZERO, guests, Way::Own(socket.into()));
+        flows.open.get_mut(&id).unwrap().is_answered = true;
+        for number in 0..2 * MOST_FLOWS {
+            let port = u16::try_from(number).unwrap() + 1;
+            let peer = SocketAddr::new(IpAddr::from([198, 51, 100, 1]), port);
+            let ends = flows.free_ends(gateway_like(peer.ip()), 53).unwrap();
+            let now = Instant::from_secs(i64::from(port));
+            flows.insert(now, ends, Way::Published { index: 0, peer });
+        }
+        assert_eq!(flows.count(), MOST_FLOWS);
+        assert!(flows.by_ends.contains_key(&guests));
+    }
 }

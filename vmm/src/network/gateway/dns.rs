@@ -3,7 +3,7 @@
 //! Each question gets a socket of its own, from a port that the host's kernel chooses at random, and a random identifier, and is asked
 //! of one name server after the other. Over TCP the guest speaks to the first of them by a connection like all others.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -67,6 +67,8 @@ struct Question {
     /// The one under which it goes out.
     identifier: [u8; 2],
     attempts: usize,
+    /// Until when the name server that was asked has time.
+    due: Option<Instant>,
 }
 
 /// The resolver.
@@ -76,7 +78,7 @@ pub(super) struct Resolver {
     by_asker: HashMap<Asker, u64>,
     next: u64,
     timers: Timers,
-    ready: Vec<u64>,
+    ready: VecDeque<u64>,
     servers: Servers,
 }
 
@@ -87,7 +89,7 @@ impl Resolver {
             by_asker: HashMap::new(),
             next: 0,
             timers: Timers::default(),
-            ready: Vec::new(),
+            ready: VecDeque::new(),
             servers: Servers::new(port),
         }
     }
@@ -151,6 +153,7 @@ impl Resolver {
             socket: None,
             identifier: [0; 2],
             attempts: 0,
+            due: None,
         };
         self.open.insert(id, question);
         self.by_asker.insert(asker, id);
@@ -175,13 +178,16 @@ impl Resolver {
             };
             question.attempts = question.attempts.saturating_add(1);
             if question.ask(link, *server, token | id).is_ok() {
-                return self.timers.add(link.now + PATIENCE, id);
+                let due = link.now + PATIENCE;
+                self.timers.forget(question.due.replace(due), id);
+                return self.timers.add(due, id);
             }
         }
     }
 
     fn remove(&mut self, id: u64) {
         if let Some(question) = self.open.remove(&id) {
+            self.timers.forget(question.due, id);
             self.by_asker.remove(&question.asker);
         }
     }
@@ -189,20 +195,21 @@ impl Resolver {
     /// Notes that a name server has answered.
     pub(super) fn note(&mut self, id: u64) {
         if self.open.contains_key(&id) && !self.ready.contains(&id) {
-            self.ready.push(id);
+            self.ready.push_back(id);
         }
     }
 
     /// Gives the guest the answers that have come, and asks on where none has.
     pub(super) fn work(&mut self, link: &mut Link, token: u64) {
-        if !link.is_full() {
-            for id in std::mem::take(&mut self.ready) {
-                let heard = self.open.get_mut(&id).map(|question| question.hear(link));
-                match heard {
-                    Some(Heard::Answer) => self.remove(id),
-                    Some(Heard::Refusal) => self.ask_next(link, id, token),
-                    Some(Heard::Nothing) | None => {}
-                }
+        // An answer that the guest has no room for stays with its socket.
+        while !link.is_full()
+            && let Some(id) = self.ready.pop_front()
+        {
+            let heard = self.open.get_mut(&id).map(|question| question.hear(link));
+            match heard {
+                Some(Heard::Answer) => self.remove(id),
+                Some(Heard::Refusal) => self.ask_next(link, id, token),
+                Some(Heard::Nothing) | None => {}
             }
         }
         while let Some(id) = self.timers.due(link.now) {

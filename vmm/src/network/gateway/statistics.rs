@@ -49,7 +49,7 @@ pub enum Dropped {
     Full,
     /// The guest does not take what is for it.
     NotTaken,
-    /// It does not fit into a frame.
+    /// It does not fit into a frame, or is a first segment of TCP with data.
     TooLong,
     /// The host permits no ping sockets (`net.ipv4.ping_group_range`).
     NoPing,

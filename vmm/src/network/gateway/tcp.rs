@@ -103,6 +103,10 @@ impl Connections {
         if segment.src_port() == 0 || segment.dst_port() == 0 {
             return link.statistics.drop(Dropped::Malformed);
         }
+        // A first segment is kept until the host has connected. What a guest sends with it (RFC 7413) it sends again.
+        if segment.syn() && !segment.payload().is_empty() {
+            return link.statistics.drop(Dropped::TooLong);
+        }
         let ends = Ends {
             guest_port: segment.src_port(),
             remote: SocketAddr::new(packet.destination, segment.dst_port()),
@@ -249,9 +253,15 @@ impl Connections {
         }
     }
 
-    /// Lets those go on that had to wait for the guest.
+    /// Lets those go on that had to wait for the guest. The first of them is the one for which the wire was free the last time.
     pub(super) fn feed(&mut self) {
-        for id in std::mem::take(&mut self.starved) {
+        let mut starved = std::mem::take(&mut self.starved);
+        let turn = usize::from(!starved.is_empty());
+        starved.rotate_left(turn);
+        for id in starved {
+            if let Some(connection) = self.open.get_mut(&id) {
+                connection.is_starved = false;
+            }
             self.wake(id);
         }
     }
@@ -280,10 +290,18 @@ impl Connections {
             match after {
                 After::Waits(at) => self.arm(id, at),
                 After::Again => self.wake(id),
-                After::Starved => self.starved.push(id),
+                After::Starved => self.starve(id),
                 After::Over { is_reset } => self.remove(id, is_reset),
                 After::Refused => self.try_the_other_family(link, id),
             }
+        }
+    }
+
+    fn starve(&mut self, id: u64) {
+        if let Some(connection) = self.open.get_mut(&id)
+            && !std::mem::replace(&mut connection.is_starved, true)
+        {
+            self.starved.push(id);
         }
     }
 
@@ -292,7 +310,8 @@ impl Connections {
             return;
         };
         if connection.armed.is_none_or(|armed| at < armed) {
-            connection.armed = Some(at);
+            let earlier = connection.armed.replace(at);
+            self.timers.forget(earlier, id);
             self.timers.add(at, id);
         }
     }
@@ -323,6 +342,7 @@ impl Connections {
             return;
         };
         self.taken_bytes = self.taken_bytes.saturating_sub(connection.buffers_bytes());
+        self.timers.forget(connection.armed, id);
         self.by_ends.remove(&connection.ends);
         if is_reset {
             abandon(&connection.host);
@@ -378,6 +398,7 @@ struct Connection {
     /// Somebody outside has begun it.
     is_published: bool,
     is_ready: bool,
+    is_starved: bool,
     armed: Option<Instant>,
 }
 
@@ -394,6 +415,7 @@ impl Connection {
             is_broken: false,
             is_published: false,
             is_ready: false,
+            is_starved: false,
             armed: None,
         }
     }
@@ -795,4 +817,78 @@ fn random() -> u64 {
     // The kernel's generator is there since its start; what is not filled is guessable, no more.
     let _filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     u64::from_ne_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use rustix::event::epoll;
+
+    use super::*;
+
+    /// A wire of which the guest takes nothing, and so many connections of somebody outside.
+    fn connections(count: usize) -> (Connections, Link, OwnedFd) {
+        let (guest, wire) = super::super::wire().unwrap();
+        let poller = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let mut link = Link::new(wire, [2, 0, 0, 0, 0, 1], poller);
+        link.now = Instant::from_secs(1);
+        let mut connections = Connections::default();
+        for _ in 0..count {
+            let host = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            let gateway = gateway_like(Ipv4Addr::UNSPECIFIED.into());
+            let (ends, stack) = connections
+                .connect_to_guest(&mut link, gateway, 80)
+                .unwrap();
+            let connection = Connection::new(ends, host.into(), Phase::Open(stack));
+            connections.insert(&mut link, connection);
+        }
+        (connections, link, guest)
+    }
+
+    fn fill(link: &mut Link) {
+        while !link.is_full() {
+            link.send_ip(60_000, |_| ());
+        }
+    }
+
+    #[test]
+    fn a_connection_has_one_timer_however_often_it_changes() {
+        let (mut connections, mut link, _guest) = connections(1);
+        for _ in 0..100 {
+            let now = link.now;
+            connections.arm(0, Some(now + Duration::from_secs(60)));
+            connections.arm(0, Some(now + Duration::from_millis(10)));
+            link.now = now + Duration::from_millis(10);
+            connections.work(&mut link);
+        }
+        assert_eq!(connections.timers.count(), 1);
+        connections.remove(0, false);
+        assert_eq!(connections.timers.count(), 0);
+    }
+
+    #[test]
+    fn a_connection_waits_once_for_a_guest_that_takes_nothing() {
+        let (mut connections, mut link, _guest) = connections(2);
+        fill(&mut link);
+        for _ in 0..100 {
+            for id in 0..2 {
+                connections.wake(id);
+            }
+            connections.work(&mut link);
+        }
+        assert_eq!(connections.starved.len(), 2);
+    }
+
+    #[test]
+    fn whoever_has_filled_the_wire_is_the_last_to_go_on() {
+        let (mut connections, mut link, _guest) = connections(3);
+        fill(&mut link);
+        for id in 0..3 {
+            connections.wake(id);
+        }
+        connections.work(&mut link);
+        connections.feed();
+        assert_eq!(connections.ready, [1, 2, 0]);
+    }
 }

@@ -1,7 +1,7 @@
 //! Guests that mean harm: nothing they send makes the gateway fail or grow without end.
 
 use std::net::{Ipv4Addr, TcpListener};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -12,7 +12,7 @@ use super::super::frame::BEFORE_IP;
 use super::super::statistics::Dropped;
 use super::super::tcp::MOST_CONNECTIONS;
 use super::frames::{frame, syn};
-use super::guest::{Running, Wire, with_loopback};
+use super::guest::{PATIENCE, Running, Wire, with_loopback};
 
 /// Sends frames, takes what comes, and sees the gateway answer at the end.
 fn survives(frames: &[Vec<u8>]) {
@@ -143,4 +143,28 @@ fn a_guest_that_takes_nothing_stops_nobody() {
     let statistics = running.statistics();
     assert!(statistics.dropped[&Dropped::NotTaken] > 0);
     assert_eq!(statistics.tcp_connections_open, 0);
+}
+
+#[test]
+fn a_first_segment_with_data_is_not_kept() {
+    let (socket, running) = Running::start(&with_loopback(), Vec::new(), Vec::new());
+    let wire = Wire::new(socket);
+    let mut segment = syn(Ipv4Addr::new(192, 0, 2, 1), 40_000, 80);
+    segment[0] = 1;
+    segment.extend([0; 60_000]);
+    let length = u16::try_from(segment.len() - BEFORE_IP).unwrap();
+    let mut header = smoltcp::wire::Ipv4Packet::new_unchecked(&mut segment[BEFORE_IP..]);
+    header.set_total_len(length);
+    header.fill_checksum();
+    wire.send(&segment);
+    let deadline = Instant::now() + PATIENCE;
+    let statistics = loop {
+        let statistics = running.statistics();
+        if statistics.received_frames > 0 {
+            break statistics;
+        }
+        assert!(Instant::now() < deadline, "the segment was not read");
+    };
+    assert_eq!(statistics.dropped.get(&Dropped::TooLong), Some(&1));
+    assert_eq!(statistics.tcp_connections, 0);
 }
