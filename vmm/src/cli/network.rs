@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use clap::Args;
 
+use crate::network::gateway::MOST_PUBLISHED;
 use crate::network::gateway::policy::{Destinations, Policy, Verdict};
 use crate::network::{
-    HostEntry, NameChoices, NetworkChoices, TypedAddress, TypedMac, TypedNetwork, TypedPorts,
+    NameChoices, NetworkChoices, TypedAddress, TypedHost, TypedMac, TypedNetwork, TypedPorts,
     TypedPublish, TypedRates,
 };
 
@@ -14,7 +15,7 @@ use crate::network::{
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Network")]
 pub struct NetworkArgs {
-    /// What the machine is connected to: none; user, a gateway of its own; or tap=NAME, a tap of the host's [default: none, or user where a port is published]
+    /// What the machine is connected to: none; user, a gateway of its own; user:host-loopback, the same, and the gateway's address is the host's loopback; or tap=NAME, a tap of the host's [default: none, or user where a port is published]
     #[arg(long, visible_alias = "net", value_name = "NETWORK")]
     network: Option<TypedNetwork>,
     /// Ethernet address of the machine; one is made up if not given
@@ -38,9 +39,9 @@ pub struct NetworkArgs {
     /// Option of resolv.conf(5)
     #[arg(long, visible_alias = "dns-opt", value_name = "OPTION", value_parser = parse_word)]
     dns_option: Vec<String>,
-    /// A name that the machine knows
+    /// A name that the machine knows; its address is host-gateway for that of the machine's gateway
     #[arg(long, value_name = "NAME:ADDRESS")]
-    add_host: Vec<HostEntry>,
+    add_host: Vec<TypedHost>,
     /// Move no more than so many bytes a second: SIZE, or in=SIZE,out=SIZE
     #[arg(long, value_name = "RATE")]
     net_rate: Option<TypedRates>,
@@ -86,13 +87,23 @@ impl NetworkArgs {
     pub fn choices(&self, exposed: &[TypedPorts]) -> NetworkChoices {
         let mut published = self.publish.clone();
         if self.publish_all {
-            let exposed = self.expose.iter().chain(exposed).copied();
-            published.extend(exposed.map(TypedPublish::anywhere));
+            // As with docker, those that were published by name, or twice, have that one port of the host's.
+            for ports in self.expose.iter().chain(exposed) {
+                // More are refused, however many an image names.
+                if published.len() > MOST_PUBLISHED {
+                    break;
+                }
+                if !published.iter().any(|known| known.includes(ports)) {
+                    published.push(TypedPublish::anywhere(*ports));
+                }
+            }
         }
         let policy = self.policy();
         let is_user = self.publish_all || !published.is_empty() || policy != Policy::default();
         let usual = match is_user {
-            true => TypedNetwork::User,
+            true => TypedNetwork::User {
+                host_loopback: false,
+            },
             false => TypedNetwork::default(),
         };
         NetworkChoices {
@@ -107,8 +118,9 @@ impl NetworkArgs {
                 servers: self.dns.clone(),
                 search: self.dns_search.clone(),
                 options: self.dns_option.clone(),
-                hosts: self.add_host.clone(),
+                hosts: Vec::new(),
             },
+            hosts: self.add_host.clone(),
         }
     }
 }
@@ -136,5 +148,46 @@ fn parse_word(text: &str) -> Result<String, String> {
     match NameChoices::is_word(text) {
         true => Ok(text.to_owned()),
         false => Err("it is to be one word".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn published(arguments: &NetworkArgs, exposed: &[&str]) -> Vec<TypedPublish> {
+        let exposed: Vec<TypedPorts> = exposed.iter().map(|text| text.parse().unwrap()).collect();
+        arguments.choices(&exposed).published
+    }
+
+    fn all_and(publish: &str) -> NetworkArgs {
+        NetworkArgs {
+            publish: vec![publish.parse().unwrap()],
+            publish_all: true,
+            ..NetworkArgs::default()
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_published_by_name_is_not_published_again() {
+        let arguments = all_and("8080:80");
+        let ports = published(&arguments, &["80", "53/udp", "53/udp", "80/udp"]);
+        let anywhere = |text: &str| TypedPublish::anywhere(text.parse().unwrap());
+        assert_eq!(
+            ports,
+            [
+                "8080:80".parse().unwrap(),
+                anywhere("53/udp"),
+                anywhere("80/udp")
+            ]
+        );
+    }
+
+    #[test]
+    fn of_ports_without_end_no_more_are_looked_at_than_make_an_error() {
+        let names: Vec<String> = (1..=60_000).map(|port: u16| port.to_string()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let ports = published(&all_and("80"), &names);
+        assert_eq!(ports.len(), MOST_PUBLISHED + 1);
     }
 }

@@ -33,7 +33,7 @@ use self::gateway::addresses;
 use self::gateway::policy::Policy;
 use self::gateway::{Configuration, GatewayError, MOST_PUBLISHED, Published};
 pub use self::keeper::{GatewayKeeper, PlannedGateway};
-pub use self::names::{HostEntry, NameChoices};
+pub use self::names::{HostEntry, NameChoices, TypedHost, TypedHostError};
 pub use self::ports::{PortError, PublishedPort, TypedPorts, TypedPortsError, TypedPublish};
 pub use self::typed::{TypedAddress, TypedMac, TypedNetwork, TypedRates};
 
@@ -55,8 +55,10 @@ pub struct NetworkChoices {
     pub gateways: Vec<IpAddr>,
     /// How fast.
     pub rates: TypedRates,
-    /// Names.
+    /// Names, without those that have addresses.
     pub names: NameChoices,
+    /// Names with addresses.
+    pub hosts: Vec<TypedHost>,
     /// Ports that are reached through the host's.
     pub published: Vec<TypedPublish>,
     /// What the machine may reach.
@@ -142,6 +144,9 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// There is no gateway for a name.
+    #[error("{0}:host-gateway is the address of a gateway, and the machine has none")]
+    NoHostGateway(String),
     /// It is for one kind of network alone.
     #[error("{0} is for a machine with --network user")]
     NotOfUser(&'static str),
@@ -187,6 +192,9 @@ impl Help for NetworkError {
             Self::Tap(TapError::InUse(_)) => {
                 "end what uses it, or give each machine a tap of its own"
             }
+            Self::NoHostGateway(_) => {
+                "connect it with --network user, or name the gateway of its tap with --gateway"
+            }
             Self::NotOfUser(_) => "leave it out, or connect the machine with --network user",
             Self::OfOthers(_) => "leave it out, or connect the machine with --network tap=NAME",
             Self::Port(PortError::Taken(_)) => {
@@ -213,20 +221,19 @@ impl Network {
     ///
     /// If what was typed makes no sense together.
     pub fn decide(choices: &NetworkChoices) -> Result<Self, NetworkError> {
-        let names = choices.names.clone();
         let connection = match &choices.network {
             TypedNetwork::None => {
                 choices.check_nothing_else()?;
                 return Ok(Self {
                     interface: None,
-                    names,
+                    names: choices.decide_names(&[])?,
                 });
             }
             TypedNetwork::Tap(name) => {
                 choices.check_no_gateway()?;
                 Connection::Tap(name.clone())
             }
-            TypedNetwork::User => choices.decide_user()?,
+            TypedNetwork::User { host_loopback } => choices.decide_user(*host_loopback)?,
         };
         let mac = match choices.mac {
             Some(TypedMac(mac)) => mac,
@@ -248,6 +255,7 @@ impl Network {
                 return Err(NetworkError::GatewayElsewhere(*gateway));
             }
         }
+        let names = choices.decide_names(&gateways)?;
         Ok(Self {
             interface: Some(DecidedInterface {
                 connection,
@@ -271,9 +279,12 @@ impl Network {
                 ..
             }) => TypedNetwork::Tap(name.clone()).to_string(),
             Some(DecidedInterface {
-                connection: Connection::User { .. },
+                connection: Connection::User { policy, .. },
                 ..
-            }) => TypedNetwork::User.to_string(),
+            }) => {
+                let host_loopback = policy.host_loopback;
+                TypedNetwork::User { host_loopback }.to_string()
+            }
         }
     }
 
@@ -344,8 +355,17 @@ fn of_user() -> (Vec<InterfaceAddress>, Vec<IpAddr>) {
 }
 
 impl NetworkChoices {
+    /// Decides which names a machine with these gateways knows.
+    fn decide_names(&self, gateways: &[IpAddr]) -> Result<NameChoices, NetworkError> {
+        let mut names = self.names.clone();
+        for host in &self.hosts {
+            names.hosts.extend(host.entries(gateways)?);
+        }
+        Ok(names)
+    }
+
     /// Decides the network of a machine with a gateway of its own.
-    fn decide_user(&self) -> Result<Connection, NetworkError> {
+    fn decide_user(&self, host_loopback: bool) -> Result<Connection, NetworkError> {
         let typed = [
             (!self.addresses.is_empty(), "--ip"),
             (!self.gateways.is_empty(), "--gateway"),
@@ -353,16 +373,20 @@ impl NetworkChoices {
         if let Some((_, flag)) = typed.iter().find(|(is_there, _)| *is_there) {
             return Err(NetworkError::OfOthers(flag));
         }
-        let mut published = Vec::new();
+        // An image may name any number of them. Each is a socket of IPv4 and one of IPv6.
+        let count = self.published.iter().map(TypedPublish::count).sum();
+        if count > MOST_PUBLISHED / 2 {
+            return Err(PortError::TooMany(count).into());
+        }
+        let mut published = Vec::with_capacity(count);
         for ports in &self.published {
             published.extend(ports.decide()?);
         }
-        // Each is a socket of IPv4 and one of IPv6.
-        if published.len() > MOST_PUBLISHED / 2 {
-            return Err(PortError::TooMany(published.len()).into());
-        }
         Ok(Connection::User {
-            policy: self.policy.clone(),
+            policy: Policy {
+                host_loopback,
+                ..self.policy.clone()
+            },
             published,
         })
     }

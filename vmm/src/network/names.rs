@@ -4,6 +4,7 @@ use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::IpAddr;
+use std::slice;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -55,23 +56,37 @@ impl fmt::Display for HostEntry {
     }
 }
 
+/// A name and its address, as they are typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TypedHost {
+    /// The name.
+    pub name: String,
+    /// The address; none for docker's `host-gateway`, that of the machine's gateway.
+    pub address: Option<IpAddr>,
+}
+
 /// A text that is no name with an address.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("'{0}' is no name with an address, such as db:192.168.5.3")]
-pub struct HostEntryError(String);
+#[error("'{0}' is no name with an address, such as db:192.168.5.3 or host:host-gateway")]
+pub struct TypedHostError(String);
 
-impl FromStr for HostEntry {
-    type Err = HostEntryError;
+impl FromStr for TypedHost {
+    type Err = TypedHostError;
 
     /// As with docker, the name ends at the first `=` or `:`, and brackets may be around an address.
-    fn from_str(text: &str) -> Result<Self, HostEntryError> {
-        let malformed = || HostEntryError(text.to_owned());
+    fn from_str(text: &str) -> Result<Self, TypedHostError> {
+        /// What stands for the gateway's address.
+        const GATEWAY: &str = "host-gateway";
+        let malformed = || TypedHostError(text.to_owned());
         let (name, address) = text.split_once(['=', ':']).ok_or_else(malformed)?;
         let bare = address
             .strip_prefix('[')
             .and_then(|rest| rest.strip_suffix(']'))
             .unwrap_or(address);
-        let address = bare.parse().map_err(|_| malformed())?;
+        let address = match address == GATEWAY {
+            true => None,
+            false => Some(bare.parse().map_err(|_| malformed())?),
+        };
         if !NameChoices::is_word(name) {
             return Err(malformed());
         }
@@ -79,6 +94,24 @@ impl FromStr for HostEntry {
             name: name.to_owned(),
             address,
         })
+    }
+}
+
+impl TypedHost {
+    /// The entries that it stands for in a machine with these gateways.
+    pub(super) fn entries(&self, gateways: &[IpAddr]) -> Result<Vec<HostEntry>, NetworkError> {
+        let addresses = match &self.address {
+            Some(address) => slice::from_ref(address),
+            None if gateways.is_empty() => {
+                return Err(NetworkError::NoHostGateway(self.name.clone()));
+            }
+            None => gateways,
+        };
+        let entry = |address: &IpAddr| HostEntry {
+            name: self.name.clone(),
+            address: *address,
+        };
+        Ok(addresses.iter().map(entry).collect())
     }
 }
 

@@ -192,6 +192,21 @@ fn parse_host(text: &str) -> Result<IpAddr, TypedPortsError> {
 }
 
 impl TypedPublish {
+    /// How many ports that are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        (self.ports.first..=self.ports.last).len()
+    }
+
+    /// Whether it publishes all of these ports.
+    #[must_use]
+    pub fn includes(&self, ports: &TypedPorts) -> bool {
+        let own = self.ports.first..=self.ports.last;
+        own.contains(&ports.first)
+            && own.contains(&ports.last)
+            && self.ports.transport == ports.transport
+    }
+
     /// What publishes these ports wherever the host likes.
     #[must_use]
     pub fn anywhere(ports: TypedPorts) -> Self {

@@ -106,7 +106,10 @@ fn a_group_has_no_mac_address() {
 
 #[test]
 fn names_of_hosts_are_typed_as_with_docker() {
-    let entry = |text: &str| text.parse::<HostEntry>().map(|it| it.address.to_string());
+    let entry = |text: &str| {
+        let typed = text.parse::<TypedHost>();
+        typed.map(|it| it.address.unwrap().to_string())
+    };
     assert_eq!(entry("db:10.0.0.3").unwrap(), "10.0.0.3");
     assert_eq!(entry("db=10.0.0.3").unwrap(), "10.0.0.3");
     assert_eq!(entry("db:fd00::3").unwrap(), "fd00::3");
@@ -141,11 +144,66 @@ fn resolvers_are_the_hosts_unless_others_were_chosen() {
 fn the_machine_knows_its_own_name() {
     let mut choices = choices("tap=tap0");
     choices.addresses = vec!["192.168.5.2/24".parse().unwrap()];
-    choices.names.hosts = vec!["db:10.0.0.3".parse().unwrap()];
+    choices.hosts = vec!["db:10.0.0.3".parse().unwrap()];
     let network = Network::decide(&choices).unwrap();
 
     let names = network.names("box").unwrap().unwrap();
 
     assert!(names.hosts.ends_with("10.0.0.3\tdb\n192.168.5.2\tbox\n"));
     assert_eq!(names.hostname, "box\n");
+}
+
+/// The lines of hosts(5) with this name.
+fn known_as(choices: &NetworkChoices, name: &str) -> Vec<String> {
+    let network = Network::decide(choices).unwrap();
+    let hosts = network.names("box").unwrap().unwrap().hosts;
+    let known = hosts.lines().filter_map(|line| line.split_once('\t'));
+    known
+        .filter(|(_, known)| *known == name)
+        .map(|(address, _)| address.to_owned())
+        .collect()
+}
+
+#[test]
+fn host_gateway_is_the_address_of_the_machines_gateway() {
+    let mut of_user = choices("user");
+    of_user.hosts = vec!["host:host-gateway".parse().unwrap()];
+    let mut of_tap = choices("tap=tap0");
+    of_tap.addresses = vec!["192.168.5.2/24".parse().unwrap()];
+    of_tap.gateways = vec!["192.168.5.1".parse().unwrap()];
+    of_tap.hosts = of_user.hosts.clone();
+    let mut of_none = choices("none");
+    of_none.hosts = of_user.hosts.clone();
+
+    assert_eq!(known_as(&of_user, "host"), ["10.0.2.2", "fd00:76:6d:6d::2"]);
+    assert_eq!(known_as(&of_tap, "host"), ["192.168.5.1"]);
+    let error = Network::decide(&of_none).unwrap_err();
+    assert!(error.to_string().contains("host:host-gateway"), "{error}");
+    assert!(error.help().is_some());
+}
+
+#[test]
+fn the_hosts_loopback_is_reached_if_that_is_said() {
+    let reaches = |text: &str| {
+        let network = Network::decide(&choices(text)).unwrap();
+        assert_eq!(network.mode(), text);
+        match network.interface.unwrap().connection {
+            Connection::User { policy, .. } => policy.host_loopback,
+            Connection::Tap(_) => false,
+        }
+    };
+    assert!(!reaches("user"));
+    assert!(reaches("user:host-loopback"));
+    assert!("user:loopback".parse::<TypedNetwork>().is_err());
+}
+
+#[test]
+fn an_image_that_names_ports_without_end_is_refused_before_any_is_opened() {
+    let mut choices = choices("user");
+    let all: TypedPorts = "1-65535".parse().unwrap();
+    choices.published = vec![TypedPublish::anywhere(all); 100_000];
+
+    let error = Network::decide(&choices).unwrap_err();
+
+    assert!(error.to_string().starts_with("6553500000 ports"), "{error}");
 }

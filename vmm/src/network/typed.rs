@@ -17,7 +17,10 @@ pub enum TypedNetwork {
     #[default]
     None,
     /// A gateway of the machine's own, which takes no right.
-    User,
+    User {
+        /// Whether the host's loopback is reached under the gateway's address.
+        host_loopback: bool,
+    },
     /// A tap of the host's, by the name of its interface.
     Tap(String),
 }
@@ -29,7 +32,7 @@ pub enum TypedNetworkError {
     #[error("a tap has a name, as in tap=tap0")]
     NoTap,
     /// Something else.
-    #[error("there is no network '{0}': it is none, user or tap=NAME")]
+    #[error("there is no network '{0}': it is none, user, user:host-loopback or tap=NAME")]
     Unknown(String),
 }
 
@@ -39,7 +42,12 @@ impl FromStr for TypedNetwork {
     fn from_str(text: &str) -> Result<Self, TypedNetworkError> {
         match text.split_once('=') {
             None if text == "none" => Ok(Self::None),
-            None if text == "user" => Ok(Self::User),
+            None if text == "user" => Ok(Self::User {
+                host_loopback: false,
+            }),
+            None if text == "user:host-loopback" => Ok(Self::User {
+                host_loopback: true,
+            }),
             Some(("tap", "")) => Err(TypedNetworkError::NoTap),
             None if text == "tap" => Err(TypedNetworkError::NoTap),
             Some(("tap", name)) => Ok(Self::Tap(name.to_owned())),
@@ -52,7 +60,12 @@ impl fmt::Display for TypedNetwork {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => formatter.write_str("none"),
-            Self::User => formatter.write_str("user"),
+            Self::User {
+                host_loopback: false,
+            } => formatter.write_str("user"),
+            Self::User {
+                host_loopback: true,
+            } => formatter.write_str("user:host-loopback"),
             Self::Tap(name) => write!(formatter, "tap={name}"),
         }
     }
