@@ -176,6 +176,64 @@ fn a_machine_reaches_what_the_host_does_but_not_its_loopback() {
 }
 
 #[test]
+fn the_hosts_loopback_is_reached_by_the_gateways_name_if_that_is_said() {
+    let fixture = with_busybox();
+    let server = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let port = server.local_addr().expect("it has an address").port();
+    let answers = std::thread::spawn(move || {
+        let (mut stream, _) = server.accept().expect("somebody comes");
+        stream.write_all(b"of the host\n").expect("it can be told");
+    });
+    let inside = format!(
+        "nc -w 60 $(awk '/the-host/ {{ print $1; exit }}' /etc/hosts) {port} < /dev/null; grep the-host /etc/hosts"
+    );
+    let options = [
+        "--rm",
+        "--network",
+        "user:host-loopback",
+        "--add-host",
+        "the-host:host-gateway",
+    ];
+    let run = fixture.run_name(IMAGE, &options, &["sh", "-c", &inside]);
+    let run = run.limit(LIMIT).run();
+
+    run.stdout_is("of the host\n10.0.2.2\tthe-host\nfd00:76:6d:6d::2\tthe-host\n");
+    answers.join().expect("the server has answered");
+    fixture.nothing_runs();
+}
+
+#[test]
+fn clones_have_a_gateway_each_and_are_told_apart() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("Not root: what takes a network of the test's own was not tested.");
+        return;
+    }
+    let fixture = with_busybox();
+    let inside = "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 60 192.0.2.1 80 | grep host; \
+                  cat /sys/class/net/eth0/address >&2";
+    let script = r#"
+        export VMM_NO_TEMPLATE=0
+        cd "$VMM_ROOT"
+        ip link set lo up; ip address add 192.0.2.1/32 dev lo
+        mkdir www; echo 'of the host' > www/index.html
+        busybox httpd -f -p 192.0.2.1:80 -h www & server=$!
+        trap 'kill $server' EXIT
+        "$VMM_BINARY" prepare --rm --interface 65535:checksum busybox:test
+        for number in 1 2; do
+            "$VMM_BINARY" run --rm --timings --network user busybox:test sh -c "$INSIDE" 2> said$number
+            busybox grep -o clone said$number
+        done
+        busybox grep -h '^02:' said1 said2 | busybox sort -u | busybox wc -l
+        "#;
+    let run = fixture.in_private_network(script);
+    let run = run.env("INSIDE", inside).limit(LIMIT).run();
+
+    run.succeeded()
+        .stdout_is("prepared\nof the host\nclone\nof the host\nclone\n2\n");
+    fixture.nothing_runs();
+}
+
+#[test]
 fn a_port_that_cannot_be_published_is_named() {
     let fixture = with_busybox();
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port is free");
