@@ -222,7 +222,13 @@ impl Flows {
         // The guest's server may listen for IPv4 alone, and there is no way to ask it.
         let source = gateway_like(IpAddr::from([0; 4]));
         let room = link.datagram_room(source);
-        let (bytes, peer) = match rustix::net::recvfrom(socket, room, RecvFlags::DONTWAIT) {
+        let room_bytes = room.len();
+        let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+        let (bytes, peer) = match rustix::net::recvfrom(socket, room, flags) {
+            Ok((_, whole, _)) if whole > room_bytes => {
+                link.statistics.drop(Dropped::TooLong);
+                return true;
+            }
             Ok((bytes, _, peer)) => (bytes, peer),
             Err(Errno::INTR) => return true,
             Err(_) => return false,

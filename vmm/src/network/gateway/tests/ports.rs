@@ -6,6 +6,7 @@ use smoltcp::socket::tcp::State;
 
 use super::super::addresses::{GATEWAY_IPV4, GATEWAY_IPV6, GUEST_IPV4};
 use super::super::policy::Transport;
+use super::super::statistics::Dropped;
 use super::super::{Configuration, Published};
 use super::guest::{Guest, Running, with_loopback};
 
@@ -150,4 +151,21 @@ fn datagrams_to_a_published_port_are_answered_to_who_has_sent_them() {
         client.join().unwrap();
     }
     assert_eq!(running.statistics().flows_open, 2);
+}
+
+#[test]
+fn a_datagram_that_no_frame_holds_is_not_cut() {
+    let socket = UdpSocket::bind("[::1]:0").unwrap();
+    let at = socket.local_addr().unwrap();
+    let sockets = vec![OwnedFd::from(socket)];
+    let (wire, running) = Running::start(&published(Transport::Udp), sockets, Vec::new());
+    let mut guest = Guest::new(wire);
+    let handle = guest.bind_udp(GUEST_PORT);
+    let client = UdpSocket::bind("[::1]:0").unwrap();
+    client.send_to(&[7; 65_520], at).unwrap();
+    client.send_to(b"short", at).unwrap();
+    let (bytes, _) = guest.receive_udp(handle);
+    assert!(bytes == b"short");
+    let dropped = running.statistics().dropped;
+    assert_eq!(dropped.get(&Dropped::TooLong), Some(&1));
 }
