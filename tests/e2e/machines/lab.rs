@@ -88,8 +88,32 @@ fn pass_in_lab(choice: &[&str], engines: &[&str]) {
         lab.tree.program(&this, "/usr/bin/machines")?;
         lab.put_vmm(&binary::vmm(), &binary::vmm())?;
         let tools = [
-            "tar", "setsid", "setpriv", "unshare", "mount", "find", "sh", "mkfifo", "cat", "ln",
-            "mkdir", "rm", "truncate", "ip", "busybox",
+            "tar",
+            "setsid",
+            "setpriv",
+            "unshare",
+            "mount",
+            "find",
+            "sh",
+            "mkfifo",
+            "cat",
+            "ln",
+            "mkdir",
+            "rm",
+            "truncate",
+            "ip",
+            "busybox",
+            "cp",
+            "dd",
+            "cmp",
+            "awk",
+            "uniq",
+            "grep",
+            "mke2fs",
+            "e2fsck",
+            "resize2fs",
+            "debugfs",
+            "dumpe2fs",
         ];
         for tool in tools.iter().chain(engines) {
             lab.tree.program_called(tool)?;

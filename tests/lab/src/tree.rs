@@ -139,7 +139,9 @@ impl Tree {
     /// If there is none of that name.
     pub fn program_called(&mut self, name: &str) -> Result<PathBuf, LabError> {
         let search = std::env::var_os("PATH").unwrap_or_default();
+        // Tools of file systems are on root's path only.
         let found = std::env::split_paths(&search)
+            .chain(["/usr/sbin".into(), "/sbin".into()])
             .map(|directory| directory.join(name))
             .find(|path| path.is_file());
         let path = found.ok_or_else(|| LabError::File {
