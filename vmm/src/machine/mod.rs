@@ -503,7 +503,7 @@ struct Board {
     /// The disks beside the root and the machine's own.
     disks: Disks,
     buses: Buses,
-    vm: Arc<VmFd>,
+    vm: VmFd,
     memory: MachineMemory,
 }
 
@@ -727,7 +727,7 @@ impl Board {
         config: &MachineConfig,
         frozen: Option<&FrozenMachine>,
     ) -> Result<Self, BuildError> {
-        let vm = Arc::new(kvm.create_vm().map_err(kvm_refuses("to create a VM"))?);
+        let vm = kvm.create_vm().map_err(kvm_refuses("to create a VM"))?;
         prepare_interrupts(&vm)?;
         report_failed_instructions(&vm)?;
 
@@ -1160,25 +1160,9 @@ fn interrupt_line(vm: &VmFd, gsi: u32) -> Result<Arc<dyn Interrupt>, BuildError>
     Ok(Arc::new(line))
 }
 
-/// A pin of the I/O APIC that is raised by a call. For an eventfd the host's kernel wakes a thread of its own first, and that raises
-/// it (`irqfd_wakeup` in virt/kvm/eventfd.c).
-#[derive(Debug)]
-struct Pin {
-    vm: Arc<VmFd>,
-    gsi: u32,
-}
-
-impl Interrupt for Pin {
-    fn trigger(&self) -> io::Result<()> {
-        self.vm.set_irq_line(self.gsi, true)?;
-        self.vm.set_irq_line(self.gsi, false)?;
-        Ok(())
-    }
-}
-
 /// Fills the bank: devices from slot 0 on, the other slots empty.
 fn place_virtio(
-    vm: &Arc<VmFd>,
+    vm: &VmFd,
     mmio: &mut Bus<MmioAddress>,
     memory: &MachineMemory,
     event_loop: &EventLoop,
@@ -1193,10 +1177,7 @@ fn place_virtio(
         let address = virtio_slot_address(slot);
         let device: Arc<dyn BusDevice> = match devices.next() {
             Some(device) => {
-                let line: Arc<dyn Interrupt> = Arc::new(Pin {
-                    vm: Arc::clone(vm),
-                    gsi,
-                });
+                let line = interrupt_line(vm, gsi)?;
                 let transport =
                     MmioTransport::new(device, memory.all.clone(), line, event_loop.handle())?;
                 let notify_address = IoEventAddress::Mmio(address + QUEUE_NOTIFY_OFFSET);

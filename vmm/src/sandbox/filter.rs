@@ -18,8 +18,6 @@ const KVM_SET_VCPU_EVENTS: u64 = KVMIO | 0xa0;
 const KVM_GET_XSAVE: u64 = KVMIO | 0xa4;
 const KVM_SET_XSAVE: u64 = KVMIO | 0xa5;
 const KVM_GET_XCRS: u64 = KVMIO | 0xa6;
-/// `KVM_IRQ_LINE`, by which devices interrupt.
-const KVM_IRQ_LINE: u64 = KVMIO | 0x61;
 const REQUEST_MASK: u32 = 0xffff;
 /// What is read of a machine to write it down, all of it read-only or as good as that (`KVM_GET_IRQCHIP`, which is `_IOWR`,
 /// names the controller): MSR indices, irqchip, pit2, clock, MP state, regs, sregs, MSRs, LAPIC, events, debug registers, TSC
@@ -224,15 +222,12 @@ const GATEWAY_FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
 /// The system calls of a thread, and the requests to ioctl(2), which is none of them.
 fn allowed(role: ThreadRole) -> (Vec<i64>, Vec<u64>) {
     match role {
-        ThreadRole::Vcpu => (
-            [COMMON, VCPU].concat(),
-            [KVM_RUNS, &[KVM_IRQ_LINE]].concat(),
-        ),
+        ThreadRole::Vcpu => ([COMMON, VCPU].concat(), KVM_RUNS.to_vec()),
         ThreadRole::EventLoop => (
             [COMMON, EVENT_LOOP, DISK].concat(),
-            [&KVM_SAVES[..], &[FIONBIO, KVM_IRQ_LINE, TUNSETOFFLOAD]].concat(),
+            [&KVM_SAVES[..], &[FIONBIO, TUNSETOFFLOAD]].concat(),
         ),
-        ThreadRole::Disk => ([COMMON, DISK].concat(), vec![KVM_IRQ_LINE]),
+        ThreadRole::Disk => ([COMMON, DISK].concat(), Vec::new()),
     }
 }
 
