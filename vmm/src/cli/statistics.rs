@@ -11,7 +11,7 @@ use crate::workload::limits::{LimitChange, SwapLimit};
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 The figures are the container's, as the guest's kernel counts them; the machine around it has more.
-CPU % is of one processor, over the last second; with --no-stream, and at first, over 50 ms. A
+CPU % is of one processor, over the last second; with --no-stream, and at first, over 40 ms. A
 machine that is paused, or does not answer within 2 s, has --. NET I/O is what its guest counts on its network interface: 0B without one.
 
 Templates: {{.Container}} {{.ID}} {{.Name}} {{.CPUPerc}} {{.MemUsage}} {{.MemPerc}} {{.NetIO}}

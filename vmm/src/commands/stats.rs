@@ -20,7 +20,7 @@ use crate::report::{Report, chain};
 use crate::state::{Asked, Condition, Machine, MachineId, Registry};
 
 /// How long guests look at their processors when somebody waits for the first figures.
-const SHORT_SAMPLE: Duration = Duration::from_millis(50);
+const SHORT_SAMPLE: Duration = Duration::from_millis(40);
 /// How long they look otherwise, and so how often there are new figures: docker's interval.
 const SAMPLE: Duration = Duration::from_secs(1);
 /// How long a guest may take beyond that, as with docker.
