@@ -43,7 +43,7 @@ impl Neighbour {
     fn new(agent: &Agent, options: &[&str]) -> Result<Self, Failure> {
         // The first line is the id of the process that the namespaces are made for; the others say that they are, and which.
         let script = "echo $$; exec unshare \"$@\" sh -c 'hostname neighbour 2>/dev/null; \
-            readlink /proc/self/ns/ipc /proc/self/ns/net; exec sleep 1000'";
+            readlink /proc/self/ns/ipc /proc/self/ns/net; sleep 1000; exit'";
         let mut process = Command::new("nsenter")
             .args(["--mount", "--pid", "--target", &agent.init()?])
             .args(["sh", "-c", script, "sh"])

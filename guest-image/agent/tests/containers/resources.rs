@@ -205,7 +205,7 @@ fn two_containers_cannot_share_a_cgroup() -> Test {
     let agent = Agent::start()?;
     let mut control = agent.control()?;
     let first = Workload::new(&["sleep", "100"]);
-    let mut second = Workload::new(&["true"]);
+    let mut second = Workload::new(&["sleep", "100"]);
     second.container = crate::CONTAINERS[1];
     for workload in [&first, &second] {
         let create = workload.create(&agent.image(), protocol::DeclaredStreams::default());
