@@ -129,6 +129,36 @@ fn a_signal_and_a_time_may_be_typed_with_stop_and_a_paused_machine_is_stopped_to
 }
 
 #[test]
+fn whoever_is_told_of_an_end_may_take_the_name_or_start_the_machine_at_once() {
+    const ROUNDS: usize = 2;
+    let fixture = home();
+    let polite = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    for _ in 0..ROUNDS {
+        start(&fixture, "again", &["--rm"], &["sh", "-c", polite]);
+        vmm(&fixture, &["stop", "again"]).run().succeeded();
+        assert_eq!(fixture.machines_listing(), "", "stopped");
+        start(&fixture, "again", &["--rm"], &["sh", "-c", polite]);
+        let waiting = vmm(&fixture, &["wait", "again"]).start();
+        vmm(&fixture, &["kill", "again"]).run().succeeded();
+        waiting.finish();
+        assert_eq!(fixture.machines_listing(), "", "waited for");
+    }
+    start(&fixture, "kept", &[], &["sleep", "1000"]);
+    for _ in 0..ROUNDS {
+        vmm(&fixture, &["kill", "kept"]).run().succeeded();
+        vmm(&fixture, &["wait", "kept"])
+            .run()
+            .succeeded()
+            .stdout_is("137\n");
+        vmm(&fixture, &["start", "kept"]).run().succeeded();
+        let state = inspect(&fixture, "{{.State.Status}}", "kept");
+        assert_eq!(state, "running");
+    }
+    vmm(&fixture, &["rm", "-f", "kept"]).run().succeeded();
+    fixture.nothing_runs();
+}
+
+#[test]
 fn a_machine_keeps_its_new_name_while_it_runs_and_after() {
     let fixture = home();
     let id = start(&fixture, "before", &[], &["sleep", "1000"]);

@@ -244,14 +244,7 @@ impl Finished {
             guest_ends_by,
             ..
         } = self.ran;
-        if guest_ends_by.is_some()
-            && let Err(error) = self.machine.hold()
-        {
-            tracing::warn!(
-                error = chain(&error),
-                "the machine seems to run until its disk is written"
-            );
-        }
+        hold_if_kept(&self.machine);
         if order == Some(Order::Person) {
             self.machine.note_stopped();
         }
@@ -301,9 +294,23 @@ impl Waiting {
         if order == Order::Person {
             self.machine.note_stopped();
         }
+        hold_if_kept(&self.machine);
         finish_restarting(&mut self.machine);
         self.control.finish(&self.ended, &self.outcome);
         self.outcome
+    }
+}
+
+/// Has those who are told of a machine's end wait, if they start or remove it, until its monitor is gone. One that is not kept is
+/// removed before anybody is told.
+fn hold_if_kept(machine: &OwnedMachine) {
+    if machine.is_kept()
+        && let Err(error) = machine.hold()
+    {
+        tracing::warn!(
+            error = chain(&error),
+            "the machine seems to run until its monitor is gone"
+        );
     }
 }
 
