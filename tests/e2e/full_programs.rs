@@ -4,27 +4,12 @@
 #![expect(clippy::panic, reason = "what the lab says is the test's failure")]
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use lab::{Lab, LabError};
+use lab::LabError;
 use serde_json::{Value, json};
 use tests::image_maker::{ImageMaker, Layer};
-use tests::{Fixture, binary, bundle, real_images, workload};
-
-/// How long a lab may take: an emulator starts a database in it.
-const LIMIT: Duration = Duration::from_secs(900);
-
-/// A shell's line that waits until a command succeeds, and gives up after a minute.
-const WAIT_FOR: &str = r#"
-wait_for() {
-    for turn in $(seq 600); do
-        "$@" >/dev/null 2>&1 && return
-        sleep 0.1
-    done
-    echo "never: $*"
-    exit 99
-}
-"#;
+use tests::lab_script::{WAIT_FOR, in_lab, lab_with};
+use tests::{Fixture, bundle, real_images, workload};
 
 /// What a program did.
 #[derive(Debug, Eq, PartialEq)]
@@ -108,30 +93,6 @@ impl Program<'_> {
         assert_eq!(crun, vmm, "{complaint}");
         vmm
     }
-}
-
-/// A lab with the binary, and this as `/image.oci`.
-fn lab_with(image: &Path) -> Lab {
-    let mut lab = Lab::new().unwrap_or_else(|error| panic!("no lab: {error}"));
-    lab.limit = LIMIT;
-    lab.memory_mib = 6 << 10;
-    lab.cpus = 1;
-    let mut put = || {
-        lab.put_vmm(&binary::vmm(), Path::new("/usr/bin/vmm"))?;
-        lab.tree.copy(image, "/image.oci")
-    };
-    put().unwrap_or_else(|error: LabError| panic!("no lab: {error}"));
-    lab
-}
-
-/// Runs a script, and returns what it says on both streams.
-fn in_lab(lab: &mut Lab, script: &str) -> (String, String) {
-    let (mut said, mut complaint) = (Vec::new(), Vec::new());
-    let ended = lab.run(&["sh", "-c", script], &mut said, &mut complaint);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (said, complaint) = (text(&said), text(&complaint));
-    ended.unwrap_or_else(|error| panic!("{error}\n{said}\n{complaint}"));
-    (said, complaint)
 }
 
 /// What docker gives a container's root, and umoci does not.

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes an OCI archive of a program of Debian's with what it needs: mmdebstrap for the files, buildah for the image.
-# Usage: debian-app.sh OUTPUT nginx|redis|postgresql|node|systemd
+# Usage: debian-app.sh OUTPUT nginx|redis|postgresql|node|systemd|peers
 set -eu
 output=$1
 app=$2
@@ -13,6 +13,11 @@ redis) packages=redis-server command='["redis-server", "--save", ""]' ;;
 postgresql) packages=postgresql command='["/usr/lib/postgresql/15/bin/postgres"]' user=postgres stop=SIGINT ;;
 # semver as Debian packages it from npm.
 node) packages=nodejs,node-semver command='["node"]' ;;
+# What talks by a network, to be either side of it.
+peers)
+    packages=nginx-light,wrk,curl,redis-server,postgresql-client,bind9-dnsutils,dnsmasq-base,iputils-ping,openssh-server,openssh-client
+    packages=$packages,socat,iperf3,iproute2,procps command='["bash"]'
+    ;;
 systemd) packages=systemd,systemd-sysv,dbus command='["/sbin/init"]' ;;
 *)
     echo "$0: there is no recipe for $app" >&2

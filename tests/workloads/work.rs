@@ -2,7 +2,8 @@
 //! says what the boundary costs while a program runs.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -18,6 +19,17 @@ const PIECE_BYTES: usize = 4096;
 const DEPTH: u64 = 32;
 const PIECES_EACH: u64 = 64;
 
+/// Where the other side of the network listens, whose address is the second argument.
+const PORT: u16 = 7000;
+/// How much one side sends the other.
+const STREAM_BYTES: usize = 64 << 20;
+/// How often a byte goes to the other side and back.
+const ROUNDS: usize = 2_000;
+/// What the other side is to do: read to the end and say so, write it all, send back each byte.
+const READ: u8 = b'r';
+const WRITE: u8 = b'w';
+const ECHO: u8 = b'e';
+
 fn main() -> ExitCode {
     let kind = env::args().nth(1).unwrap_or_default();
     let work: fn() = match kind.as_str() {
@@ -32,6 +44,10 @@ fn main() -> ExitCode {
         "share-stat" => share_stat,
         "share-untar" => share_untar,
         "volume-read" => volume_read,
+        "net-serve" => net_serve,
+        "net-send" => net_send,
+        "net-receive" => net_receive,
+        "net-ping-pong" => net_ping_pong,
         _ => {
             eprintln!("work: unknown: {kind}");
             return ExitCode::from(99);
@@ -66,6 +82,12 @@ fn prepare(kind: &str) {
                 file.sync_all()
             });
             must(made.is_ok());
+        }
+        "net-send" | "net-receive" | "net-ping-pong" => {
+            // The first connection also finds the neighbour and starts what carries the others.
+            while connect().is_err() {
+                thread::yield_now();
+            }
         }
         _ => {}
     }
@@ -200,4 +222,86 @@ fn read_pieces(file: &File, number: u64) {
         let offset = (random >> 33) % (PIECES_BYTES / PIECE_BYTES as u64) * PIECE_BYTES as u64;
         must(file.read_exact_at(piece, offset).is_ok());
     }
+}
+
+/// Does for everybody what they ask for.
+fn net_serve() {
+    let Ok(listener) = TcpListener::bind(("::", PORT)) else {
+        exit(90)
+    };
+    for stream in listener.incoming().flatten() {
+        thread::spawn(move || serve(stream));
+    }
+}
+
+fn serve(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut asked = [0];
+    stream.read_exact(&mut asked)?;
+    let mut buffer = vec![7; 1 << 16];
+    match asked {
+        [READ] => {
+            while stream.read(&mut buffer)? > 0 {}
+            stream.write_all(&asked)
+        }
+        [WRITE] => (0..STREAM_BYTES / buffer.len()).try_for_each(|_| stream.write_all(&buffer)),
+        _ => loop {
+            stream.read_exact(&mut asked)?;
+            stream.write_all(&asked)?;
+        },
+    }
+}
+
+fn connect() -> io::Result<TcpStream> {
+    let address = env::args().nth(2).unwrap_or_default();
+    let stream = TcpStream::connect((address.as_str(), PORT))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Asks the other side for something, and does its own part.
+fn with_other(ask: u8, part: impl FnOnce(TcpStream) -> io::Result<()>) {
+    let done = connect().and_then(|mut stream| {
+        stream.write_all(&[ask])?;
+        part(stream)
+    });
+    must(done.is_ok());
+}
+
+/// Sends 64 MiB, and waits until the other side has them.
+fn net_send() {
+    with_other(READ, |mut stream| {
+        let buffer = vec![7; 1 << 16];
+        for _ in 0..STREAM_BYTES / buffer.len() {
+            stream.write_all(&buffer)?;
+        }
+        stream.shutdown(std::net::Shutdown::Write)?;
+        stream.read_exact(&mut [0])
+    });
+}
+
+/// Receives 64 MiB.
+fn net_receive() {
+    with_other(WRITE, |mut stream| {
+        let (mut buffer, mut received) = (vec![0; 1 << 16], 0);
+        while received < STREAM_BYTES {
+            match stream.read(&mut buffer)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => received += count,
+            }
+        }
+        Ok(())
+    });
+}
+
+/// Two thousand times a byte to the other side and one back.
+fn net_ping_pong() {
+    with_other(ECHO, |mut stream| {
+        let mut byte = [7];
+        for _ in 0..ROUNDS {
+            stream.write_all(&byte)?;
+            stream.read_exact(&mut byte)?;
+        }
+        Ok(())
+    });
 }

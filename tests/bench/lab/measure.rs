@@ -23,6 +23,8 @@ const REPEATS: usize = 3;
 const LIMIT: Duration = Duration::from_secs(300);
 /// The same for those that take minutes.
 const LONG_LIMIT: Duration = Duration::from_secs(3600);
+/// The host's address in the networks that scenarios make.
+const HOST: &str = "10.8.0.1";
 /// What counts the exits of every guest: a histogram of the lab kernel's tracepoint.
 const KVM_EXIT: &str = "/sys/kernel/tracing/events/kvm/kvm_exit";
 /// What every VMM tells the kernel, as ours does (`command_line.rs` in `vmm/src/machine`).
@@ -246,10 +248,17 @@ impl Stage {
                     let inside = format!("/bundles/chores-{kind}");
                     lab.tree
                         .symlink(format!("{inside}/rootfs"), "../chores/rootfs");
-                    let config = with_data(&configuration(&bundle, &["work", kind]));
+                    let config = match kind.starts_with("net-") {
+                        false => with_data(&configuration(&bundle, &["work", kind])),
+                        true => networked(&configuration(&bundle, &["work", kind, HOST])),
+                    };
                     lab.tree
                         .bytes(format!("{inside}/config.json"), config, 0o644);
                 }
+            }
+            Part::Links => {
+                let ip = lab.tree.program_called("ip")?;
+                lab.tree.symlink("/usr/local/bin/ip", ip);
             }
             Part::EndingGuest => lab.tree.copy(self.ending_guest(), "/boot/guest")?,
             Part::Other(peer) => self.put_peer(peer, lab)?,
@@ -555,6 +564,16 @@ fn with_data(config: &str) -> String {
         "source": DATA,
         "options": ["rbind", "rw"],
     }));
+    config.to_string()
+}
+
+/// The same in the network namespace that `net-veth.sh` makes.
+fn networked(config: &str) -> String {
+    let mut config: Value = serde_json::from_str(config).expect("a configuration is JSON");
+    let namespaces = config["linux"]["namespaces"].as_array_mut();
+    let namespaces = namespaces.expect("umoci writes namespaces");
+    namespaces.retain(|namespace| namespace["type"] != "network");
+    namespaces.push(json!({ "type": "network", "path": "/run/netns/container" }));
     config.to_string()
 }
 

@@ -49,6 +49,8 @@ pub(crate) enum Part {
     ChoresImage,
     /// The same, unpacked, with a configuration for each kind of work.
     ChoresBundles,
+    /// What makes network interfaces: `/usr/local/bin/ip`, for the shell's own knows less.
+    Links,
     /// A guest image of our kernel and a program that ends at once.
     EndingGuest,
     /// Another VMM, with our kernel and an initramfs of a program that ends at once.
@@ -88,6 +90,11 @@ const EIGHT: &str = "vmm load --quiet --input /images/hello.oci --name hello:1; 
 /// Work goes on for long, so how the machine started does not count: it boots, as it does without a template.
 const CHORES_LOADED: &str =
     "export VMM_NO_TEMPLATE=1; vmm load --quiet --input /images/chores.oci --name chores:1";
+
+/// A tap, and what the host's side of the network does.
+const TAP: &str = "sh /scripts/net-tap.sh; export VMM_NO_TEMPLATE=1; vmm load --quiet --input /images/chores.oci --name chores:1";
+/// The same with an address that is the host's and not its loopback.
+const USER: &str = "sh /scripts/net-user.sh; export VMM_NO_TEMPLATE=1; vmm load --quiet --input /images/chores.oci --name chores:1";
 
 /// All of them. `hello` is a static busybox that says hello; `python` prints 1, out of an image of four layers.
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -728,6 +735,96 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         clock: Clock::Inside,
         is_long: true,
     },
+    Scenario {
+        name: "net-send-crun",
+        says: "64 MiB sent to the host over TCP, by a veth pair, in crun",
+        takes: &[Crun, ChoresBundles, Links],
+        before: "sh /scripts/net-veth.sh",
+        command: "crun run --bundle /bundles/chores-net-send chores",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
+    Scenario {
+        name: "net-send-tap",
+        says: "64 MiB sent to the host over TCP, by a tap, in vmm",
+        takes: &[Vmm, ChoresImage, ChoresBundles, Links],
+        before: TAP,
+        command: "vmm run --rm --memory 1200m --network tap=tap0 --ip 10.8.0.2/24 chores:1 work net-send 10.8.0.1",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
+    Scenario {
+        name: "net-send-user",
+        says: "64 MiB sent to the host over TCP, by the gateway in user mode, in vmm",
+        takes: &[Vmm, ChoresImage, ChoresBundles, Links],
+        before: USER,
+        command: "vmm run --rm --memory 1200m --network user chores:1 work net-send 10.8.0.1",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
+    Scenario {
+        name: "net-receive-crun",
+        says: "64 MiB received from the host over TCP, by a veth pair, in crun",
+        takes: &[Crun, ChoresBundles, Links],
+        before: "sh /scripts/net-veth.sh",
+        command: "crun run --bundle /bundles/chores-net-receive chores",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
+    Scenario {
+        name: "net-receive-tap",
+        says: "64 MiB received from the host over TCP, by a tap, in vmm",
+        takes: &[Vmm, ChoresImage, ChoresBundles, Links],
+        before: TAP,
+        command: "vmm run --rm --memory 1200m --network tap=tap0 --ip 10.8.0.2/24 chores:1 work net-receive 10.8.0.1",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
+    Scenario {
+        name: "net-receive-user",
+        says: "64 MiB received from the host over TCP, by the gateway in user mode, in vmm",
+        takes: &[Vmm, ChoresImage, ChoresBundles, Links],
+        before: USER,
+        command: "vmm run --rm --memory 1200m --network user chores:1 work net-receive 10.8.0.1",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
+    Scenario {
+        name: "net-ping-pong-crun",
+        says: "two thousand times a byte to the host and back over TCP, by a veth pair, in crun",
+        takes: &[Crun, ChoresBundles, Links],
+        before: "sh /scripts/net-veth.sh",
+        command: "crun run --bundle /bundles/chores-net-ping-pong chores",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
+    Scenario {
+        name: "net-ping-pong-tap",
+        says: "two thousand times a byte to the host and back over TCP, by a tap, in vmm",
+        takes: &[Vmm, ChoresImage, ChoresBundles, Links],
+        before: TAP,
+        command: "vmm run --rm --memory 1200m --network tap=tap0 --ip 10.8.0.2/24 chores:1 work net-ping-pong 10.8.0.1",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
+    Scenario {
+        name: "net-ping-pong-user",
+        says: "two thousand times a byte to the host and back over TCP, by the gateway in user mode, in vmm",
+        takes: &[Vmm, ChoresImage, ChoresBundles, Links],
+        before: USER,
+        command: "vmm run --rm --memory 1200m --network user chores:1 work net-ping-pong 10.8.0.1",
+        code: 0,
+        clock: Clock::Inside,
+        is_long: true,
+    },
 ];
 
 /// What writes the lines of `vmm-lines`, for crun.
@@ -765,6 +862,24 @@ pub(crate) const SCRIPTS: &[(&str, &str)] = &[
     (
         "lines-crun.sh",
         "test $(crun run --bundle /bundles/lines lines | wc -c) = 104857600\n",
+    ),
+    (
+        "net-veth.sh",
+        "ip=/usr/local/bin/ip; $ip netns add container\n\
+         $ip link add veth0 type veth peer name eth0 netns container\n\
+         $ip address add 10.8.0.1/24 dev veth0; $ip link set veth0 up\n\
+         $ip -n container address add 10.8.0.2/24 dev eth0; $ip -n container link set eth0 up\n\
+         setsid /bundles/chores/rootfs/bin/work net-serve </dev/null >/dev/null 2>&1 &\n",
+    ),
+    (
+        "net-tap.sh",
+        "ip=/usr/local/bin/ip; $ip tuntap add tap0 mode tap; $ip address add 10.8.0.1/24 dev tap0; $ip link set tap0 up\n\
+         setsid /bundles/chores/rootfs/bin/work net-serve </dev/null >/dev/null 2>&1 &\n",
+    ),
+    (
+        "net-user.sh",
+        "ip=/usr/local/bin/ip; $ip address add 10.8.0.1/32 dev lo; $ip link set lo up\n\
+         setsid /bundles/chores/rootfs/bin/work net-serve </dev/null >/dev/null 2>&1 &\n",
     ),
     (
         "agent.sh",
@@ -818,6 +933,9 @@ pub(crate) const CHORES: &[&str] = &[
     "share-stat",
     "share-untar",
     "volume-read",
+    "net-send",
+    "net-receive",
+    "net-ping-pong",
 ];
 
 /// The directory that containers and machines see of the lab, where they see one.

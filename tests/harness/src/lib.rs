@@ -20,6 +20,7 @@ pub mod guest_image;
 pub mod host;
 pub mod image_maker;
 pub mod kernels;
+pub mod lab_script;
 pub mod process;
 pub mod real_images;
 pub mod snapshot;

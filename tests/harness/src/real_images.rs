@@ -27,7 +27,7 @@ pub fn layered() -> PathBuf {
     recipe("layered", &[("buildah", "buildah")])
 }
 
-/// Returns an OCI archive of a program of Debian's: `nginx`, `redis`, `postgresql`, `node` or `systemd`.
+/// Returns an OCI archive of a program of Debian's: `nginx`, `redis`, `postgresql`, `node`, `systemd` or `peers`.
 pub fn debian_app(app: &str) -> PathBuf {
     make(
         app,

@@ -15,12 +15,13 @@ use crate::LabError;
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 /// The oldest QEMU whose emulated processor has AVX.
 const QEMU_NEEDED: &str = "7.2";
-/// In the order in which they are loaded: KVM's, and what makes taps.
-const MODULES: [&str; 4] = [
+/// In the order in which they are loaded: KVM's, and what makes taps and pairs of interfaces.
+const MODULES: [&str; 5] = [
     "kernel/virt/lib/irqbypass.ko",
     "kernel/arch/x86/kvm/kvm.ko",
     "kernel/arch/x86/kvm/kvm-amd.ko",
     "kernel/drivers/net/tun.ko",
+    "kernel/drivers/net/veth.ko",
 ];
 
 /// The parts of a lab.
@@ -34,7 +35,7 @@ pub struct Parts {
     pub kernel: PathBuf,
     /// Its release: `6.1.0-56-cloud-amd64`.
     pub kernel_release: String,
-    /// The modules that make its KVM and taps, in the order of loading.
+    /// The modules that make its KVM and interfaces, in the order of loading.
     pub modules: Vec<PathBuf>,
 }
 

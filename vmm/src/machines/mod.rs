@@ -101,7 +101,7 @@ pub struct Ending {
 pub struct Stopping {
     registry: Registry,
     machine: Machine,
-    waiter: ControlClient,
+    monitor: ControlClient,
     /// When it is killed; never if none.
     deadline: Option<Instant>,
 }
@@ -194,8 +194,7 @@ impl Machines {
             return Ok(None);
         }
         let connect = || ControlClient::connect(&machine.directory);
-        let connected = connect().and_then(|waiter| Ok((waiter, connect()?)));
-        let (waiter, mut control) = match connected {
+        let mut monitor = match connect() {
             // It has ended in between, and its lock is free soon.
             Err(ControlError::NotRunning(_)) => {
                 self.registry.await_end(&machine.record.id)?;
@@ -208,15 +207,15 @@ impl Machines {
         let timeout = ending.timeout_seconds.or(settings.stop_timeout_seconds);
         let timeout = u64::try_from(timeout.unwrap_or(DEFAULT_TIMEOUT_SECONDS)).ok();
         let asked = Instant::now();
-        control.stop(signal.unwrap_or(Signal::TERM))?;
+        monitor.stop(signal.unwrap_or(Signal::TERM))?;
         if matches!(machine.condition(), Condition::Paused { .. }) {
             // It would not notice otherwise. Somebody else may have let it go on meanwhile.
-            let _ = control.act(Action::Resume);
+            let _ = connect().and_then(|other| other.act(Action::Resume));
         }
         Ok(Some(Stopping {
             registry: self.registry.clone(),
             machine,
-            waiter,
+            monitor,
             deadline: timeout.and_then(|seconds| asked.checked_add(Duration::from_secs(seconds))),
         }))
     }
@@ -355,13 +354,13 @@ impl Stopping {
         let Self {
             registry,
             machine,
-            waiter,
+            monitor,
             deadline,
         } = self;
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let is_late = match left {
             Some(Duration::ZERO) => true,
-            _ => matches!(waiter.wait(left), Err(ControlError::Io { source, .. })
+            _ => matches!(monitor.wait(left), Err(ControlError::Io { source, .. })
                 if matches!(source.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)),
         };
         if is_late {
