@@ -284,6 +284,17 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         is_long: false,
     },
     Scenario {
+        name: "vmm-run-warm-user",
+        says: "the same with a network in user mode",
+        takes: &[Vmm, HelloImage],
+        before: "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare --rm --interface 65535:checksum hello:1; \
+                 lab time 1 0 vmm run --rm --network user hello:1",
+        command: "vmm run --rm --network user hello:1",
+        code: 0,
+        clock: Clock::Outside,
+        is_long: false,
+    },
+    Scenario {
         name: "vmm-run-warm-2-vcpus",
         says: "the same with two vCPUs, on one processor",
         takes: &[Vmm, HelloImage],

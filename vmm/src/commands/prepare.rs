@@ -17,6 +17,7 @@ use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
 use crate::machine::host::{Quirks, open_kvm};
 use crate::machine::{Access, DiskId, InterfaceShape, MachineDisk, RateLimits, Shares};
+use crate::network::{SHAPE_OF_USER, usual_of_user};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
@@ -85,8 +86,12 @@ fn make(
         ..Choices::default()
     };
     let mut workload = Workload::new(&image.config, &anything, &OwnEnvironment)?;
-    if arguments.interface.is_some() {
-        workload.connect(Some(Network::default()), Some(Names::default()));
+    if let Some(shape) = arguments.interface {
+        let network = match shape == SHAPE_OF_USER {
+            true => usual_of_user(),
+            false => Network::default(),
+        };
+        workload.connect(Some(network), Some(Names::default()));
     }
     let no_streams = DeclaredStreams::default();
     let mut plan = RunPlan::decide(image, guest, workload, &choices, quirks, no_streams)?;

@@ -264,6 +264,7 @@ fn resume(
         vm: &vm,
         console_log: &console_log,
         signals,
+        gateway: None,
         job: Job::Attach(FIRST),
         streams,
         relay: relay.as_ref(),

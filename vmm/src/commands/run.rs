@@ -536,7 +536,7 @@ impl Beginning<'_> {
         };
         // It is the VM process's alone, and goes with that.
         plan.machine.network = None;
-        let _gateway = match plan.gateway.take().map(GatewayKeeper::start).transpose() {
+        let gateway = match plan.gateway.take().map(GatewayKeeper::new).transpose() {
             Ok(keeper) => keeper,
             Err(error) => {
                 let report = MonitorError::Watch(error).into();
@@ -550,6 +550,7 @@ impl Beginning<'_> {
             vm: &started.vm,
             console_log: &console_log,
             signals,
+            gateway: gateway.as_ref(),
             job: Job::Create(Box::new(plan.create)),
             streams,
             relay,

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::limits::ByteSize;
-use crate::machine::{MachineLink, MachineNetwork};
+use crate::machine::{InterfaceShape, MachineLink, MachineNetwork};
 use crate::report::Help;
 
 use self::gateway::addresses;
@@ -235,9 +235,12 @@ impl Network {
             }
             TypedNetwork::User { host_loopback } => choices.decide_user(*host_loopback)?,
         };
-        let mac = match choices.mac {
-            Some(TypedMac(mac)) => mac,
-            None => MacAddress::local(random().map_err(NetworkError::Random)?),
+        let mac = match (choices.mac, &connection) {
+            (Some(TypedMac(mac)), _) => mac,
+            (None, Connection::User { .. }) => MacAddress::new(addresses::GUEST_MAC),
+            (None, Connection::Tap(_)) => {
+                MacAddress::local(random().map_err(NetworkError::Random)?)
+            }
         };
         let (addresses, gateways) = match connection {
             Connection::Tap(_) => {
@@ -340,6 +343,36 @@ impl Network {
     }
 }
 
+/// What the driver of an interface with a gateway of its own is told. Nothing is longer than a packet may be, so nothing is cut.
+pub const SHAPE_OF_USER: InterfaceShape = InterfaceShape {
+    mtu: addresses::MTU,
+    offloads: Offloads {
+        checksum: true,
+        segmentation: false,
+    },
+};
+
+/// What the agent of a machine with a gateway of its own is told: the same for all, unless an Ethernet address was typed.
+#[must_use]
+pub fn usual_of_user() -> protocol::Network {
+    let (addresses, gateways) = of_user();
+    protocol::Network {
+        mac: addresses::GUEST_MAC,
+        mtu: SHAPE_OF_USER.mtu,
+        addresses,
+        gateways,
+        neighbours: gateway_neighbours(),
+        is_quiet: true,
+    }
+}
+
+/// What of a machine's network can be set up before anybody says whose it is: that of a machine with a gateway of its own, which is
+/// connected to nothing else.
+#[must_use]
+pub fn staged(network: &protocol::Network) -> Option<protocol::Network> {
+    network.is_quiet.then(usual_of_user)
+}
+
 /// The addresses of a machine with a gateway of its own, and the gateway's.
 fn of_user() -> (Vec<InterfaceAddress>, Vec<IpAddr>) {
     let own = [
@@ -429,18 +462,23 @@ impl DecidedInterface {
             }
             Connection::User { policy, published } => {
                 let (device, gateway) = self.plan_gateway(policy, published)?;
-                // Nothing is longer than a packet may be, so nothing is cut.
-                let offloads = Offloads {
-                    checksum: true,
-                    segmentation: false,
-                };
-                let link = MachineLink::Socket(device);
-                (link, addresses::MTU, offloads, Some(gateway))
+                let InterfaceShape { mtu, offloads } = SHAPE_OF_USER;
+                (MachineLink::Socket(device), mtu, offloads, Some(gateway))
             }
         };
-        let neighbours = match gateway {
-            Some(_) => gateway_neighbours(),
-            None => Vec::new(),
+        let agent = match gateway {
+            Some(_) => protocol::Network {
+                mac: self.mac.bytes(),
+                ..usual_of_user()
+            },
+            None => protocol::Network {
+                mac: self.mac.bytes(),
+                mtu,
+                addresses: self.addresses.clone(),
+                gateways: self.gateways.clone(),
+                neighbours: Vec::new(),
+                is_quiet: false,
+            },
         };
         let rate = |bytes_a_second: u64| Rate { bytes_a_second };
         Ok(OpenNetwork {
@@ -456,14 +494,7 @@ impl DecidedInterface {
                     transmit: self.transmit_rate.map(rate),
                 },
             },
-            agent: protocol::Network {
-                mac: self.mac.bytes(),
-                mtu,
-                addresses: self.addresses.clone(),
-                gateways: self.gateways.clone(),
-                is_quiet: !neighbours.is_empty(),
-                neighbours,
-            },
+            agent,
             gateway,
         })
     }

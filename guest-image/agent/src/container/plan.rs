@@ -10,6 +10,7 @@ use protocol::{
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::Staged;
 use super::capabilities::Capabilities;
 use super::cgroup;
 use super::devices::DeviceNode;
@@ -325,13 +326,28 @@ impl Plan {
 }
 
 impl Plan {
-    /// Gives the machine what its container finds there: the network, and the names.
+    /// Builds its container ahead, with the network that it finds there.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses it, or the container cannot be built ahead.
+    pub(crate) fn stage(self) -> Result<Staged, StartFailure> {
+        if let Some(network) = &self.network {
+            network::set_up(network)?;
+        }
+        Staged::new(self.container, self.network)
+    }
+
+    /// Gives the machine what its container finds there: the network, unless it was there already when the container was built ahead,
+    /// and the names.
     ///
     /// # Errors
     ///
     /// If the kernel refuses it.
-    pub(crate) fn prepare_machine(&self) -> Result<(), StartFailure> {
-        if let Some(network) = &self.network {
+    pub(crate) fn prepare_machine(&self, staged: Option<&Staged>) -> Result<(), StartFailure> {
+        if let Some(network) = &self.network
+            && staged.and_then(Staged::network) != Some(network)
+        {
             network::set_up(network)?;
         }
         volumes::write_names(&self.container.volumes, &self.names)
