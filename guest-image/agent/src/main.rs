@@ -9,6 +9,7 @@
 
 mod boot;
 mod clone;
+mod connections;
 mod container;
 mod doorbell;
 mod fork_point;

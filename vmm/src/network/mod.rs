@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use std::os::fd::OwnedFd;
 
 use devices::virtio::net::{Interface, MacAddress, Offloads, Rate, RateLimits, Tap, TapError};
-use protocol::{InterfaceAddress, Neighbour};
+use protocol::InterfaceAddress;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -235,12 +235,9 @@ impl Network {
             }
             TypedNetwork::User { host_loopback } => choices.decide_user(*host_loopback)?,
         };
-        let mac = match (choices.mac, &connection) {
-            (Some(TypedMac(mac)), _) => mac,
-            (None, Connection::User { .. }) => MacAddress::new(addresses::GUEST_MAC),
-            (None, Connection::Tap(_)) => {
-                MacAddress::local(random().map_err(NetworkError::Random)?)
-            }
+        let mac = match choices.mac {
+            Some(TypedMac(mac)) => mac,
+            None => MacAddress::local(random().map_err(NetworkError::Random)?),
         };
         let (addresses, gateways) = match connection {
             Connection::Tap(_) => {
@@ -329,6 +326,53 @@ impl Network {
 }
 
 impl Network {
+    /// Whether nobody else is on it, so that there may be another one with the same addresses.
+    #[must_use]
+    pub fn is_its_own(&self) -> bool {
+        let connection = self
+            .interface
+            .as_ref()
+            .map(|interface| &interface.connection);
+        matches!(connection, None | Some(Connection::User { .. }))
+    }
+
+    /// The network of a copy of the machine: the same, with these ports in place of its own if some were typed.
+    ///
+    /// # Errors
+    ///
+    /// If it can publish none, or not these.
+    pub fn of_copy(mut self, published: &[TypedPublish]) -> Result<Self, NetworkError> {
+        if published.is_empty() {
+            return Ok(self);
+        }
+        match self
+            .interface
+            .as_mut()
+            .map(|interface| &mut interface.connection)
+        {
+            Some(Connection::User { published: own, .. }) => *own = decide_ports(published)?,
+            _ => return Err(NetworkError::NotOfUser("--publish")),
+        }
+        Ok(self)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        let mut policy = Policy::default();
+        policy.rules.push((
+            "192.0.2.0/24:80/tcp".parse().unwrap(),
+            gateway::policy::Verdict::Deny,
+        ));
+        Self::decide(&NetworkChoices {
+            network: "user".parse().unwrap(),
+            mac: Some("02:00:00:00:00:07".parse().unwrap()),
+            published: vec!["127.0.0.1:8080:80".parse().unwrap()],
+            policy,
+            ..NetworkChoices::default()
+        })
+        .unwrap()
+    }
+
     /// The ports that are reached through the host's, of a machine with a gateway of its own.
     #[must_use]
     pub fn published(&self) -> Option<&[PublishedPort]> {
@@ -352,16 +396,16 @@ pub const SHAPE_OF_USER: InterfaceShape = InterfaceShape {
     },
 };
 
-/// What the agent of a machine with a gateway of its own is told: the same for all, unless an Ethernet address was typed.
+/// What the agent of a machine with a gateway of its own is told: the same for all, but for the Ethernet address.
 #[must_use]
 pub fn usual_of_user() -> protocol::Network {
     let (addresses, gateways) = of_user();
     protocol::Network {
-        mac: addresses::GUEST_MAC,
+        mac: MacAddress::local([0; 6]).bytes(),
         mtu: SHAPE_OF_USER.mtu,
         addresses,
         gateways,
-        neighbours: gateway_neighbours(),
+        neighbours: Vec::new(),
         is_quiet: true,
     }
 }
@@ -371,6 +415,20 @@ pub fn usual_of_user() -> protocol::Network {
 #[must_use]
 pub fn staged(network: &protocol::Network) -> Option<protocol::Network> {
     network.is_quiet.then(usual_of_user)
+}
+
+/// Decides through which ports of the host's these are reached.
+fn decide_ports(typed: &[TypedPublish]) -> Result<Vec<PublishedPort>, PortError> {
+    // An image may name any number of them. Each is a socket of IPv4 and one of IPv6.
+    let count = typed.iter().map(TypedPublish::count).sum();
+    if count > MOST_PUBLISHED / 2 {
+        return Err(PortError::TooMany(count));
+    }
+    let mut published = Vec::with_capacity(count);
+    for ports in typed {
+        published.extend(ports.decide()?);
+    }
+    Ok(published)
 }
 
 /// The addresses of a machine with a gateway of its own, and the gateway's.
@@ -406,15 +464,7 @@ impl NetworkChoices {
         if let Some((_, flag)) = typed.iter().find(|(is_there, _)| *is_there) {
             return Err(NetworkError::OfOthers(flag));
         }
-        // An image may name any number of them. Each is a socket of IPv4 and one of IPv6.
-        let count = self.published.iter().map(TypedPublish::count).sum();
-        if count > MOST_PUBLISHED / 2 {
-            return Err(PortError::TooMany(count).into());
-        }
-        let mut published = Vec::with_capacity(count);
-        for ports in &self.published {
-            published.extend(ports.decide()?);
-        }
+        let published = decide_ports(&self.published)?;
         Ok(Connection::User {
             policy: Policy {
                 host_loopback,
@@ -528,19 +578,6 @@ impl DecidedInterface {
         };
         Ok((device, planned))
     }
-}
-
-/// All whom a machine with a gateway of its own has beside it.
-fn gateway_neighbours() -> Vec<Neighbour> {
-    let addresses: [IpAddr; 4] = [
-        addresses::GATEWAY_IPV4.into(),
-        addresses::RESOLVER_IPV4.into(),
-        addresses::GATEWAY_IPV6.into(),
-        addresses::RESOLVER_IPV6.into(),
-    ];
-    let mac = addresses::GATEWAY_MAC;
-    let neighbour = |address| Neighbour { address, mac };
-    addresses.map(neighbour).to_vec()
 }
 
 /// Opens a tap, and waits a moment for one that is taken: the machine that had it may just have ended.

@@ -338,17 +338,19 @@ impl Plan {
         Staged::new(self.container, self.network)
     }
 
-    /// Gives the machine what its container finds there: the network, unless it was there already when the container was built ahead,
+    /// Gives the machine what its container finds there: the network, or what of it was not there when the container was built ahead,
     /// and the names.
     ///
     /// # Errors
     ///
     /// If the kernel refuses it.
     pub(crate) fn prepare_machine(&self, staged: Option<&Staged>) -> Result<(), StartFailure> {
-        if let Some(network) = &self.network
-            && staged.and_then(Staged::network) != Some(network)
-        {
-            network::set_up(network)?;
+        match (&self.network, staged.and_then(Staged::network)) {
+            (Some(network), Some(staged)) if network::lacks_address_alone(network, staged) => {
+                network::give_address(network)?;
+            }
+            (Some(network), _) => network::set_up(network)?,
+            (None, _) => {}
         }
         volumes::write_names(&self.container.volumes, &self.names)
     }

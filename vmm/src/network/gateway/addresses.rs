@@ -21,8 +21,6 @@ pub const RESOLVER_IPV6: Ipv6Addr = unique_local(3);
 /// Bits of the network's part of these addresses.
 pub const PREFIX_IPV6_BITS: u8 = 64;
 
-/// The guest's Ethernet address, unless another one was typed, administered locally.
-pub const GUEST_MAC: [u8; 6] = [0x02, 0x76, 0x6d, 0x6d, 0x00, 0x15];
 /// The gateway's and the resolver's Ethernet address, administered locally.
 pub const GATEWAY_MAC: [u8; 6] = [0x02, 0x76, 0x6d, 0x6d, 0x00, 0x02];
 
