@@ -26,6 +26,7 @@ use crate::limits::{ByteSize, CpuQuota, LimitError, MemoryLimit};
 use crate::logs::LogConfigError;
 use crate::machine::InterfaceShape;
 use crate::moment::MomentError;
+use crate::network::TypedNetwork;
 use crate::outcome::ExitCode;
 use crate::report::{Help, Report, chain};
 use crate::state::MachineName;
@@ -237,7 +238,8 @@ pub struct RunArgs {
     pub select: Option<String>,
     /// Go on with the machine that was written to FILE, which can be done once
     ///
-    /// Image, command, limits and the workload's choices are those of the snapshot.
+    /// Image, command, limits and the workload's choices are those of the snapshot. So are published ports, unless --publish names
+    /// others.
     #[arg(
         long,
         value_name = "FILE",
@@ -248,7 +250,7 @@ pub struct RunArgs {
             "cpuset_cpus", "group_add", "userns", "uts", "ipc", "pid", "oom_score_adj", "init", "storage",
             "storage_opt", "volume", "mount", "disk", "volumes_from", "device_read_bps", "device_write_bps",
             "device_read_iops", "device_write_iops", "network", "mac_address", "ip", "ip6", "gateway", "dns",
-            "dns_search", "dns_option", "add_host", "net_rate", "publish", "publish_all", "expose", "network_allow",
+            "dns_search", "dns_option", "add_host", "net_rate", "publish_all", "expose", "network_allow",
             "network_deny", "network_default"
         ],
         help_heading = "Image"
@@ -440,6 +442,9 @@ pub struct PrepareArgs {
     /// With the device for directories of the host
     #[arg(long, hide = true)]
     pub shares: bool,
+    /// What the machines to come are connected to: user, or none
+    #[arg(long, value_name = "NETWORK", default_value_t, value_parser = network::parse_prepared)]
+    pub network: TypedNetwork,
     /// With a network interface of this MTU, and what its link does
     #[arg(long, hide = true, value_name = "MTU[:OFFLOADS]")]
     pub interface: Option<InterfaceShape>,

@@ -9,6 +9,7 @@
 
 mod boot;
 mod clone;
+mod connections;
 mod container;
 mod doorbell;
 mod fork_point;
@@ -87,7 +88,7 @@ fn boot_and_serve(vmm: Option<&Vmm>) -> Result<(), Box<dyn Error>> {
 
 /// Builds a container ahead. One that cannot be built is left to whoever wants it and can be told why not.
 fn stage(create: Create) -> Option<Staged> {
-    let staged = Plan::new(create).and_then(|plan| Staged::new(plan.container));
+    let staged = Plan::new(create).and_then(Plan::stage);
     sys::fault_in();
     staged
         .map_err(|failure| report(Err(format!("no container is ready: {failure}").into())))

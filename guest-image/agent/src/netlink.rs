@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 /// Length of `struct nlmsghdr`.
 const HEADER_BYTES: usize = 16;
@@ -65,7 +65,7 @@ impl Batch {
     ///
     /// That of the first request that failed.
     pub(crate) fn carry_out(&self) -> rustix::io::Result<()> {
-        let socket = socket()?;
+        let socket = socket(None)?;
         // An unconnected netlink socket sends to the kernel, which has answered when the call returns: only what went wrong, as
         // nothing is to be acknowledged.
         rustix::net::send(&socket, &self.bytes, SendFlags::empty())?;
@@ -78,22 +78,27 @@ impl Batch {
     }
 }
 
-fn socket() -> rustix::io::Result<OwnedFd> {
-    // Protocol 0 is NETLINK_ROUTE.
+/// A socket to the kernel; without a protocol, `NETLINK_ROUTE`.
+pub(crate) fn socket(protocol: Option<Protocol>) -> rustix::io::Result<OwnedFd> {
     rustix::net::socket_with(
         AddressFamily::NETLINK,
         SocketType::RAW,
         SocketFlags::CLOEXEC,
-        None,
+        protocol,
     )
 }
 
-/// Reads `NLMSG_ERROR`, whose error is 0 for success.
 fn failed(answer: &[u8]) -> rustix::io::Result<()> {
-    let error = answer
-        .get(HEADER_BYTES..)
-        .and_then(|body| body.first_chunk())
-        .ok_or(Errno::PROTO)?;
+    error(answer.get(HEADER_BYTES..).unwrap_or_default())
+}
+
+/// Reads what `NLMSG_ERROR` has behind its header; its error is 0 for success.
+///
+/// # Errors
+///
+/// What it says.
+pub(crate) fn error(message: &[u8]) -> rustix::io::Result<()> {
+    let error = message.first_chunk().ok_or(Errno::PROTO)?;
     match i32::from_ne_bytes(*error) {
         0 => Ok(()),
         error => Err(Errno::from_raw_os_error(error.saturating_neg())),

@@ -1,16 +1,20 @@
 //! The machine's network interface. The container is in the machine's network namespace, so it is the container's, too.
 
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 
 use protocol::{INTERFACE, InterfaceAddress, Neighbour, Network, StartFailure};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::netlink::{self, AF_INET6, Batch, family, kind};
 use crate::step::Step as _;
+use crate::sys;
 
 /// Flags of a link (`include/uapi/linux/if.h`).
 const UP: u32 = 1 << 0;
 const NO_ARP: u32 = 1 << 7;
+/// `IFLA_ADDRESS`.
+const MAC_ADDRESS: u16 = 1;
 
 /// Gives the interface what is the machine's own, and sets it up.
 ///
@@ -39,6 +43,27 @@ pub(crate) fn set_up(network: &Network) -> Result<(), StartFailure> {
     batch.carry_out().step(step)
 }
 
+/// Whether all that a network needs beside what is there is its interface's Ethernet address.
+pub(crate) fn lacks_address_alone(network: &Network, there: &Network) -> bool {
+    let mac = network.mac;
+    network.neighbours.is_empty()
+        && Network {
+            mac,
+            ..there.clone()
+        } == *network
+}
+
+/// Gives an interface that is set up its Ethernet address. The kernel forgets its neighbours with the old one, so there are to be none.
+///
+/// # Errors
+///
+/// If there is no interface, or the kernel refuses it.
+pub(crate) fn give_address(network: &Network) -> Result<(), StartFailure> {
+    let step = || "giving the network interface its address".to_owned();
+    let socket = socket().step(step)?;
+    sys::set_ethernet_address(&socket, INTERFACE, network.mac).step(step)
+}
+
 /// How many bytes came and went over the interface; none where there is none.
 pub(crate) fn traffic() -> (u64, u64) {
     let count = |name: &str| {
@@ -51,18 +76,21 @@ pub(crate) fn traffic() -> (u64, u64) {
 
 /// The interface's number.
 fn index() -> rustix::io::Result<u32> {
-    let socket = rustix::net::socket_with(
+    rustix::net::netdevice::name_to_index(&socket()?, INTERFACE)
+}
+
+/// One by which interfaces are named: any will do.
+fn socket() -> rustix::io::Result<OwnedFd> {
+    rustix::net::socket_with(
         AddressFamily::UNIX,
         SocketType::DGRAM,
         SocketFlags::CLOEXEC,
         None,
-    )?;
-    rustix::net::netdevice::name_to_index(&socket, INTERFACE)
+    )
 }
 
 /// `RTM_SETLINK`, twice: the kernel looks at how IPv6 makes its own address after it has set the link up.
 fn add_link(batch: &mut Batch, index: u32, network: &Network) {
-    const ADDRESS: u16 = 1;
     const MTU: u16 = 4;
     const OF_FAMILIES: u16 = 26;
     /// `IFLA_INET6_ADDR_GEN_MODE`, and `IN6_ADDR_GEN_MODE_NONE`: there is no address that nobody has asked for.
@@ -82,7 +110,7 @@ fn add_link(batch: &mut Batch, index: u32, network: &Network) {
     let flags = if network.is_quiet { UP | NO_ARP } else { UP };
     let link = netlink::link(index, flags, UP | NO_ARP);
     batch.request(kind::SET_LINK, &link, |attributes| {
-        attributes.add(ADDRESS, &network.mac);
+        attributes.add(MAC_ADDRESS, &network.mac);
         attributes.add(MTU, &u32::from(network.mtu).to_ne_bytes());
     });
 }

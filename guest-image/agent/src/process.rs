@@ -338,7 +338,7 @@ impl Process {
     /// Launches a first process that is ready, in the container that is staged if it is its own. Reports only a failure.
     pub(crate) fn launch(&mut self, staged: &mut Option<Staged>) -> Option<Report> {
         self.begin(|process| {
-            process.plan.prepare_machine()?;
+            process.plan.prepare_machine(staged.as_ref())?;
             match process.release(staged)? {
                 Some(launched) => Ok(launched),
                 None => {

@@ -18,6 +18,7 @@ use rustix::process::WaitOptions;
 use thiserror::Error;
 
 use crate::clone;
+use crate::connections;
 use crate::container::{self, Part, Plan, ProcessPlan, Staged, processes};
 use crate::doorbell::Vmm;
 use crate::process::{Connection, Process, exists_already, no_such_process};
@@ -451,7 +452,7 @@ impl<'a> Server<'a> {
             }
             // From here on, this is a copy, and its containers wait for their new host.
             Ok(Some(handover)) => {
-                if clone::become_another(&handover).is_err() {
+                if clone::become_another(&handover).is_err() || connections::reset().is_err() {
                     return Some(Stop::NotAnother);
                 }
                 self.lose_host();

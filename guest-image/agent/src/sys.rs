@@ -138,6 +138,34 @@ pub(crate) fn resize_file_system(directory: &OwnedFd, blocks: u64) -> rustix::io
     Ok(())
 }
 
+/// Gives a network interface an Ethernet address; any socket will do.
+///
+/// # Errors
+///
+/// The kernel's, see `dev_ifsioc` in net/core/dev_ioctl.c.
+pub(crate) fn set_ethernet_address(
+    socket: &OwnedFd,
+    interface: &str,
+    address: [u8; 6],
+) -> io::Result<()> {
+    /// `SIOCSIFHWADDR` in include/uapi/linux/sockios.h, `ARPHRD_ETHER` in if_arp.h, and the lengths of `struct ifreq`.
+    const SIOCSIFHWADDR: libc::Ioctl = 0x8924;
+    const ETHERNET: u16 = 1;
+    const NAME_BYTES: usize = 16;
+    const REQUEST_BYTES: usize = 40;
+    let mut request = interface.as_bytes().to_vec();
+    request.resize(NAME_BYTES, 0);
+    request.extend(ETHERNET.to_ne_bytes());
+    request.extend(address);
+    request.resize(REQUEST_BYTES, 0);
+    // SAFETY: the kernel reads and writes a `struct ifreq`, which is as long as the request.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCSIFHWADDR, request.as_mut_ptr()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Has the kernel refuse what would write to a disk.
 ///
 /// # Errors

@@ -96,7 +96,8 @@ const TAP: &str = "sh /scripts/net-tap.sh; export VMM_NO_TEMPLATE=1; vmm load --
 /// The same with an address that is the host's and not its loopback.
 const USER: &str = "sh /scripts/net-user.sh; export VMM_NO_TEMPLATE=1; vmm load --quiet --input /images/chores.oci --name chores:1";
 
-/// All of them. `hello` is a static busybox that says hello; `python` prints 1, out of an image of four layers.
+/// All of them. `hello` is a static busybox that says hello; `python` prints 1, out of an image of four layers. Starts that have a
+/// ceiling are those without a network; beside each is the same with one.
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "fork-exec",
@@ -133,7 +134,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         says: "`vmm run` of hello, image in the store, the guest's kernel boots",
         takes: &[Vmm, HelloImage],
         before: COLD,
-        command: "vmm run --rm hello:1",
+        command: "vmm run --rm --network none hello:1",
         code: 0,
         clock: Clock::Outside,
         is_long: false,
@@ -149,11 +150,21 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         is_long: false,
     },
     Scenario {
+        name: "vmm-run-cold-user",
+        says: "`vmm run` of hello, the guest's kernel boots, with a network",
+        takes: &[Vmm, HelloImage],
+        before: COLD,
+        command: "vmm run --rm hello:1",
+        code: 0,
+        clock: Clock::Outside,
+        is_long: false,
+    },
+    Scenario {
         name: "vmm-agent",
         says: "the agent's part of a cold start, from the configuration's arrival to the program",
         takes: &[Vmm, HelloImage],
         before: COLD,
-        command: "sh /scripts/agent.sh hello:1",
+        command: "sh /scripts/agent.sh --network none hello:1",
         code: 0,
         clock: Clock::Inside,
         is_long: false,
@@ -284,8 +295,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "vmm-run-warm",
         says: "`vmm run` of hello, image in the store, as a clone",
         takes: &[Vmm, HelloImage],
-        before: WARM,
-        command: "vmm run --rm hello:1",
+        before: "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare --rm --network none hello:1; \
+                 lab time 1 0 vmm run --rm --network none hello:1",
+        command: "vmm run --rm --network none hello:1",
         code: 0,
         clock: Clock::Outside,
         is_long: false,
@@ -294,9 +306,19 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "vmm-run-warm-2-vcpus",
         says: "the same with two vCPUs, on one processor",
         takes: &[Vmm, HelloImage],
-        before: "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare --rm --cpus 2 hello:1; \
-                 lab time 1 0 vmm run --rm --cpus 2 hello:1",
-        command: "vmm run --rm --cpus 2 hello:1",
+        before: "vmm load --quiet --input /images/hello.oci --name hello:1; vmm prepare --rm --network none --cpus 2 hello:1; \
+                 lab time 1 0 vmm run --rm --network none --cpus 2 hello:1",
+        command: "vmm run --rm --network none --cpus 2 hello:1",
+        code: 0,
+        clock: Clock::Outside,
+        is_long: false,
+    },
+    Scenario {
+        name: "vmm-run-warm-user",
+        says: "`vmm run` of hello as a clone, with a network",
+        takes: &[Vmm, HelloImage],
+        before: WARM,
+        command: "vmm run --rm hello:1",
         code: 0,
         clock: Clock::Outside,
         is_long: false,

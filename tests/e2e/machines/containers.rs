@@ -106,14 +106,14 @@ fn a_container_may_have_users_of_its_own() {
     let fixture = Fixture::with_machines();
     let image = busybox(&fixture);
     let script = "tr -s ' ' < /proc/self/uid_map; stat -c %u / /bin/busybox; echo x > /written; stat -c %u /written; ulimit -Hn; \
-        echo y > /dev/null && ls /sys/class/net";
+        echo y > /dev/null && ls /sys/class/net; ip -4 -o address show eth0 | grep -o 10.0.2.15";
 
     let done = fixture
         .run(&image, &["--userns", "private"], &["sh", "-c", script])
         .run();
 
     done.code_is(0)
-        .stdout_is(" 0 1073741824 65536\n0\n0\n0\n524288\nlo\n");
+        .stdout_is(" 0 1073741824 65536\n0\n0\n0\n524288\neth0\nlo\n10.0.2.15\n");
 }
 
 /// A small configuration of the runtime-spec.

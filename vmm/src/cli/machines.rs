@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, Subcommand};
 use super::{DETACH_KEYS, ListArgs, parse_user, parse_variable, parse_workdir};
 use crate::attach::DetachKeys;
 use crate::image::Change;
+use crate::network::TypedPublish;
 use crate::workload::environment::Variable;
 
 /// Arguments of `vmm pause`, `vmm resume` and `vmm wait`.
@@ -248,6 +249,9 @@ pub struct ForkArgs {
     /// How many copies
     #[arg(short = 'n', long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub number: u32,
+    /// Reach a port of the copies through one of the host's, in place of those of the machine; one that the host chooses for several copies
+    #[arg(short, long, value_name = "PORTS")]
+    pub publish: Vec<TypedPublish>,
     /// Name, id or beginning of an id
     #[arg(value_name = "MACHINE")]
     pub machine: String,

@@ -15,7 +15,7 @@ use crate::network::{
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Network")]
 pub struct NetworkArgs {
-    /// What the machine is connected to: none; user, a gateway of its own; user:host-loopback, the same, and the gateway's address is the host's loopback; or tap=NAME, a tap of the host's [default: none, or user where a port is published]
+    /// What the machine is connected to: none; user, a gateway of its own; user:host-loopback, the same, and the gateway's address is the host's loopback; or tap=NAME, a tap of the host's [default: user; none where --config says what the machine has]
     #[arg(long, visible_alias = "net", value_name = "NETWORK")]
     network: Option<TypedNetwork>,
     /// Ethernet address of the machine; one is made up if not given
@@ -82,9 +82,16 @@ pub struct PortArgs {
 }
 
 impl NetworkArgs {
-    /// All that was typed; `exposed` are the ports that the image names.
+    /// The ports that were typed.
     #[must_use]
-    pub fn choices(&self, exposed: &[TypedPorts]) -> NetworkChoices {
+    pub fn published(&self) -> &[TypedPublish] {
+        &self.publish
+    }
+
+    /// All that was typed; `exposed` are the ports that the image names. A configuration that was handed in says all that its
+    /// container is to find, so nothing is added unless it was typed.
+    #[must_use]
+    pub fn choices(&self, exposed: &[TypedPorts], is_configured: bool) -> NetworkChoices {
         let mut published = self.publish.clone();
         if self.publish_all {
             // As with docker, those that were published by name, or twice, have that one port of the host's.
@@ -99,11 +106,10 @@ impl NetworkArgs {
             }
         }
         let policy = self.policy();
-        let is_user = self.publish_all || !published.is_empty() || policy != Policy::default();
-        let usual = match is_user {
-            true => TypedNetwork::User {
-                host_loopback: false,
-            },
+        let needs_gateway =
+            self.publish_all || !published.is_empty() || policy != Policy::default();
+        let usual = match is_configured && !needs_gateway {
+            true => TypedNetwork::None,
             false => TypedNetwork::default(),
         };
         NetworkChoices {
@@ -143,6 +149,16 @@ impl NetworkArgs {
     }
 }
 
+/// A network for which templates are made by name.
+pub(super) fn parse_prepared(text: &str) -> Result<TypedNetwork, String> {
+    match text.parse() {
+        Ok(TypedNetwork::Tap(_)) => {
+            Err("the first run on a tap leaves a template for those that follow".to_owned())
+        }
+        parsed => parsed.map_err(|error| error.to_string()),
+    }
+}
+
 /// A word of resolv.conf(5).
 fn parse_word(text: &str) -> Result<String, String> {
     match NameChoices::is_word(text) {
@@ -157,7 +173,7 @@ mod tests {
 
     fn published(arguments: &NetworkArgs, exposed: &[&str]) -> Vec<TypedPublish> {
         let exposed: Vec<TypedPorts> = exposed.iter().map(|text| text.parse().unwrap()).collect();
-        arguments.choices(&exposed).published
+        arguments.choices(&exposed, false).published
     }
 
     fn all_and(publish: &str) -> NetworkArgs {
@@ -180,6 +196,18 @@ mod tests {
                 anywhere("53/udp"),
                 anywhere("80/udp")
             ]
+        );
+    }
+
+    #[test]
+    fn a_machine_has_a_network_unless_all_that_it_has_was_handed_in() {
+        let usual = NetworkArgs::default();
+        assert_eq!(usual.choices(&[], false).network, TypedNetwork::default());
+        assert_eq!(usual.choices(&[], true).network, TypedNetwork::None);
+        let publishing = all_and("8080:80");
+        assert_eq!(
+            publishing.choices(&[], true).network,
+            TypedNetwork::default()
         );
     }
 

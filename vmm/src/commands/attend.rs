@@ -15,6 +15,7 @@ use crate::logs::{Collector, LogConfig, LogSinks, LogSources, LogWriter, log_pip
 use crate::monitor::{
     Attachable, Facts, HealthWatch, MonitorError, Ran, RawTerminal, Signals, Supervised, wait,
 };
+use crate::network::GatewayKeeper;
 use crate::outcome::{ExitCode, Outcome};
 use crate::policy::{BackOff, End, Order};
 use crate::report::{Help, Report, chain};
@@ -29,6 +30,8 @@ pub(super) struct Attended<'a> {
     pub(super) vm: &'a VmProcess,
     pub(super) console_log: &'a File,
     pub(super) signals: Signals,
+    /// What starts its network gateway, if it has one of its own.
+    pub(super) gateway: Option<&'a GatewayKeeper>,
     pub(super) job: Job,
     pub(super) streams: ClientStreams<'a>,
     /// Where the streams lead, if not to this process's own.
@@ -62,6 +65,7 @@ impl Attended<'_> {
             vm,
             console_log,
             signals,
+            gateway,
             job,
             streams,
             relay,
@@ -95,6 +99,7 @@ impl Attended<'_> {
             signals,
             client,
             holder: None,
+            gateway,
             stop_signal: stop_signal(&machine),
             has_terminal,
             has_disk,

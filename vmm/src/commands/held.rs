@@ -121,6 +121,7 @@ fn hold_here(
         signals,
         client,
         holder: Some(input.as_fd()),
+        gateway: None,
         has_terminal: false,
         has_disk: true,
         facts,

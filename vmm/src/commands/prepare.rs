@@ -17,6 +17,7 @@ use crate::dirs::Directories;
 use crate::guest::GuestDirectory;
 use crate::machine::host::{Quirks, open_kvm};
 use crate::machine::{Access, DiskId, InterfaceShape, MachineDisk, RateLimits, Shares};
+use crate::network::{SHAPE_OF_USER, TypedNetwork, usual_of_user};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
@@ -85,12 +86,20 @@ fn make(
         ..Choices::default()
     };
     let mut workload = Workload::new(&image.config, &anything, &OwnEnvironment)?;
-    if arguments.interface.is_some() {
-        workload.connect(Some(Network::default()), Some(Names::default()));
+    let interface = match (arguments.interface, &arguments.network) {
+        (None, TypedNetwork::None) => None,
+        (shape, _) => Some(shape.unwrap_or(SHAPE_OF_USER)),
+    };
+    if let Some(shape) = interface {
+        let network = match shape == SHAPE_OF_USER {
+            true => usual_of_user(),
+            false => Network::default(),
+        };
+        workload.connect(Some(network), Some(Names::default()));
     }
     let no_streams = DeclaredStreams::default();
     let mut plan = RunPlan::decide(image, guest, workload, &choices, quirks, no_streams)?;
-    plan.machine.network = arguments.interface.map(InterfaceShape::unconnected);
+    plan.machine.network = interface.map(InterfaceShape::unconnected);
     plan.machine.shares = arguments.shares.then_some(Shares::Unserved);
     if let Some(size) = storage {
         plan.machine.storage = Some(scratch_disk(size.bytes(), directories)?);
@@ -158,8 +167,9 @@ pub(super) fn in_background(
     if shape.has_shares {
         words.push("--shares".into());
     }
-    if let Some(interface) = shape.interface {
-        words.extend(["--interface".into(), interface.to_string().into()]);
+    match shape.interface {
+        Some(interface) => words.extend(["--interface".into(), interface.to_string().into()]),
+        None => words.extend(["--network", "none"].map(Into::into)),
     }
     if shape.disks > 0 {
         words.extend(["--disks".into(), shape.disks.to_string().into()]);

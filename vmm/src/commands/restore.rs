@@ -7,7 +7,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::attend::{Attended, Relay, RelayChoices, note, print_timings, report_outcome};
+use super::attend::{Attended, Relay, RelayChoices, give_up, note, print_timings, report_outcome};
 use super::life::{IdFiles, of_life};
 use super::run::{facts, limits, open_image};
 use crate::agent_link::{ClientStreams, Job};
@@ -17,6 +17,7 @@ use crate::guest::GuestDirectory;
 use crate::limits::{CpuQuota, MemoryLimit};
 use crate::machine::host::{Quirks, open_kvm};
 use crate::monitor::{MonitorError, Signals, client_streams};
+use crate::network::{GatewayKeeper, SHAPE_OF_USER, TypedPublish};
 use crate::outcome::{ExitCode, Outcome};
 use crate::plan::{FIRST, MachineChoices, RunPlan};
 use crate::report::{Help, Report};
@@ -37,6 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Copy {
     pub(super) file: File,
     pub(super) generation: u32,
+    /// Ports of the host's in place of those that the machine has.
+    pub(super) published: Vec<TypedPublish>,
 }
 
 /// What a machine that goes on is for whoever lets it.
@@ -48,6 +51,8 @@ struct Client {
     tty: bool,
     name: Option<MachineName>,
     ephemeral: bool,
+    /// Ports of the host's in place of those that the machine had.
+    published: Vec<TypedPublish>,
 }
 
 /// Goes on with the snapshot in a file, with this process as the monitor.
@@ -73,6 +78,7 @@ pub(super) fn run_here(
         tty: arguments.tty,
         name: arguments.name.clone(),
         ephemeral: arguments.rm,
+        published: arguments.network.published().to_vec(),
     };
     let code = resume(opened, None, client, directories, reporter, &mut timings);
     print_timings(arguments.timings, &timings);
@@ -94,6 +100,7 @@ pub(super) fn fork_here(
         tty: false,
         name: None,
         ephemeral: false,
+        published: copy.published,
     };
     let generation = Some(copy.generation);
     let mut timings = Timings::start();
@@ -160,6 +167,8 @@ pub(super) fn plan(
         ClientStreams::default().declared(),
     )?;
     plan.machine.storage = opened.stand_in_for_disk()?;
+    let has_interface = subject.network.interface.is_some();
+    plan.machine.network = has_interface.then(|| SHAPE_OF_USER.unconnected());
     opened.fits(&Origin::of(&plan.machine, plan.guest()).map_err(Report::new)?)?;
     Ok((plan, choices))
 }
@@ -175,6 +184,12 @@ fn resume(
     let kvm = open_kvm()?;
     let (mut plan, choices) = plan(&opened, directories)?;
     let subject = opened.snapshot.subject.clone();
+    let network = subject.network.clone().of_copy(&client.published)?;
+    let (interface, gateway) = match network.open()? {
+        None => (None, None),
+        Some(open) => (Some(open.machine), open.gateway),
+    };
+    plan.machine.network = interface;
     let new = NewMachine {
         id: MachineId::random().map_err(MonitorError::Watch)?,
         name: client.name,
@@ -185,6 +200,7 @@ fn resume(
             memory_bytes: choices.memory.bytes(),
             nano_cpus: choices.cpus.nano_cpus(),
             terminal: subject.has_terminal,
+            network,
             ..client.settings
         },
     };
@@ -258,12 +274,24 @@ fn resume(
         vm.kill();
         return Err(error.into());
     }
+    // It is the VM process's alone, and goes with that.
+    plan.machine.network = None;
+    let gateway = match gateway.map(GatewayKeeper::new).transpose() {
+        Ok(gateway) => gateway,
+        Err(error) => {
+            vm.kill();
+            let report = MonitorError::Watch(error).into();
+            give_up(machine, &report);
+            return Err(report);
+        }
+    };
     let attended = Attended {
         machine,
         control,
         vm: &vm,
         console_log: &console_log,
         signals,
+        gateway: gateway.as_ref(),
         job: Job::Attach(FIRST),
         streams,
         relay: relay.as_ref(),

@@ -323,7 +323,9 @@ pub(super) fn decide(
         &arguments.limits,
         directories,
     )?;
-    let network = Network::decide(&arguments.network.choices(&exposed(&image)))?;
+    let is_configured = arguments.container.config.is_some();
+    let choices_of_network = arguments.network.choices(&exposed(&image), is_configured);
+    let network = Network::decide(&choices_of_network)?;
     let mounts = mounts::decide(arguments, &image, directories)?;
     let mut workload = match given {
         Some(given) => given,
@@ -536,7 +538,7 @@ impl Beginning<'_> {
         };
         // It is the VM process's alone, and goes with that.
         plan.machine.network = None;
-        let _gateway = match plan.gateway.take().map(GatewayKeeper::start).transpose() {
+        let gateway = match plan.gateway.take().map(GatewayKeeper::new).transpose() {
             Ok(keeper) => keeper,
             Err(error) => {
                 let report = MonitorError::Watch(error).into();
@@ -550,6 +552,7 @@ impl Beginning<'_> {
             vm: &started.vm,
             console_log: &console_log,
             signals,
+            gateway: gateway.as_ref(),
             job: Job::Create(Box::new(plan.create)),
             streams,
             relay,
@@ -617,6 +620,7 @@ pub(super) fn facts(
             memory: choices.memory.to_string(),
             has_terminal,
             streams,
+            network: record.settings.network.clone(),
             basis,
         },
         ram_bytes: plan.machine.ram.bytes(),
@@ -629,7 +633,6 @@ pub(super) fn facts(
         },
         has_volumes: !plan.machine.disks.is_empty(),
         has_shares: plan.machine.shares.is_some(),
-        has_network: plan.machine.network.is_some(),
         disk: disk.transpose().map_err(MonitorError::Watch)?,
         directory: machine.directory().to_owned(),
         pause_mark: machine.pause_mark(),

@@ -79,9 +79,12 @@ pub(super) fn fork(arguments: &ForkArgs, directories: &Directories) -> Result<Ex
     machines.act(&machine, action)?;
     for generation in 1..=arguments.number {
         let file = file.try_clone().map_err(CommandError::File)?;
-        let id = in_background(|reporter| {
-            restore::fork_here(Copy { file, generation }, directories, reporter)
-        })?;
+        let copy = Copy {
+            file,
+            generation,
+            published: arguments.publish.clone(),
+        };
+        let id = in_background(|reporter| restore::fork_here(copy, directories, reporter))?;
         print_line(id.as_str())?;
     }
     Ok(ExitCode::SUCCESS)

@@ -39,8 +39,6 @@ pub struct Facts {
     pub room: Room,
     /// Whether it sees something of the host.
     pub has_shares: bool,
-    /// Whether it has a network interface.
-    pub has_network: bool,
     /// Its disk, if it has one.
     pub disk: Option<File>,
     /// Whether it has disks of others, which go on after it was written down.
@@ -193,7 +191,7 @@ impl Actions {
                             .to_owned(),
                     );
                 }
-                if self.facts.has_network {
+                if at_fork_point && !self.facts.subject.network.is_its_own() {
                     return Err(
                         "it is connected to a tap, where a copy would be another machine with the same addresses"
                             .to_owned(),

@@ -37,6 +37,7 @@ use crate::agent_link::{
     AgentLink, Asker, ClientStreams, Connections, Dialer, Event, EventReceiver, EventSender, Job,
     Joining, LinkError, Watcher, WorkloadExit, event_channel,
 };
+use crate::network::GatewayKeeper;
 use crate::outcome::{NotStarted, Outcome};
 use crate::plan::FIRST;
 use crate::policy::Order;
@@ -193,6 +194,8 @@ pub struct Supervised<'a> {
     /// Of a machine that runs for somebody: hangs up (poll(2), `POLLHUP`) once they are done. The machine is to end by itself then, and
     /// has as long as one whose workload has ended.
     pub holder: Option<BorrowedFd<'a>>,
+    /// What starts its network gateway, if it has one of its own.
+    pub gateway: Option<&'a GatewayKeeper>,
     /// What asks the workload to end.
     pub stop_signal: Signal,
     /// Whether the workload has this process's terminal.
@@ -250,6 +253,7 @@ impl Supervised<'_> {
             signals,
             client,
             holder,
+            gateway,
             stop_signal,
             has_terminal,
             has_disk,
@@ -284,6 +288,7 @@ impl Supervised<'_> {
                 signals,
                 client,
                 holder,
+                gateway,
                 control,
                 control_is_open: true,
                 has_terminal,
@@ -631,6 +636,7 @@ struct Attendant<'a> {
     signals: Signals,
     client: Option<OwnedFd>,
     holder: Option<BorrowedFd<'a>>,
+    gateway: Option<&'a GatewayKeeper>,
     control: ControlServer,
     control_is_open: bool,
     has_terminal: bool,
@@ -658,7 +664,11 @@ impl<'env> Attendant<'env> {
             // Errors are reported without being asked for, hence the empty set.
             let client = self.client.as_ref().unwrap_or(&self.signals.0);
             let holder = self.holder.unwrap_or(self.signals.as_fd());
+            let first_frame = self.gateway.and_then(GatewayKeeper::first_frame);
+            let wire = first_frame.map(|wire| PollFd::from_borrowed_fd(wire, PollFlags::IN));
+            let nothing = PollFd::new(&self.signals.0, PollFlags::empty());
             let mut descriptors = [
+                wire.unwrap_or(nothing),
                 PollFd::new(stopped, PollFlags::IN),
                 PollFd::new(&self.signals.0, PollFlags::IN),
                 PollFd::from_borrowed_fd(self.control.as_fd(), control_interest),
@@ -683,7 +693,10 @@ impl<'env> Attendant<'env> {
                     return (self.control, self.signals);
                 }
             }
+            let [wire, ..] = &descriptors;
+            let wire = wire.revents();
             let [
+                _,
                 is_stopped,
                 has_signal,
                 has_request,
@@ -692,6 +705,9 @@ impl<'env> Attendant<'env> {
             ] = descriptors.map(|descriptor| !descriptor.revents().is_empty());
             if is_stopped {
                 return (self.control, self.signals);
+            }
+            if !wire.is_empty() {
+                self.begin_gateway(wire);
             }
             if has_signal {
                 self.take_signals();
@@ -716,6 +732,17 @@ impl<'env> Attendant<'env> {
                     self.control_is_open = false;
                 }
             }
+        }
+    }
+
+    /// Starts the network gateway with the guest's first frame; nothing is waited for where the guest has gone.
+    fn begin_gateway(&mut self, wire: PollFlags) {
+        let gateway = self.gateway.take();
+        if wire.contains(PollFlags::HUP) {
+            return;
+        }
+        if let Some(Err(error)) = gateway.map(GatewayKeeper::begin) {
+            tracing::warn!(%error, "the machine has no network gateway");
         }
     }
 

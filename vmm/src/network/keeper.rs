@@ -1,9 +1,10 @@
-//! Who starts a machine's gateway: a thread of the monitor, which waits for the guest's first frame, or for nothing where ports are
-//! published. When a gateway has failed, that happens again.
+//! Who starts a machine's gateway: a thread of the monitor, which begins with the guest's first frame, or at once where ports are
+//! published. When a gateway has failed, it waits for a frame once more. A machine that is silent has no such thread.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -28,29 +29,66 @@ pub struct PlannedGateway {
 /// Keeps a machine's gateway; it ends when this is dropped.
 #[derive(Debug)]
 pub struct GatewayKeeper {
+    planned: Arc<PlannedGateway>,
+    thread: OnceLock<KeepingThread>,
+}
+
+/// The thread that keeps a gateway, until this is dropped.
+#[derive(Debug)]
+struct KeepingThread {
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl GatewayKeeper {
-    /// Begins to wait. Call it when the monitor has forked for the last time before the machine's end.
+    /// Begins at once if ports are published. Call it when the monitor has forked for the last time before the machine's end.
     ///
     /// # Errors
     ///
     /// If the host gives no thread or socket.
-    pub fn start(planned: PlannedGateway) -> io::Result<Self> {
+    pub fn new(planned: PlannedGateway) -> io::Result<Self> {
+        let is_published = !planned.sockets.is_empty();
+        let keeper = Self {
+            planned: Arc::new(planned),
+            thread: OnceLock::new(),
+        };
+        if is_published {
+            keeper.begin()?;
+        }
+        Ok(keeper)
+    }
+
+    /// What is readable when the guest has sent its first frame; nothing once the gateway is kept.
+    #[must_use]
+    pub fn first_frame(&self) -> Option<BorrowedFd<'_>> {
+        match self.thread.get() {
+            None => Some(self.planned.wire.as_fd()),
+            Some(_) => None,
+        }
+    }
+
+    /// Begins to keep the gateway. It is called once, by one thread.
+    ///
+    /// # Errors
+    ///
+    /// If the host gives no thread or socket.
+    pub fn begin(&self) -> io::Result<()> {
         let (stop, stopped) = UnixStream::pair()?;
+        let planned = Arc::clone(&self.planned);
         let thread = std::thread::Builder::new()
             .name("gateway".to_owned())
             .spawn(move || planned.keep(&stopped))?;
-        Ok(Self {
+        let kept = KeepingThread {
             stop: Some(stop),
             thread: Some(thread),
-        })
+        };
+        // One that was there already ends with the value that is given back.
+        let _one_too_many = self.thread.set(kept);
+        Ok(())
     }
 }
 
-impl Drop for GatewayKeeper {
+impl Drop for KeepingThread {
     fn drop(&mut self) {
         self.stop.take();
         if self

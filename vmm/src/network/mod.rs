@@ -21,12 +21,12 @@ use std::time::{Duration, Instant};
 use std::os::fd::OwnedFd;
 
 use devices::virtio::net::{Interface, MacAddress, Offloads, Rate, RateLimits, Tap, TapError};
-use protocol::{InterfaceAddress, Neighbour};
+use protocol::InterfaceAddress;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::limits::ByteSize;
-use crate::machine::{MachineLink, MachineNetwork};
+use crate::machine::{InterfaceShape, MachineLink, MachineNetwork};
 use crate::report::Help;
 
 use self::gateway::addresses;
@@ -326,6 +326,53 @@ impl Network {
 }
 
 impl Network {
+    /// Whether nobody else is on it, so that there may be another one with the same addresses.
+    #[must_use]
+    pub fn is_its_own(&self) -> bool {
+        let connection = self
+            .interface
+            .as_ref()
+            .map(|interface| &interface.connection);
+        matches!(connection, None | Some(Connection::User { .. }))
+    }
+
+    /// The network of a copy of the machine: the same, with these ports in place of its own if some were typed.
+    ///
+    /// # Errors
+    ///
+    /// If it can publish none, or not these.
+    pub fn of_copy(mut self, published: &[TypedPublish]) -> Result<Self, NetworkError> {
+        if published.is_empty() {
+            return Ok(self);
+        }
+        match self
+            .interface
+            .as_mut()
+            .map(|interface| &mut interface.connection)
+        {
+            Some(Connection::User { published: own, .. }) => *own = decide_ports(published)?,
+            _ => return Err(NetworkError::NotOfUser("--publish")),
+        }
+        Ok(self)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        let mut policy = Policy::default();
+        policy.rules.push((
+            "192.0.2.0/24:80/tcp".parse().unwrap(),
+            gateway::policy::Verdict::Deny,
+        ));
+        Self::decide(&NetworkChoices {
+            network: "user".parse().unwrap(),
+            mac: Some("02:00:00:00:00:07".parse().unwrap()),
+            published: vec!["127.0.0.1:8080:80".parse().unwrap()],
+            policy,
+            ..NetworkChoices::default()
+        })
+        .unwrap()
+    }
+
     /// The ports that are reached through the host's, of a machine with a gateway of its own.
     #[must_use]
     pub fn published(&self) -> Option<&[PublishedPort]> {
@@ -338,6 +385,50 @@ impl Network {
             _ => None,
         }
     }
+}
+
+/// What the driver of an interface with a gateway of its own is told. Nothing is longer than a packet may be, so nothing is cut.
+pub const SHAPE_OF_USER: InterfaceShape = InterfaceShape {
+    mtu: addresses::MTU,
+    offloads: Offloads {
+        checksum: true,
+        segmentation: false,
+    },
+};
+
+/// What the agent of a machine with a gateway of its own is told: the same for all, but for the Ethernet address.
+#[must_use]
+pub fn usual_of_user() -> protocol::Network {
+    let (addresses, gateways) = of_user();
+    protocol::Network {
+        mac: MacAddress::local([0; 6]).bytes(),
+        mtu: SHAPE_OF_USER.mtu,
+        addresses,
+        gateways,
+        neighbours: Vec::new(),
+        is_quiet: true,
+    }
+}
+
+/// What of a machine's network can be set up before anybody says whose it is: that of a machine with a gateway of its own, which is
+/// connected to nothing else.
+#[must_use]
+pub fn staged(network: &protocol::Network) -> Option<protocol::Network> {
+    network.is_quiet.then(usual_of_user)
+}
+
+/// Decides through which ports of the host's these are reached.
+fn decide_ports(typed: &[TypedPublish]) -> Result<Vec<PublishedPort>, PortError> {
+    // An image may name any number of them. Each is a socket of IPv4 and one of IPv6.
+    let count = typed.iter().map(TypedPublish::count).sum();
+    if count > MOST_PUBLISHED / 2 {
+        return Err(PortError::TooMany(count));
+    }
+    let mut published = Vec::with_capacity(count);
+    for ports in typed {
+        published.extend(ports.decide()?);
+    }
+    Ok(published)
 }
 
 /// The addresses of a machine with a gateway of its own, and the gateway's.
@@ -373,15 +464,7 @@ impl NetworkChoices {
         if let Some((_, flag)) = typed.iter().find(|(is_there, _)| *is_there) {
             return Err(NetworkError::OfOthers(flag));
         }
-        // An image may name any number of them. Each is a socket of IPv4 and one of IPv6.
-        let count = self.published.iter().map(TypedPublish::count).sum();
-        if count > MOST_PUBLISHED / 2 {
-            return Err(PortError::TooMany(count).into());
-        }
-        let mut published = Vec::with_capacity(count);
-        for ports in &self.published {
-            published.extend(ports.decide()?);
-        }
+        let published = decide_ports(&self.published)?;
         Ok(Connection::User {
             policy: Policy {
                 host_loopback,
@@ -429,18 +512,23 @@ impl DecidedInterface {
             }
             Connection::User { policy, published } => {
                 let (device, gateway) = self.plan_gateway(policy, published)?;
-                // Nothing is longer than a packet may be, so nothing is cut.
-                let offloads = Offloads {
-                    checksum: true,
-                    segmentation: false,
-                };
-                let link = MachineLink::Socket(device);
-                (link, addresses::MTU, offloads, Some(gateway))
+                let InterfaceShape { mtu, offloads } = SHAPE_OF_USER;
+                (MachineLink::Socket(device), mtu, offloads, Some(gateway))
             }
         };
-        let neighbours = match gateway {
-            Some(_) => gateway_neighbours(),
-            None => Vec::new(),
+        let agent = match gateway {
+            Some(_) => protocol::Network {
+                mac: self.mac.bytes(),
+                ..usual_of_user()
+            },
+            None => protocol::Network {
+                mac: self.mac.bytes(),
+                mtu,
+                addresses: self.addresses.clone(),
+                gateways: self.gateways.clone(),
+                neighbours: Vec::new(),
+                is_quiet: false,
+            },
         };
         let rate = |bytes_a_second: u64| Rate { bytes_a_second };
         Ok(OpenNetwork {
@@ -456,14 +544,7 @@ impl DecidedInterface {
                     transmit: self.transmit_rate.map(rate),
                 },
             },
-            agent: protocol::Network {
-                mac: self.mac.bytes(),
-                mtu,
-                addresses: self.addresses.clone(),
-                gateways: self.gateways.clone(),
-                is_quiet: !neighbours.is_empty(),
-                neighbours,
-            },
+            agent,
             gateway,
         })
     }
@@ -497,19 +578,6 @@ impl DecidedInterface {
         };
         Ok((device, planned))
     }
-}
-
-/// All whom a machine with a gateway of its own has beside it.
-fn gateway_neighbours() -> Vec<Neighbour> {
-    let addresses: [IpAddr; 4] = [
-        addresses::GATEWAY_IPV4.into(),
-        addresses::RESOLVER_IPV4.into(),
-        addresses::GATEWAY_IPV6.into(),
-        addresses::RESOLVER_IPV6.into(),
-    ];
-    let mac = addresses::GATEWAY_MAC;
-    let neighbour = |address| Neighbour { address, mac };
-    addresses.map(neighbour).to_vec()
 }
 
 /// Opens a tap, and waits a moment for one that is taken: the machine that had it may just have ended.

@@ -11,10 +11,9 @@ use thiserror::Error;
 use crate::limits::ByteSize;
 
 /// Which network.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TypedNetwork {
     /// No interface but the guest's own loopback.
-    #[default]
     None,
     /// A gateway of the machine's own, which takes no right.
     User {
@@ -23,6 +22,14 @@ pub enum TypedNetwork {
     },
     /// A tap of the host's, by the name of its interface.
     Tap(String),
+}
+
+impl Default for TypedNetwork {
+    fn default() -> Self {
+        Self::User {
+            host_loopback: false,
+        }
+    }
 }
 
 /// A network that there is not.

@@ -20,7 +20,7 @@ use super::Snapshot;
 
 const MAGIC: &[u8; 8] = b"vmm-snap";
 /// Goes up with every change of what is written, the states of devices included.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 /// A body is some ten KiB for each vCPU, and some KiB for memory in many pieces.
 const MAX_BODY_BYTES: u32 = 64 << 20;
 const RESUMED_AT: u64 = Header::BYTES - 1;

@@ -30,6 +30,7 @@ use crate::guest::Manifest;
 use crate::machine::{
     CommandLineError, FrozenMachine, MachineConfig, RamLayer, Root, SaveFiles, SavedMachine,
 };
+use crate::network::Network;
 use crate::report::Help;
 use crate::state::{ImageLabel, MachineId, Timestamp};
 use crate::workload::exec::Basis;
@@ -89,6 +90,7 @@ impl Snapshot {
                 memory: "64m".to_owned(),
                 has_terminal: false,
                 streams: DeclaredStreams::default().into(),
+                network: Network::for_tests(),
                 basis: Basis::for_tests(),
             },
             memory_checksum: 0,
@@ -183,6 +185,8 @@ pub struct Subject {
     pub has_terminal: bool,
     /// Which of its streams are connected.
     pub streams: Streams,
+    /// Its network.
+    pub network: Network,
     /// What other processes of it begin with.
     pub basis: Basis,
 }

@@ -25,6 +25,7 @@ use thiserror::Error;
 use self::container::{ContainerChoices, ContainerError};
 use self::environment::{HostEnvironment, Variable};
 use self::seccomp::SeccompError;
+use crate::network;
 use crate::report::Help;
 use crate::state::Signal;
 use crate::volumes::Attachments;
@@ -368,7 +369,7 @@ impl Workload {
             stop_signal: systemd::USUAL_STOP_SIGNAL,
             streams: DeclaredStreams::default(),
             seccomp: None,
-            network: None,
+            network: self.network.as_ref().and_then(network::staged),
             names: Names::default(),
         })
     }

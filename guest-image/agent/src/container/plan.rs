@@ -10,6 +10,7 @@ use protocol::{
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::Staged;
 use super::capabilities::Capabilities;
 use super::cgroup;
 use super::devices::DeviceNode;
@@ -325,14 +326,31 @@ impl Plan {
 }
 
 impl Plan {
-    /// Gives the machine what its container finds there: the network, and the names.
+    /// Builds its container ahead, with the network that it finds there.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses it, or the container cannot be built ahead.
+    pub(crate) fn stage(self) -> Result<Staged, StartFailure> {
+        if let Some(network) = &self.network {
+            network::set_up(network)?;
+        }
+        Staged::new(self.container, self.network)
+    }
+
+    /// Gives the machine what its container finds there: the network, or what of it was not there when the container was built ahead,
+    /// and the names.
     ///
     /// # Errors
     ///
     /// If the kernel refuses it.
-    pub(crate) fn prepare_machine(&self) -> Result<(), StartFailure> {
-        if let Some(network) = &self.network {
-            network::set_up(network)?;
+    pub(crate) fn prepare_machine(&self, staged: Option<&Staged>) -> Result<(), StartFailure> {
+        match (&self.network, staged.and_then(Staged::network)) {
+            (Some(network), Some(staged)) if network::lacks_address_alone(network, staged) => {
+                network::give_address(network)?;
+            }
+            (Some(network), _) => network::set_up(network)?,
+            (None, _) => {}
         }
         volumes::write_names(&self.container.volumes, &self.names)
     }

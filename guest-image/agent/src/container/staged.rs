@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use protocol::{FailureKind, StartFailure};
+use protocol::{FailureKind, Network, StartFailure};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
@@ -40,6 +40,8 @@ pub(crate) struct Staged {
     namespaces: Namespaces,
     layers: Option<Layers>,
     processor: OneProcessor,
+    /// What was set up with it.
+    network: Option<Network>,
 }
 
 /// References to the namespaces of a process. While they are held its end does not take the namespaces apart, mounts and all.
@@ -80,7 +82,10 @@ impl Staged {
     ///
     /// If it cannot be built, or has hooks, which run for one container and not for those that will be copies of it; nothing of it
     /// remains.
-    pub(crate) fn new(container: Rc<ContainerPlan>) -> Result<Self, StartFailure> {
+    pub(crate) fn new(
+        container: Rc<ContainerPlan>,
+        network: Option<Network>,
+    ) -> Result<Self, StartFailure> {
         if !container.hooks.is_empty() {
             return Err(invalid("hooks", "a container with hooks is not made ahead"));
         }
@@ -111,6 +116,7 @@ impl Staged {
                 namespaces,
                 layers,
                 processor,
+                network,
             }),
             Err(failure) => {
                 end(pid);
@@ -123,6 +129,11 @@ impl Staged {
     /// Whether this is the container that is wanted.
     pub(crate) fn is(&self, wanted: &ContainerPlan) -> bool {
         *self.container == *wanted
+    }
+
+    /// The network that was set up with it.
+    pub(crate) fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
     }
 
     /// Lets its process become a program. Gives the container back if that cannot be told it.

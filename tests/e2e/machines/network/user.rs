@@ -11,8 +11,8 @@ use tests::{Fixture, Invocation};
 
 use crate::with_busybox;
 
-const IMAGE: &str = "busybox:test";
-const LIMIT: Duration = Duration::from_secs(240);
+pub(super) const IMAGE: &str = "busybox:test";
+pub(super) const LIMIT: Duration = Duration::from_secs(240);
 
 /// What a web server says of a path; nothing if it does not answer.
 fn get(at: SocketAddr, path: &str) -> String {
@@ -27,7 +27,7 @@ fn get(at: SocketAddr, path: &str) -> String {
 
 /// Waits until a web server answers.
 #[track_caller]
-fn await_page(at: SocketAddr, path: &str, content: &str) {
+pub(super) fn await_page(at: SocketAddr, path: &str, content: &str) {
     let deadline = Instant::now() + LIMIT;
     while !get(at, path).contains(content) {
         assert!(Instant::now() < deadline, "{at} does not answer");
@@ -49,7 +49,7 @@ fn gateways_of(monitor: Pid) -> Vec<Pid> {
     ids.filter(is_gateway).filter_map(Pid::from_raw).collect()
 }
 
-fn vmm(fixture: &Fixture, arguments: &[&str]) -> Invocation {
+pub(super) fn vmm(fixture: &Fixture, arguments: &[&str]) -> Invocation {
     fixture.vmm(arguments).limit(LIMIT)
 }
 
@@ -60,7 +60,12 @@ fn start(fixture: &Fixture, options: &[&str], command: &[&str]) {
 }
 
 fn published(fixture: &Fixture, port: &str) -> Vec<SocketAddr> {
-    let printed = vmm(fixture, &["port", "web", port]).run();
+    published_by(fixture, "web", port)
+}
+
+/// Where a port of a machine is published.
+pub(super) fn published_by(fixture: &Fixture, machine: &str, port: &str) -> Vec<SocketAddr> {
+    let printed = vmm(fixture, &["port", machine, port]).run();
     printed.succeeded();
     let lines = printed.stdout_text();
     lines
@@ -121,7 +126,7 @@ fn a_published_port_is_reached_and_one_whose_gateway_was_killed_again() {
 #[test]
 fn an_idle_machine_has_no_gateway_and_its_network_is_there() {
     let fixture = with_busybox();
-    start(&fixture, &["--network", "user"], &["sleep", "1000"]);
+    start(&fixture, &[], &["sleep", "1000"]);
 
     let before = gateways_of(monitor(&fixture));
     let looked = vmm(
@@ -218,9 +223,9 @@ fn clones_have_a_gateway_each_and_are_told_apart() {
         mkdir www; echo 'of the host' > www/index.html
         busybox httpd -f -p 192.0.2.1:80 -h www & server=$!
         trap 'kill $server' EXIT
-        "$VMM_BINARY" prepare --rm --interface 65535:checksum busybox:test
+        "$VMM_BINARY" prepare --rm busybox:test
         for number in 1 2; do
-            "$VMM_BINARY" run --rm --timings --network user busybox:test sh -c "$INSIDE" 2> said$number
+            "$VMM_BINARY" run --rm --timings busybox:test sh -c "$INSIDE" 2> said$number
             busybox grep -o clone said$number
         done
         busybox grep -h '^02:' said1 said2 | busybox sort -u | busybox wc -l
@@ -230,6 +235,28 @@ fn clones_have_a_gateway_each_and_are_told_apart() {
 
     run.succeeded()
         .stdout_is("prepared\nof the host\nclone\nof the host\nclone\n2\n");
+    fixture.nothing_runs();
+}
+
+#[test]
+fn a_clone_has_the_ethernet_address_that_was_typed_and_one_without_a_network_has_none() {
+    let fixture = with_busybox();
+    let script = r#"
+        export VMM_NO_TEMPLATE=0
+        cd "$VMM_ROOT"
+        "$VMM_BINARY" prepare --rm busybox:test
+        "$VMM_BINARY" prepare --rm --network none busybox:test
+        "$VMM_BINARY" run --rm --timings --mac-address 02:00:00:00:00:07 busybox:test sh -c "$INSIDE" 2> said
+        busybox grep -o clone said
+        "$VMM_BINARY" run --rm --timings --network none busybox:test ls /sys/class/net 2> said
+        busybox grep -o clone said
+        "#;
+    let inside = "cat /sys/class/net/eth0/address; ping -c 1 10.0.2.2 > /dev/null && echo there";
+    let run = fixture.in_private_network(script);
+    let run = run.env("INSIDE", inside).limit(LIMIT).run();
+
+    run.succeeded()
+        .stdout_is("prepared\nprepared\n02:00:00:00:00:07\nthere\nclone\nlo\nclone\n");
     fixture.nothing_runs();
 }
 

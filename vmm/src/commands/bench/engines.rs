@@ -159,7 +159,13 @@ impl<'a> Engine<'a> {
     fn load(&self) -> Result<(), Stop> {
         let mut command = self.base();
         match self.kind {
-            Kind::VmmWarm => command.args(["prepare", "--rm", &self.place.image_id()]),
+            Kind::VmmWarm => command.args([
+                "prepare",
+                "--rm",
+                "--network",
+                "none",
+                &self.place.image_id(),
+            ]),
             Kind::Podman | Kind::Docker => {
                 command.args(["load", "--input"]).arg(self.place.archive()?)
             }
@@ -209,7 +215,9 @@ impl<'a> Engine<'a> {
                     .arg(name);
             }
             Kind::VmmCold | Kind::VmmWarm => {
-                command.args(["run", "--rm"]).args(USER);
+                command
+                    .args(["run", "--rm", "--network", "none"])
+                    .args(USER);
                 if self.kind == Kind::VmmCold {
                     command.arg("--no-template");
                 }

@@ -57,7 +57,7 @@ pub(super) fn parse(frame: &[u8]) -> Result<Incoming<'_>, Dropped> {
         .ok_or(Dropped::Malformed)?;
     let flags = virtio.first().copied().unwrap_or_default();
     let ethernet = EthernetFrame::new_checked(ethernet).map_err(|_| Dropped::Malformed)?;
-    let is_ours = ethernet.dst_addr() == EthernetAddress(GATEWAY_MAC);
+    let is_ours = is_ours(ethernet.dst_addr(), ethernet.src_addr());
     let payload = ethernet.payload();
     match ethernet.ethertype() {
         EthernetProtocol::Arp => parse_arp(payload).map(Incoming::Arp),
@@ -73,10 +73,15 @@ pub(super) fn parse(frame: &[u8]) -> Result<Incoming<'_>, Dropped> {
 
 /// Tells whether a frame is for the gateway itself.
 pub(super) fn is_to_gateway(frame: &[u8]) -> bool {
-    let destination = frame
-        .get(VIRTIO_BYTES..)
-        .and_then(|frame| frame.first_chunk());
-    destination == Some(&GATEWAY_MAC)
+    let ethernet = frame.get(VIRTIO_BYTES..).unwrap_or_default();
+    EthernetFrame::new_checked(ethernet)
+        .is_ok_and(|ethernet| is_ours(ethernet.dst_addr(), ethernet.src_addr()))
+}
+
+/// Nobody but the gateway is at the other end of the wire. A guest whose interface asks for no neighbours sends to its own address
+/// (`arp_constructor` in net/ipv4/arp.c of Linux).
+fn is_ours(destination: EthernetAddress, source: EthernetAddress) -> bool {
+    destination == EthernetAddress(GATEWAY_MAC) || destination == source
 }
 
 /// Reads a packet of the guest's that was found good before.
