@@ -71,17 +71,40 @@ pub(crate) fn read_at(
     ranges: &[DeviceSlice<'_>],
     offset: u64,
 ) -> io::Result<usize> {
+    read_with(file, ranges, offset, 0)
+}
+
+/// The same for what is in the host's page cache, without waiting for anything.
+///
+/// # Errors
+///
+/// Returns the error of preadv2(2): `WouldBlock` if the file has to be waited for.
+pub(crate) fn read_cached_at(
+    file: impl AsFd,
+    ranges: &[DeviceSlice<'_>],
+    offset: u64,
+) -> io::Result<usize> {
+    read_with(file, ranges, offset, libc::RWF_NOWAIT)
+}
+
+fn read_with(
+    file: impl AsFd,
+    ranges: &[DeviceSlice<'_>],
+    offset: u64,
+    flags: libc::c_int,
+) -> io::Result<usize> {
     let offset = file_offset(offset)?;
     let guarded = Ranges::new(ranges);
     let descriptor = file.as_fd().as_raw_fd();
     // SAFETY: the vectors are `count` valid iovecs; each names mapped, writable guest memory that
     // outlives the call (`Ranges` guards it). Guest memory holds any bytes.
     let result = unsafe {
-        libc::preadv(
+        libc::preadv2(
             descriptor,
             guarded.vectors.as_ptr(),
             guarded.count(),
             offset,
+            flags,
         )
     };
     let count = bytes_or_error(result)?;

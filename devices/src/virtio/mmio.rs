@@ -21,8 +21,8 @@ use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
-    ActivateError, Activation, ActiveQueue, DeviceInterrupt, DeviceMemory, DeviceType, SavedQueue,
-    VirtioDevice, Worker,
+    ActivateError, Activation, ActiveQueue, DeviceInterrupt, DeviceMemory, DeviceType, InExit,
+    SavedQueue, VirtioDevice, Worker,
 };
 use crate::bus::BusDevice;
 use crate::event_loop::{EventLoop, EventLoopError, Handle, WorkerId};
@@ -85,8 +85,9 @@ pub(in crate::virtio) mod status {
 }
 
 /// The features of the ring and the transport, offered for every device (VirtIO 1.2 section 6).
-const TRANSPORT_FEATURES: u64 =
-    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+const TRANSPORT_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+/// The same for those whose notifications are the event loop's.
+const EVENT_FEATURES: u64 = TRANSPORT_FEATURES | 1 << VIRTIO_RING_F_EVENT_IDX;
 
 /// Why a transport could not be made.
 #[derive(Debug, Error)]
@@ -180,13 +181,15 @@ pub enum RestoreError {
 /// A slot of the bank with a device in it.
 ///
 /// Stands on the bus for [`SLOT_SIZE_BYTES`]. One lock guards what the driver configures; the data
-/// path does not come here, because queues are notified through [`queue_notifiers`].
+/// path does not take it: queues are notified through [`queue_notifiers`], or [in the exit].
 ///
 /// [`queue_notifiers`]: Self::queue_notifiers
+/// [in the exit]: InExit
 #[derive(Debug)]
 pub struct MmioTransport {
     facts: Facts,
     notifiers: Vec<EventFd>,
+    in_exit: Option<Arc<dyn InExit>>,
     interrupt: DeviceInterrupt,
     memory: DeviceMemory,
     workers: Handle,
@@ -265,11 +268,17 @@ impl MmioTransport {
                 }
             })?);
         }
+        let in_exit = device.in_exit();
+        let ring_features = match in_exit {
+            Some(_) => TRANSPORT_FEATURES,
+            None => EVENT_FEATURES,
+        };
         Ok(Self {
             facts: Facts {
                 device_type,
-                features: device.features() | TRANSPORT_FEATURES,
+                features: device.features() | ring_features,
             },
+            in_exit,
             config: Mutex::new(ConfigSpace {
                 bytes: device.config_space(),
                 generation: 0,
@@ -293,11 +302,17 @@ impl MmioTransport {
     /// Returns the descriptors by which the guest notifies the queues, by queue index.
     ///
     /// The machine binds each to a 32-bit write of its index at [`QUEUE_NOTIFY_OFFSET`]
-    /// (`KVM_IOEVENTFD`); they stay the same over resets. A write that traps all the same is
-    /// forwarded to them.
+    /// (`KVM_IOEVENTFD`), unless they are [taken in the exit](Self::is_notified_in_exit); they stay
+    /// the same over resets. A write that traps all the same is forwarded to them.
     #[must_use]
     pub fn queue_notifiers(&self) -> &[EventFd] {
         &self.notifiers
+    }
+
+    /// Returns whether notifications have to leave the guest.
+    #[must_use]
+    pub fn is_notified_in_exit(&self) -> bool {
+        self.in_exit.is_some()
     }
 
     /// Returns which device is in the slot.
@@ -373,8 +388,13 @@ impl MmioTransport {
         }
     }
 
-    /// Forwards a notification that trapped instead of being taken by its eventfd.
+    /// Takes a notification here, or forwards it.
     fn notify(&self, queue: u32) {
+        if let Some(in_exit) = &self.in_exit
+            && in_exit.notified(queue)
+        {
+            return;
+        }
         let notifier = usize::try_from(queue)
             .ok()
             .and_then(|index| self.notifiers.get(index));

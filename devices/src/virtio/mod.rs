@@ -23,9 +23,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use event_manager::MutEventSubscriber;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::bitmap::{AtomicBitmap, BS};
-use vm_memory::{GuestMemoryMmap, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupt::Interrupt;
@@ -108,6 +109,11 @@ pub trait VirtioDevice: Send {
     /// Returns the device configuration space, little endian (VirtIO 1.2 section 2.5).
     fn config_space(&self) -> Vec<u8>;
 
+    /// Returns what takes the guest's notifications first, if the device has that: the same over resets.
+    fn in_exit(&self) -> Option<Arc<dyn InExit>> {
+        None
+    }
+
     /// Makes the device its worker: called when the driver has set `DRIVER_OK`.
     ///
     /// All queues are ready and their rings lie in guest memory; `activation.features` is a subset
@@ -121,6 +127,17 @@ pub trait VirtioDevice: Send {
         self: Box<Self>,
         activation: Activation,
     ) -> Result<Box<dyn Worker>, (Box<dyn VirtioDevice>, ActivateError)>;
+}
+
+/// What a device does in the very exit by which the guest notifies a queue.
+///
+/// A driver that has asked for no interrupt (VirtIO 1.2 section 2.7.7) and notifies looks for the answer when the notification is
+/// done. If it is there by then, nobody is woken and nobody is interrupted. A device that has this is offered without
+/// `VIRTIO_F_EVENT_IDX`, so that the driver's wish is a flag, and its notifications leave the guest instead of being an eventfd's.
+pub trait InExit: Send + Sync + fmt::Debug {
+    /// Called on the thread of the vCPU that notifies, whether the device runs or not. Returns `false` for what the event loop is to
+    /// do. The guest's processor stands meanwhile: so this takes no longer than an exit may.
+    fn notified(&self, queue: u32) -> bool;
 }
 
 /// A virtio device while it runs on the event loop.
@@ -247,6 +264,9 @@ pub(crate) enum QueueError {
     /// The ring says that there is a buffer, and there is none.
     #[error("the ring has no entry where it says that there is one")]
     NoEntry,
+    /// The ring is not in memory.
+    #[error("the ring is not in the guest's memory")]
+    NoRing,
 }
 
 /// What a turn on a queue led to.
@@ -275,6 +295,19 @@ where
     queue.disable_notification(&*memory)?;
     let chain = queue.iter(memory)?.next();
     chain.map(Some).ok_or(QueueError::NoEntry)
+}
+
+/// Whether the driver wants to be interrupted for what was used.
+fn wants_interrupt(queue: &mut Queue, memory: &DeviceMemory) -> Result<bool, QueueError> {
+    let wants_by_index = queue.needs_notification(memory)?;
+    if queue.event_idx_enabled() {
+        return Ok(wants_by_index);
+    }
+    // `flags` is the first field (VirtIO 1.2 section 2.7.6).
+    let flags: u16 = memory
+        .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
+        .map_err(|_| QueueError::NoRing)?;
+    Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
 }
 
 /// Why a device could not start to run.

@@ -144,6 +144,12 @@ impl DriverQueue {
         }
     }
 
+    /// Asks for no interrupts (VirtIO 1.2 section 2.7.7, `VIRTQ_AVAIL_F_NO_INTERRUPT`).
+    pub(crate) fn want_no_interrupt(&self) {
+        let flags = GuestAddress(self.avail());
+        self.memory.write_obj(1_u16, flags).unwrap();
+    }
+
     /// Returns the head that the next chain will have.
     pub(crate) fn next_head(&self) -> u16 {
         *self.free.last().unwrap()

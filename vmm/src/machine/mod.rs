@@ -1181,7 +1181,11 @@ fn place_virtio(
                 let transport =
                     MmioTransport::new(device, memory.all.clone(), line, event_loop.handle())?;
                 let notify_address = IoEventAddress::Mmio(address + QUEUE_NOTIFY_OFFSET);
-                for (queue, notifier) in (0u32..).zip(transport.queue_notifiers()) {
+                let by_event = match transport.is_notified_in_exit() {
+                    true => &[],
+                    false => transport.queue_notifiers(),
+                };
+                for (queue, notifier) in (0u32..).zip(by_event) {
                     vm.register_ioevent(notifier, &notify_address, queue)
                         .map_err(kvm_refuses("a queue's notifier"))?;
                 }

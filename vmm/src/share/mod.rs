@@ -42,7 +42,7 @@ use crate::process;
 /// Under what name the guest mounts the tree of all shares.
 pub const TAG: &str = "shares";
 
-/// How many requests are carried out at once.
+/// How many requests of the socket are carried out at once. One more thread is for the letter box.
 const WORKERS: usize = 4;
 /// How many requests may wait for locks: the rest of the slots is for those that let go of them.
 const MOST_WAITING: usize = SLOTS as usize / 2;
@@ -132,13 +132,14 @@ fn live(mut shares: Vec<Share>, channel: Channel) -> io::Result<()> {
         parked: Mutex::default(),
         wakes: Condvar::new(),
         waiting: AtomicUsize::new(0),
-        jailed: Barrier::new(WORKERS + 1),
+        jailed: Barrier::new(WORKERS + 2),
     });
-    for _ in 0..WORKERS {
+    let workers = [Server::answer_requests as fn(&Server) -> io::Result<()>; WORKERS];
+    for way in workers.into_iter().chain([Server::answer_letters as _]) {
         let server = Arc::clone(&server);
         std::thread::Builder::new()
             .name("share".to_owned())
-            .spawn(move || server.work())?;
+            .spawn(move || server.work(way))?;
     }
     server.wait_for_locks()
 }
@@ -160,9 +161,9 @@ struct Server {
 }
 
 impl Server {
-    /// Answers requests until the device is gone.
-    fn work(&self) {
-        let ended = self.enter_jail().and_then(|()| self.answer_requests());
+    /// Answers requests that come by one way until the device is gone.
+    fn work(&self, answer: impl Fn(&Self) -> io::Result<()>) {
+        let ended = self.enter_jail().and_then(|()| answer(self));
         // All threads: what one of them cannot do, none should go on with.
         process::exit_now(i32::from(ended.is_err()));
     }
@@ -183,7 +184,8 @@ impl Server {
                 return Ok(());
             }
             for request in &requests {
-                replies.extend(self.answer(request, &mut scratch));
+                let reply = self.answer(request, &mut scratch);
+                replies.extend(reply.and_then(|reply| self.give(request, reply)));
                 let is_large = request.asked_bytes.max(request.room_bytes) > LARGE_BYTES;
                 if is_large && !self.send(&mut replies) {
                     return Ok(());
@@ -192,10 +194,47 @@ impl Server {
             if !self.send(&mut replies) {
                 return Ok(());
             }
-            if self.waiting.load(Ordering::Relaxed) > 0 {
-                self.wakes.notify_one();
-            }
+            self.wake_waiting();
         }
+    }
+
+    /// The room for the next is there before the last reply: who has that asks again at once.
+    fn answer_letters(&self) -> io::Result<()> {
+        let mut scratch = Scratch::default();
+        let mut requests = Vec::new();
+        let mut replies = Vec::new();
+        loop {
+            if self.slots.await_letter(&mut requests).is_err() {
+                return Ok(());
+            }
+            let Some((last, before)) = requests.split_last() else {
+                return Ok(());
+            };
+            for request in before {
+                let reply = self.answer(request, &mut scratch);
+                replies.extend(reply.and_then(|reply| self.give(request, reply)));
+            }
+            let reply = self.answer(last, &mut scratch);
+            self.slots.empty_box();
+            replies.extend(reply.and_then(|reply| self.give(last, reply)));
+            if !self.send(&mut replies) {
+                return Ok(());
+            }
+            self.wake_waiting();
+        }
+    }
+
+    /// Who waits for a lock tries again.
+    fn wake_waiting(&self) {
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.wakes.notify_one();
+        }
+    }
+
+    /// Gives a reply to who awaits it; returns it if nobody does.
+    fn give(&self, request: &Request, reply: Reply) -> Option<Reply> {
+        let is_given = request.is_awaited && self.slots.give_reply(reply);
+        (!is_given).then_some(reply)
     }
 
     /// Whether the device is still there.
@@ -255,10 +294,11 @@ impl Server {
                     return false;
                 };
                 let written = self.session.retry(waiting, room, &mut scratch);
-                replies.extend(written.map(|written_bytes| Reply {
+                let reply = written.map(|written_bytes| Reply {
                     slot: request.slot,
                     written_bytes,
-                }));
+                });
+                replies.extend(reply.and_then(|reply| self.give(request, reply)));
                 written.is_none()
             });
             self.waiting.store(parked.len(), Ordering::Relaxed);

@@ -115,6 +115,7 @@ impl Guest {
             slot,
             asked_bytes: u32::try_from(bytes.len()).unwrap(),
             room_bytes,
+            is_awaited: false,
         }
     }
 
@@ -858,6 +859,7 @@ fn a_device_that_speaks_of_slots_that_are_none_ends_the_conversation() {
         slot: 1000,
         asked_bytes: SLOT_BYTES,
         room_bytes: u32::MAX,
+        is_awaited: false,
     };
     guest.channel.send_requests(&[request]).unwrap();
     let child = guest._process.child.as_ref().unwrap();

@@ -57,6 +57,13 @@ pub trait Backend: Send + Sync {
     /// Returns the error of the storage; the memory may be filled in part then.
     fn read(&self, memory: &[DeviceSlice<'_>], offset_bytes: u64) -> io::Result<()>;
 
+    /// The same without waiting for the storage; returns `false` if it has to be waited for, and the memory may be filled in part
+    /// then.
+    fn read_cached(&self, memory: &[DeviceSlice<'_>], offset_bytes: u64) -> bool {
+        let (_, _) = (memory, offset_bytes);
+        false
+    }
+
     /// Writes all of `memory` to `offset_bytes`.
     ///
     /// # Errors
@@ -152,12 +159,17 @@ fn take<'a>(memory: &[DeviceSlice<'a>], mut count: usize) -> Vec<DeviceSlice<'a>
     taken
 }
 
+/// `TMPFS_MAGIC` and `RAMFS_MAGIC` (include/uapi/linux/magic.h).
+const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+
 /// A disk that is a file, byte for byte.
 #[derive(Debug)]
 pub struct RawFile {
     file: File,
     size_bytes: AtomicU64,
     access: Access,
+    /// The file system has nothing to wait for; it does not know how to read without waiting, either.
+    is_in_memory: bool,
 }
 
 impl RawFile {
@@ -171,10 +183,14 @@ impl RawFile {
     /// Returns the error of asking for the file's size.
     pub fn new(file: File, access: Access) -> io::Result<Self> {
         let size_bytes = AtomicU64::new(size_of(&file)?);
+        // What tells of no file system is read on a thread.
+        let is_in_memory =
+            rustix::fs::fstatfs(&file).is_ok_and(|about| IN_MEMORY.contains(&about.f_type));
         Ok(Self {
             file,
             size_bytes,
             access,
+            is_in_memory,
         })
     }
 
@@ -230,6 +246,15 @@ impl Backend for RawFile {
         transfer_all(memory, offset_bytes, |memory, offset| {
             guest_io::read_at(self.file.as_fd(), memory, offset)
         })
+    }
+
+    fn read_cached(&self, memory: &[DeviceSlice<'_>], offset_bytes: u64) -> bool {
+        let length: usize = memory.iter().map(|part| part.len()).sum();
+        let read = match self.is_in_memory {
+            true => guest_io::read_at(&self.file, memory, offset_bytes),
+            false => guest_io::read_cached_at(&self.file, memory, offset_bytes),
+        };
+        read.is_ok_and(|read| read == length)
     }
 
     fn write(&self, memory: &[DeviceSlice<'_>], offset_bytes: u64) -> io::Result<()> {

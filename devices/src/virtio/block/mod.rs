@@ -1,7 +1,9 @@
 //! The virtio-blk device (VirtIO 1.2 section 5.2): a disk on a [`Backend`].
 //!
 //! Requests are carried out straight between guest memory and the backend's file: one after the
-//! other on the event loop's thread, or several at once on [`DiskThreads`], in any order.
+//! other on the event loop's thread, or several at once on [`DiskThreads`], in any order. Where
+//! there are threads, small reads of what the host has at hand are answered in the exit by which
+//! the guest notifies.
 
 mod backend;
 mod queue;
@@ -23,7 +25,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-use super::{ActivateError, Activation, DeviceType, VirtioDevice, Worker};
+use super::{ActivateError, Activation, DeviceType, InExit, VirtioDevice, Worker};
 
 pub use backend::{Access, Backend, DiskRange, Extent, Extents, ExtentsError, RawFile};
 use rate::{Direction, Throttle};
@@ -131,6 +133,7 @@ pub struct Block {
     offered: Access,
     /// None where requests are carried out on the event loop.
     threads: Option<DiskThreads>,
+    door: Arc<worker::Door>,
 }
 
 impl Block {
@@ -146,6 +149,7 @@ impl Block {
                 throttle: None,
             },
             threads: None,
+            door: Arc::default(),
         }
     }
 
@@ -206,6 +210,10 @@ impl VirtioDevice for Block {
             &[1, 0, 0, 0],
         ];
         fields.concat()
+    }
+
+    fn in_exit(&self) -> Option<Arc<dyn InExit>> {
+        Some(Arc::clone(&self.door) as Arc<dyn InExit>)
     }
 
     fn activate(

@@ -18,10 +18,12 @@ use vm_memory::{GuestMemory, Permissions};
 
 use super::rate::Direction;
 use super::{Access, Disk, DiskRange, Durability, SECTOR_BYTES, limit};
-use crate::virtio::{DeviceMemory, DeviceSlice, QueueError, Turn, next_chain};
+use crate::virtio::{DeviceMemory, DeviceSlice, QueueError, Turn, next_chain, wants_interrupt};
 
 /// How many requests are carried out before others get their turn.
-const REQUESTS_A_TURN: usize = 32;
+pub(super) const REQUESTS_A_TURN: usize = 32;
+/// The longest read that is answered while the guest's processor stands.
+const AT_ONCE_BYTES: u64 = 64 << 10;
 /// Length of `type`, `reserved` and `sector` (VirtIO 1.2 section 5.2.6).
 const HEADER_BYTES: usize = 16;
 /// Length of `struct virtio_blk_discard_write_zeroes` (VirtIO 1.2 section 5.2.6).
@@ -89,8 +91,34 @@ pub(super) fn process(
             break;
         }
     }
-    turn.interrupt = done > 0 && queue.needs_notification(memory)?;
+    turn.interrupt = done > 0 && wants_interrupt(queue, memory)?;
     Ok(turn)
+}
+
+/// Answers one request if that is a small read of what the storage has at hand; none if it has to be [carried out](answer).
+pub(super) fn answer_at_once<M>(
+    disk: &Disk,
+    chain: DescriptorChain<M>,
+    memory: &DeviceMemory,
+) -> Option<u32>
+where
+    M: Deref<Target = DeviceMemory>,
+{
+    let request = Request::parse(chain, memory)?;
+    let (header, _) = split_header(&request.input).filter(|_| request.is_sound)?;
+    let length = length_of(&request.output);
+    if header.request_type != VIRTIO_BLK_T_IN || length > AT_ONCE_BYTES || disk.throttle.is_some() {
+        return None;
+    }
+    let range = data_range(disk, header.sector, &request.output)?;
+    if !disk
+        .backend
+        .read_cached(&request.output, range.offset_bytes)
+    {
+        return None;
+    }
+    request.status.copy_from(&[Status::Ok.byte()]);
+    u32::try_from(length).ok()?.checked_add(1)
 }
 
 /// Carries out one request and returns how many bytes were written from the start of its writable

@@ -8,9 +8,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Disk, DiskThreads, queue};
+use super::queue::{self, REQUESTS_A_TURN};
+use super::{Disk, DiskThreads};
 use crate::virtio::{
     ActiveQueue, DeviceInterrupt, DeviceMemory, QueueError, Turn, finish_turn, next_chain,
+    wants_interrupt,
 };
 
 /// Most requests that are under way: a driver has no more descriptors.
@@ -69,27 +71,48 @@ impl Requests {
         finish_turn(turn, &self.notifier, &self.interrupt);
     }
 
-    /// Takes what is in the queue and has it carried out on threads.
+    /// Takes what is in the queue: answers what can be answered at once, and has the rest carried out on threads.
     pub(super) fn hand_out(self: &Arc<Self>, threads: &DiskThreads) {
         let turn = self.take_all(threads);
         finish_turn(turn, &self.notifier, &self.interrupt);
     }
 
+    /// Whether the driver looks for answers without an interrupt, and nobody else is at the queue.
+    pub(super) fn is_looked_for(&self) -> bool {
+        self.state.try_lock().is_ok_and(|mut state| {
+            wants_interrupt(&mut state.queue, &self.memory).is_ok_and(|wants| !wants)
+        })
+    }
+
     fn take_all(self: &Arc<Self>, threads: &DiskThreads) -> Result<Turn, QueueError> {
         let mut state = self.state();
+        let mut turn = Turn::default();
+        let mut answered = 0;
         state.queue.disable_notification(&*self.memory)?;
-        loop {
+        while !turn.unfinished {
             if state.under_way >= MAX_UNDER_WAY {
                 state.is_full = true;
-                return Ok(Turn::default());
+                break;
             }
             let Some(chain) = next_chain(&mut state.queue, Arc::clone(&self.memory))? else {
-                return Ok(Turn::default());
+                break;
             };
-            state.under_way += 1;
-            let requests = Arc::clone(self);
-            threads.submit(Box::new(move || requests.answer(chain)));
+            let head = chain.head_index();
+            match queue::answer_at_once(&self.disk, chain.clone(), &self.memory) {
+                Some(written) => {
+                    state.queue.add_used(&*self.memory, head, written)?;
+                    answered += 1;
+                    turn.unfinished = answered == REQUESTS_A_TURN;
+                }
+                None => {
+                    state.under_way += 1;
+                    let requests = Arc::clone(self);
+                    threads.submit(Box::new(move || requests.answer(chain)));
+                }
+            }
         }
+        turn.interrupt = answered > 0 && wants_interrupt(&mut state.queue, &self.memory)?;
+        Ok(turn)
     }
 
     /// Carries out one request and answers it.
@@ -97,10 +120,10 @@ impl Requests {
         let head = chain.head_index();
         let written = queue::answer(&self.disk, chain, &self.memory).unwrap_or(0);
         let mut state = self.state();
-        let used = state
-            .queue
-            .add_used(&*self.memory, head, written)
-            .and_then(|()| state.queue.needs_notification(&*self.memory));
+        let used = state.queue.add_used(&*self.memory, head, written);
+        let used = used
+            .map_err(QueueError::from)
+            .and_then(|()| wants_interrupt(&mut state.queue, &self.memory));
         match used {
             Ok(true) => self.interrupt.signal_used_buffer(),
             Ok(false) => {}

@@ -124,6 +124,21 @@ fn a_slow_request_does_not_hold_up_another() {
 }
 
 #[test]
+fn who_looks_has_a_small_read_when_the_notification_is_done() {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let file = std::fs::File::from(rustix::fs::memfd_create("disk", flags).unwrap());
+    file.set_len(1 << 20).unwrap();
+    let disk = RawFile::new(file, Access::ReadOnly).unwrap();
+    let (machine, mut queue) = machine(Arc::new(disk), RateLimits::default());
+    queue.want_no_interrupt();
+
+    let head = submit(&machine, &mut queue, 0, 0);
+
+    assert_eq!(queue.take_used(), Some((head, 513)));
+    assert_eq!(machine.line.count(), 0);
+}
+
+#[test]
 fn a_reset_waits_for_what_is_under_way() {
     let disk = Arc::new(SlowBeginning::default());
     let (machine, mut queue) = machine(disk.clone(), RateLimits::default());

@@ -7,14 +7,28 @@
 //!
 //! A message carries as many requests, or replies, as there are at that moment. A slot belongs to the server from the request to the
 //! reply. The socket keeps the bounds of messages (`SOCK_SEQPACKET`), and its hang-up says that the other side is gone.
+//!
+//! Who [awaits](Request::is_awaited) a reply looks for it in the slot's word, which stands behind all slots, and sleeps on it
+//! (futex(2)). What comes after that wait has ended comes by the socket, as what nobody awaits:
+//!
+//! ```text
+//!   device: WATCHED or ASLEEP ── the server is done ──► ANSWERED + bytes      (and who is ASLEEP is woken)
+//!                    └──── it took too long ───► LATE ── the server is done ──► a reply on the socket
+//! ```
+//!
+//! Such requests go to the [letter box](Slots::post) behind the words if it is empty, which is cheaper for both than a socket. One thread
+//! of the server does nothing but empty it.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::thread::futex;
 use thiserror::Error;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{FileOffset, VolatileMemory, VolatileSlice};
@@ -30,6 +44,33 @@ pub const REPLIES_A_MESSAGE: usize = 64;
 
 /// A reply begins on such a boundary.
 const REPLY_ALIGNMENT: u32 = 64;
+/// Where the words of the slots begin, and how long each is.
+const WORDS_OFFSET_BYTES: u64 = SLOTS as u64 * SLOT_BYTES as u64;
+const WORD_BYTES: u64 = 4;
+/// Where the letter box is: a word, how many requests there are, and those.
+const BOX_OFFSET_BYTES: u64 = WORDS_OFFSET_BYTES + SLOTS as u64 * WORD_BYTES;
+const LETTER_OFFSET_BYTES: u64 = BOX_OFFSET_BYTES + WORD_BYTES;
+const LETTER_BYTES: usize = size_of::<u32>() + REQUESTS_A_MESSAGE * Request::WIRE_BYTES;
+/// All of the memory.
+const MEMORY_BYTES: u64 = LETTER_OFFSET_BYTES + LETTER_BYTES as u64;
+
+/// What the letter box's word says.
+mod letter_box {
+    pub(super) const EMPTY: u32 = 0;
+    pub(super) const FULL: u32 = 1;
+}
+
+/// What a slot's word says.
+mod word {
+    /// Somebody will look.
+    pub(super) const WATCHED: u32 = 0;
+    /// Somebody sleeps until it says something else.
+    pub(super) const ASLEEP: u32 = 1;
+    /// Nobody will.
+    pub(super) const LATE: u32 = 2;
+    /// The reply is there; its length is added to this.
+    pub(super) const ANSWERED: u32 = 3;
+}
 
 /// What the device says: this slot holds a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,10 +81,12 @@ pub struct Request {
     pub asked_bytes: u32,
     /// How long the reply may be.
     pub room_bytes: u32,
+    /// Somebody looks for the reply in the slot's word.
+    pub is_awaited: bool,
 }
 
 impl Request {
-    const WIRE_BYTES: usize = 12;
+    const WIRE_BYTES: usize = 16;
 
     /// Where in the slot the reply is to begin.
     #[must_use]
@@ -63,7 +106,8 @@ impl Request {
     }
 
     fn encode(self, message: &mut Vec<u8>) {
-        for word in [self.slot, self.asked_bytes, self.room_bytes] {
+        let is_awaited = u32::from(self.is_awaited);
+        for word in [self.slot, self.asked_bytes, self.room_bytes, is_awaited] {
             message.extend_from_slice(&word.to_le_bytes());
         }
     }
@@ -72,13 +116,14 @@ impl Request {
         let (words, []) = bytes.as_chunks::<4>() else {
             return None;
         };
-        let [slot, asked_bytes, room_bytes] = *words else {
+        let [slot, asked_bytes, room_bytes, is_awaited] = *words else {
             return None;
         };
         Some(Self {
             slot: u32::from_le_bytes(slot),
             asked_bytes: u32::from_le_bytes(asked_bytes),
             room_bytes: u32::from_le_bytes(room_bytes),
+            is_awaited: u32::from_le_bytes(is_awaited) != 0,
         })
     }
 }
@@ -154,7 +199,7 @@ impl Channel {
     pub fn pair() -> io::Result<(Self, Self)> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let memory = File::from(rustix::fs::memfd_create("shares", flags)?);
-        memory.set_len(u64::from(SLOTS) * u64::from(SLOT_BYTES))?;
+        memory.set_len(MEMORY_BYTES)?;
         // Neither side can pull the memory away under the other.
         rustix::fs::fcntl_add_seals(
             &memory,
@@ -202,8 +247,7 @@ impl Channel {
     /// Returns the kernel's error if it cannot be mapped.
     pub fn map(&self) -> io::Result<Slots> {
         let file = FileOffset::new(self.memory.try_clone()?, 0);
-        let length = usize::try_from(u64::from(SLOTS) * u64::from(SLOT_BYTES));
-        let length = length.map_err(io::Error::other)?;
+        let length = usize::try_from(MEMORY_BYTES).map_err(io::Error::other)?;
         let region = MmapRegion::from_file(file, length).map_err(io::Error::other)?;
         Ok(Slots { region })
     }
@@ -323,6 +367,144 @@ impl Slots {
     #[must_use]
     pub fn room(&self, request: &Request) -> Option<VolatileSlice<'_>> {
         self.part(request.slot, request.reply_offset(), request.room_bytes)
+    }
+
+    /// Leaves requests for the server without waiting, if there is room for them: then `true`.
+    pub fn post(&self, requests: &[Request]) -> bool {
+        let Some(full) = self.atomic(BOX_OFFSET_BYTES) else {
+            return false;
+        };
+        let fits = (1..=REQUESTS_A_MESSAGE).contains(&requests.len());
+        if !fits || full.load(Ordering::Acquire) != letter_box::EMPTY {
+            return false;
+        }
+        let mut letter = Vec::with_capacity(LETTER_BYTES);
+        letter.extend_from_slice(&u32::try_from(requests.len()).unwrap_or(0).to_le_bytes());
+        for request in requests {
+            request.encode(&mut letter);
+        }
+        let Some(place) = self.letter() else {
+            return false;
+        };
+        place.copy_from(&letter);
+        full.store(letter_box::FULL, Ordering::Release);
+        // A server that is not there shows by its socket.
+        let _woken = futex::wake(full, futex::Flags::empty(), 1);
+        true
+    }
+
+    /// Waits for requests in the letter box.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ChannelError`] if they make no sense, or cannot be waited for.
+    pub fn await_letter(&self, requests: &mut Vec<Request>) -> Result<(), ChannelError> {
+        let (Some(full), Some(place)) = (self.atomic(BOX_OFFSET_BYTES), self.letter()) else {
+            return Err(ChannelError::Nonsense);
+        };
+        while full.load(Ordering::Acquire) != letter_box::FULL {
+            match futex::wait(full, futex::Flags::empty(), letter_box::EMPTY, None) {
+                Ok(()) | Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(error) => return Err(ChannelError::Socket(error.into())),
+            }
+        }
+        let mut letter = [0; LETTER_BYTES];
+        place.copy_to(&mut letter);
+        let (count, rest) = letter.split_at(size_of::<u32>());
+        let count = count.try_into().map_or(0, u32::from_le_bytes);
+        let count = usize::try_from(count).map_err(|_| ChannelError::Nonsense)?;
+        requests.clear();
+        for bytes in rest.chunks(Request::WIRE_BYTES).take(count) {
+            let request = Request::decode(bytes).filter(Request::is_sound);
+            requests.push(request.ok_or(ChannelError::Nonsense)?);
+        }
+        Ok(())
+    }
+
+    /// Says that there is room for requests again.
+    pub fn empty_box(&self) {
+        if let Some(full) = self.atomic(BOX_OFFSET_BYTES) {
+            full.store(letter_box::EMPTY, Ordering::Release);
+        }
+    }
+
+    fn letter(&self) -> Option<VolatileSlice<'_>> {
+        let start = usize::try_from(LETTER_OFFSET_BYTES).ok()?;
+        self.region.get_slice(start, LETTER_BYTES).ok()
+    }
+
+    /// Makes the word of an [awaited](Request::is_awaited) request ready, before it is sent.
+    pub fn await_reply(&self, slot: u32) {
+        if let Some(word) = self.word(slot) {
+            word.store(word::WATCHED, Ordering::Release);
+        }
+    }
+
+    /// Sleeps until there is the reply to an awaited request, at most so long.
+    pub fn wait(&self, slot: u32, longest: Duration) {
+        let Some(word) = self.word(slot) else {
+            return;
+        };
+        let (relaxed, acquire) = (Ordering::Relaxed, Ordering::Acquire);
+        if word
+            .compare_exchange(word::WATCHED, word::ASLEEP, relaxed, acquire)
+            .is_err()
+        {
+            return;
+        }
+        let end = Instant::now() + longest;
+        while word.load(Ordering::Acquire) == word::ASLEEP {
+            let left = end.saturating_duration_since(Instant::now());
+            let Ok(left) = left.try_into() else {
+                return;
+            };
+            match futex::wait(word, futex::Flags::empty(), word::ASLEEP, Some(&left)) {
+                Ok(()) | Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Takes the reply to an awaited request; none if it comes later, by the socket.
+    #[must_use]
+    pub fn take_reply(&self, slot: u32) -> Option<Reply> {
+        let said = self.word(slot)?.swap(word::LATE, Ordering::AcqRel);
+        let written_bytes = said.checked_sub(word::ANSWERED)?;
+        Some(Reply {
+            slot,
+            written_bytes,
+        })
+    }
+
+    /// Gives the reply to an awaited request; returns `false` if it has to be sent, since nobody looks any more.
+    #[must_use]
+    pub fn give_reply(&self, reply: Reply) -> bool {
+        let Some(word) = self.word(reply.slot) else {
+            return false;
+        };
+        let answered = word::ANSWERED.saturating_add(reply.written_bytes);
+        match word.swap(answered, Ordering::AcqRel) {
+            word::ASLEEP => {
+                // Whoever is not woken looks when the wait has taken too long.
+                let _woken = futex::wake(word, futex::Flags::empty(), 1);
+                true
+            }
+            word::WATCHED => true,
+            _ => false,
+        }
+    }
+
+    fn word(&self, slot: u32) -> Option<&AtomicU32> {
+        if slot >= SLOTS {
+            return None;
+        }
+        self.atomic(WORDS_OFFSET_BYTES + u64::from(slot) * WORD_BYTES)
+    }
+
+    fn atomic(&self, offset: u64) -> Option<&AtomicU32> {
+        self.region
+            .get_atomic_ref(usize::try_from(offset).ok()?)
+            .ok()
     }
 
     fn part(&self, slot: u32, offset: u32, length: u32) -> Option<VolatileSlice<'_>> {

@@ -5,20 +5,26 @@
 
 pub mod channel;
 mod queue;
+mod running;
 mod worker;
 
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use self::channel::{Channel, ChannelError};
 use self::queue::Exchange;
-use super::{ActivateError, Activation, DeviceType, VirtioDevice, Worker};
+use self::running::{Running, Shared};
+use super::{ActivateError, Activation, DeviceType, InExit, VirtioDevice, Worker};
 
 /// Entries of the queue of requests that come first, and of the request queue. The largest request takes an entry for each of its pages
 /// and some more (`virtio_fs_get_tree` in fs/fuse/virtio_fs.c): 1024 hold three of a mebibyte. One that finds no room waits for a tick.
 const QUEUE_SIZES: [u16; 2] = [64, 1024];
+/// How long a vCPU stands for a reply. Most are there in a tenth of it; those for which a disk is read take longer.
+const LONGEST_WAIT: Duration = Duration::from_millis(1);
 /// Length of `tag` in the configuration (VirtIO 1.2 section 5.11.4).
 const TAG_BYTES: usize = 36;
 
@@ -72,16 +78,21 @@ impl fmt::Debug for FailureReport {
 #[derive(Debug)]
 pub struct Fs {
     tag: Tag,
-    exchange: Exchange,
+    shared: Arc<Shared>,
 }
 
 impl Fs {
     /// Makes the device of a file system.
     #[must_use]
     pub fn new(tag: Tag, server: Server) -> Self {
+        Self::with_wait(tag, server, LONGEST_WAIT)
+    }
+
+    /// The same with another time for which a vCPU stands for a reply, at most.
+    fn with_wait(tag: Tag, server: Server, longest: Duration) -> Self {
         Self {
             tag,
-            exchange: Exchange::new(server),
+            shared: Arc::new(Shared::new(Exchange::new(server), longest)),
         }
     }
 }
@@ -105,16 +116,24 @@ impl VirtioDevice for Fs {
         [&self.tag.0[..], &REQUEST_QUEUES.to_le_bytes()].concat()
     }
 
+    fn in_exit(&self) -> Option<Arc<dyn InExit>> {
+        Some(Arc::clone(&self.shared) as Arc<dyn InExit>)
+    }
+
     fn activate(
         self: Box<Self>,
         activation: Activation,
     ) -> Result<Box<dyn Worker>, (Box<dyn VirtioDevice>, ActivateError)> {
         match <[_; 2]>::try_from(activation.queues) {
-            Ok(queues) => Ok(Box::new(worker::FsWorker::new(
+            Ok([hiprio, requests]) => Ok(Box::new(worker::FsWorker::new(
                 *self,
-                activation.memory,
-                queues,
-                activation.interrupt,
+                Running {
+                    memory: activation.memory,
+                    hiprio,
+                    requests,
+                    interrupt: activation.interrupt,
+                    stalled: [false; 2],
+                },
             ))),
             Err(queues) => Err((
                 self,

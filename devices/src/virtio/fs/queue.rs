@@ -6,18 +6,24 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
 
+use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueT};
-use vm_memory::{Address, GuestAddress, GuestMemory, Permissions, VolatileSlice};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
 use super::channel::{
     Channel, ChannelError, REQUESTS_A_MESSAGE, Reply, Request, SLOT_BYTES, SLOTS, Slots,
 };
 use super::{FailureReport, QUEUE_SIZES, Server};
-use crate::virtio::{DeviceMemory, QueueError, Turn, next_chain};
+use crate::virtio::{DeviceMemory, QueueError, Turn, next_chain, wants_interrupt};
 
 /// Most descriptors of a request: as many as the queue has.
 const MAX_DESCRIPTORS: usize = 1024;
+/// Length of `struct virtq_desc` (VirtIO 1.2 section 2.7.5).
+const DESCRIPTOR_BYTES: usize = 16;
 /// Length of `struct fuse_in_header` up to `unique`, and to its end (include/uapi/linux/fuse.h).
 const UNIQUE_OFFSET: usize = 8;
 const UNIQUE_END: usize = 16;
@@ -44,7 +50,7 @@ pub(super) struct Exchange {
 #[derive(Debug)]
 struct Connected {
     channel: Channel,
-    slots: Slots,
+    slots: Arc<Slots>,
     on_failure: FailureReport,
     /// The one that was used last is used next.
     free: Vec<u32>,
@@ -69,6 +75,23 @@ struct Pending {
     request: Request,
     unique: [u8; 8],
     output: Vec<Range>,
+}
+
+/// Requests whose replies are looked for where they were asked.
+#[derive(Debug)]
+pub(super) struct Awaited {
+    slots: Arc<Slots>,
+    /// Their slots, in order.
+    asked: Vec<u32>,
+}
+
+impl Awaited {
+    /// Sleeps until the last one is answered, at most so long: the driver waits for that one.
+    pub(super) fn wait(&self, longest: Duration) {
+        if let Some(last) = self.asked.last() {
+            self.slots.wait(*last, longest);
+        }
+    }
 }
 
 /// A piece of guest memory.
@@ -118,9 +141,51 @@ impl Exchange {
         queue: &mut Queue,
         memory: &DeviceMemory,
     ) -> Result<Turn, QueueError> {
+        let (turn, batch) = self.collect(which, queue, memory)?;
+        self.send(&batch);
+        Ok(turn)
+    }
+
+    /// The same for requests whose replies the caller looks for itself, with [`Self::take_awaited`]; none without a server.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`QueueError`] if the ring cannot be used.
+    pub(super) fn take_awaited_requests(
+        &mut self,
+        which: Which,
+        queue: &mut Queue,
+        memory: &DeviceMemory,
+    ) -> Result<(Turn, Option<Awaited>), QueueError> {
+        let (turn, mut batch) = self.collect(which, queue, memory)?;
+        let Some(server) = &self.server else {
+            return Ok((turn, None));
+        };
+        for request in &mut batch {
+            request.is_awaited = true;
+            server.slots.await_reply(request.slot);
+        }
+        if !server.slots.post(&batch) {
+            self.send(&batch);
+        }
+        let awaited = Awaited {
+            slots: Arc::clone(&server.slots),
+            asked: batch.iter().map(|request| request.slot).collect(),
+        };
+        Ok((turn, Some(awaited)))
+    }
+
+    /// Copies requests of a queue to slots, as many as there are.
+    fn collect(
+        &mut self,
+        which: Which,
+        queue: &mut Queue,
+        memory: &DeviceMemory,
+    ) -> Result<(Turn, Vec<Request>), QueueError> {
         let mut turn = Turn::default();
         let mut batch = Vec::new();
         let mut answered = 0_usize;
+        let table = GuestAddress(queue.desc_table());
         queue.disable_notification(memory)?;
         loop {
             if self
@@ -135,7 +200,7 @@ impl Exchange {
                 break;
             };
             let head = chain.head_index();
-            let parts = Parts::of(chain);
+            let parts = Parts::of(chain, table);
             let given = match (&mut self.server, &parts) {
                 (Some(server), Some(parts)) => server.put(which, head, parts, memory),
                 _ => None,
@@ -154,9 +219,8 @@ impl Exchange {
                 break;
             }
         }
-        self.send(&batch);
-        turn.interrupt = answered > 0 && queue.needs_notification(memory)?;
-        Ok(turn)
+        turn.interrupt = answered > 0 && wants_interrupt(queue, memory)?;
+        Ok((turn, batch))
     }
 
     /// A failure shows when replies are waited for.
@@ -167,10 +231,58 @@ impl Exchange {
         for requests in batch.chunks(REQUESTS_A_MESSAGE) {
             if let Err(error) = server.channel.send_requests(requests) {
                 tracing::debug!(%error, "requests of a file system were not sent");
-                // Both ends see the hang-up.
-                let _ = rustix::net::shutdown(&server.channel, rustix::net::Shutdown::Both);
-                return;
+                return server.hang_up();
             }
+        }
+    }
+
+    /// Brings the replies to awaited requests to the guest; returns whether the last of them had come. A server whose reply makes no sense is given up by the event loop, which refuses that request, too.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`QueueError`] if the ring cannot be used.
+    pub(super) fn take_awaited(
+        &mut self,
+        awaited: &Awaited,
+        requests: &mut Queue,
+        memory: &DeviceMemory,
+    ) -> Result<(Turn, bool), QueueError> {
+        let mut turn = Turn::default();
+        let Some(server) = &mut self.server else {
+            return Ok((turn, true));
+        };
+        let mut has_come = true;
+        let mut used = false;
+        for slot in &awaited.asked {
+            let reply = awaited.slots.take_reply(*slot);
+            has_come = reply.is_some();
+            let Some(reply) = reply else {
+                continue;
+            };
+            match server.finish(reply, memory) {
+                Some(Use::Pending(pending)) => {
+                    requests.add_used(memory, pending.head, reply.written_bytes)?;
+                    used = true;
+                }
+                Some(Use::Abandoned) => {}
+                None => server.hang_up(),
+            }
+        }
+        turn.interrupt = used && wants_interrupt(requests, memory)?;
+        Ok((turn, has_come))
+    }
+
+    /// Gives the slots of awaited requests back: the driver is gone.
+    pub(super) fn forget_awaited(&mut self, awaited: &Awaited) {
+        let Some(server) = &mut self.server else {
+            return;
+        };
+        for reply in awaited
+            .asked
+            .iter()
+            .filter_map(|slot| awaited.slots.take_reply(*slot))
+        {
+            server.forget(reply.slot);
         }
     }
 
@@ -231,7 +343,7 @@ impl Exchange {
         }
         let mut turns = [Turn::default(); 2];
         for ((turn, queue), used) in turns.iter_mut().zip([hiprio, requests]).zip(used) {
-            turn.interrupt = used && queue.needs_notification(memory)?;
+            turn.interrupt = used && wants_interrupt(queue, memory)?;
         }
         Ok(turns)
     }
@@ -249,7 +361,7 @@ impl Exchange {
 impl Connected {
     fn new(channel: Channel, mut on_failure: FailureReport) -> Option<Self> {
         let slots = match channel.map() {
-            Ok(slots) => slots,
+            Ok(slots) => Arc::new(slots),
             Err(error) => {
                 (on_failure.0)(&ChannelError::Socket(error));
                 return None;
@@ -278,6 +390,7 @@ impl Connected {
             slot,
             asked_bytes: length_of(&parts.input)?,
             room_bytes: length_of(&parts.output)?.min(SLOT_BYTES),
+            is_awaited: false,
         };
         if !request.is_sound() {
             return None;
@@ -330,6 +443,21 @@ impl Connected {
         Some(used)
     }
 
+    /// Takes a slot back of which nobody waits for the reply.
+    fn forget(&mut self, slot: u32) {
+        let place = usize::try_from(slot)
+            .ok()
+            .and_then(|slot| self.uses.get_mut(slot));
+        if place.and_then(Option::take).is_some() {
+            self.free.push(slot);
+        }
+    }
+
+    /// Both ends see it, and the event loop gives the server up.
+    fn hang_up(&self) {
+        let _ = rustix::net::shutdown(&self.channel, rustix::net::Shutdown::Both);
+    }
+
     /// Whether the server has a request.
     fn is_asked(&self) -> bool {
         self.uses.len() > self.free.len()
@@ -346,25 +474,70 @@ impl Connected {
 }
 
 impl Parts {
-    /// Collects the parts of a request; none if it is none.
-    fn of(chain: DescriptorChain<&DeviceMemory>) -> Option<Self> {
+    /// Collects the parts of a request, whose first descriptor is in `table`; none if it is none.
+    fn of(chain: DescriptorChain<&DeviceMemory>, table: GuestAddress) -> Option<Self> {
         let mut parts = Self::default();
-        for (count, descriptor) in chain.enumerate() {
-            if count == MAX_DESCRIPTORS {
-                return None;
+        match indirect(&chain, table) {
+            None => {
+                for (count, descriptor) in chain.enumerate() {
+                    if count == MAX_DESCRIPTORS {
+                        return None;
+                    }
+                    let is_written = descriptor.is_write_only();
+                    parts.add(descriptor.addr(), descriptor.len(), is_written)?;
+                }
             }
-            let range = Range {
-                address: descriptor.addr(),
-                length_bytes: descriptor.len(),
-            };
-            match (descriptor.is_write_only(), parts.output.is_empty()) {
-                (true, _) => append(&mut parts.output, range),
-                (false, true) => append(&mut parts.input, range),
-                // What is written stands behind what is read (VirtIO 1.2 section 2.7.4.2).
-                (false, false) => return None,
+            Some(descriptors) => {
+                let mut index = 0_usize;
+                for _ in 0..descriptors.len() {
+                    let [
+                        a0,
+                        a1,
+                        a2,
+                        a3,
+                        a4,
+                        a5,
+                        a6,
+                        a7,
+                        l0,
+                        l1,
+                        l2,
+                        l3,
+                        f0,
+                        f1,
+                        n0,
+                        n1,
+                    ] = *descriptors.get(index)?;
+                    let address = u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]);
+                    let length_bytes = u32::from_le_bytes([l0, l1, l2, l3]);
+                    let flags = u32::from(u16::from_le_bytes([f0, f1]));
+                    if flags & VRING_DESC_F_INDIRECT != 0 {
+                        return None;
+                    }
+                    let is_written = flags & VRING_DESC_F_WRITE != 0;
+                    parts.add(GuestAddress(address), length_bytes, is_written)?;
+                    if flags & VRING_DESC_F_NEXT == 0 {
+                        break;
+                    }
+                    index = usize::from(u16::from_le_bytes([n0, n1]));
+                }
             }
         }
         Some(parts)
+    }
+
+    /// What is written stands behind what is read (VirtIO 1.2 section 2.7.4.2); none if it does not.
+    fn add(&mut self, address: GuestAddress, length_bytes: u32, is_written: bool) -> Option<()> {
+        let range = Range {
+            address,
+            length_bytes,
+        };
+        match (is_written, self.output.is_empty()) {
+            (true, _) => append(&mut self.output, range),
+            (false, true) => append(&mut self.input, range),
+            (false, false) => return None,
+        }
+        Some(())
     }
 
     /// What the driver knows the request by, if it is one of FUSE.
@@ -394,6 +567,27 @@ impl Parts {
     fn refuse(&self, memory: &DeviceMemory) -> u32 {
         refuse(&self.output, self.unique(memory), memory)
     }
+}
+
+/// Copies the table of descriptors that a chain is in, if it is a sound one of its own (VirtIO 1.2 section 2.7.5.3). A large request has
+/// hundreds of them, which are looked up one by one otherwise.
+fn indirect(
+    chain: &DescriptorChain<&DeviceMemory>,
+    table: GuestAddress,
+) -> Option<Vec<[u8; DESCRIPTOR_BYTES]>> {
+    let memory = chain.memory();
+    let offset = u64::from(chain.head_index()) * DESCRIPTOR_BYTES as u64;
+    let head: Descriptor = memory.read_obj(table.checked_add(offset)?).ok()?;
+    let length = usize::try_from(head.len()).ok()?;
+    let count = length / DESCRIPTOR_BYTES;
+    let is_sound = length.is_multiple_of(DESCRIPTOR_BYTES) && count <= MAX_DESCRIPTORS;
+    if !head.refers_to_indirect_table() || !is_sound {
+        return None;
+    }
+    let mut descriptors = vec![[0; DESCRIPTOR_BYTES]; count];
+    let bytes = descriptors.as_flattened_mut();
+    memory.read_slice(bytes, head.addr()).ok()?;
+    Some(descriptors)
 }
 
 /// Adds a piece to a run of them. Pages of a file often lie one behind the other: they are one piece.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use virtio_bindings::virtio_ring::VRING_DESC_F_NEXT;
@@ -11,7 +12,9 @@ use vm_memory::{Bytes, GuestAddress};
 use super::channel::{Channel, Reply, Request, SLOT_BYTES, SLOTS, Slots};
 use super::{FailureReport, Fs, Server, Tag};
 use crate::virtio::mmio::register;
-use crate::virtio::testing::{DriverQueue, Machine, Part, ram, readable, wait_for, writable};
+use crate::virtio::testing::{
+    DriverQueue, Machine, PATIENCE, Part, ram, readable, wait_for, writable,
+};
 
 const HIPRIO: u32 = 0;
 const REQUESTS: u32 = 1;
@@ -33,6 +36,17 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::with_wait(Duration::ZERO)
+    }
+
+    /// One whose driver looks for answers as soon as it has asked, and whose vCPUs stand so long for them.
+    fn that_looks(longest: Duration) -> Self {
+        let rig = Self::with_wait(longest);
+        rig.requests.want_no_interrupt();
+        rig
+    }
+
+    fn with_wait(longest: Duration) -> Self {
         let (device, server) = Channel::pair().unwrap();
         let failures = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&failures);
@@ -40,13 +54,11 @@ impl Rig {
         let on_failure = FailureReport::new(move |_| {
             counter.fetch_add(1, Ordering::SeqCst);
         });
-        let device = Fs::new(
-            Tag::new("tree"),
-            Server::Process {
-                channel: device,
-                on_failure,
-            },
-        );
+        let server_process = Server::Process {
+            channel: device,
+            on_failure,
+        };
+        let device = Fs::with_wait(Tag::new("tree"), server_process, longest);
         Self::with(device, Some(server), slots, failures)
     }
 
@@ -332,6 +344,90 @@ fn the_memory_cannot_be_pulled_away() {
     drop(device);
 }
 
+#[test]
+fn who_looks_has_the_answer_when_the_notification_is_done() {
+    let mut rig = Rig::that_looks(PATIENCE);
+    let slots = rig.server.as_ref().unwrap().map().unwrap();
+    let server = std::thread::spawn(move || {
+        let mut requests = Vec::new();
+        slots.await_letter(&mut requests).unwrap();
+        slots.empty_box();
+        slots.room(&requests[0]).unwrap().copy_from(b"an answer");
+        let reply = Reply {
+            slot: requests[0].slot,
+            written_bytes: 9,
+        };
+        assert!(slots.give_reply(reply));
+    });
+    let head = rig.ask(b"a request", 64);
+    assert_eq!(rig.requests.take_used(), Some((head, 9)));
+    assert_eq!(rig.room(9), b"an answer");
+    assert_eq!(rig.machine.line.count(), 0);
+    server.join().unwrap();
+}
+
+#[test]
+fn an_answer_that_takes_too_long_comes_by_the_socket() {
+    let mut rig = Rig::that_looks(Duration::ZERO);
+    let head = rig.ask(b"a request", 64);
+    assert_eq!(rig.requests.take_used(), None);
+    let mut requests = Vec::new();
+    rig.slots.await_letter(&mut requests).unwrap();
+    assert!(requests[0].is_awaited);
+    let reply = Reply {
+        slot: requests[0].slot,
+        written_bytes: 0,
+    };
+    assert!(!rig.slots.give_reply(reply));
+    rig.reply(&requests[0], b"late");
+    assert_eq!(rig.used(), (head, 4));
+}
+
+#[test]
+fn nobody_stands_for_a_while_after_an_answer_took_too_long() {
+    let mut rig = Rig::that_looks(Duration::ZERO);
+    rig.ask(b"slow", 64);
+    let head = rig.ask(b"another", 64);
+    let requests = rig.heard();
+    assert!(!requests[0].is_awaited);
+    rig.reply(&requests[0], b"fast");
+    assert_eq!(rig.used(), (head, 4));
+}
+
+#[test]
+fn an_answer_that_was_written_nowhere_ends_the_server() {
+    let mut rig = Rig::that_looks(PATIENCE);
+    let slots = rig.server.as_ref().unwrap().map().unwrap();
+    let server = std::thread::spawn(move || {
+        let mut requests = Vec::new();
+        slots.await_letter(&mut requests).unwrap();
+        let reply = Reply {
+            slot: requests[0].slot,
+            written_bytes: 65,
+        };
+        assert!(slots.give_reply(reply));
+    });
+    let head = rig.ask(&[0; 40], 64);
+    rig.is_refused(head, 0);
+    assert_eq!(rig.failures.load(Ordering::SeqCst), 1);
+    server.join().unwrap();
+}
+
+#[test]
+fn what_finds_the_letter_box_full_goes_by_the_socket() {
+    let mut rig = Rig::that_looks(Duration::ZERO);
+    let letter = Request {
+        slot: 0,
+        asked_bytes: 0,
+        room_bytes: 0,
+        is_awaited: true,
+    };
+    assert!(rig.slots.post(&[letter]));
+    assert!(!rig.slots.post(&[letter]));
+    rig.ask(b"a request", 64);
+    assert_eq!(rig.heard().len(), 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -372,7 +468,7 @@ proptest! {
 proptest! {
     #[test]
     fn a_slot_ends_where_the_next_begins(slot in any::<u32>(), asked in any::<u32>(), room in any::<u32>()) {
-        let request = Request { slot, asked_bytes: asked % (2 * SLOT_BYTES), room_bytes: room % (2 * SLOT_BYTES) };
+        let request = Request { slot, asked_bytes: asked % (2 * SLOT_BYTES), room_bytes: room % (2 * SLOT_BYTES), is_awaited: false };
         let (_, server) = Channel::pair().unwrap();
         let slots = server.map().unwrap();
         let both = slots.asked(&request).is_some() && slots.room(&request).is_some();

@@ -6,7 +6,8 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::Fs;
 use super::queue::Which;
-use crate::virtio::{ActiveQueue, DeviceInterrupt, DeviceMemory, SavedQueue, VirtioDevice, Worker};
+use super::running::{Running, State};
+use crate::virtio::{SavedQueue, VirtioDevice, Worker};
 
 /// What an event is about.
 mod token {
@@ -19,67 +20,21 @@ mod token {
 #[derive(Debug)]
 pub(super) struct FsWorker {
     device: Fs,
-    memory: DeviceMemory,
-    hiprio: ActiveQueue,
-    requests: ActiveQueue,
-    interrupt: DeviceInterrupt,
-    /// Which queues stand until the server lets go of a slot.
-    stalled: [bool; 2],
 }
 
 impl FsWorker {
-    pub(super) fn new(
-        device: Fs,
-        memory: DeviceMemory,
-        queues: [ActiveQueue; 2],
-        interrupt: DeviceInterrupt,
-    ) -> Self {
-        let [hiprio, requests] = queues;
-        Self {
-            device,
-            memory,
-            hiprio,
-            requests,
-            interrupt,
-            stalled: [false; 2],
-        }
-    }
-
-    fn run_queue(&mut self, which: Which) {
-        let [hiprio_stalled, requests_stalled] = &mut self.stalled;
-        let (active, stalled) = match which {
-            Which::Hiprio => (&mut self.hiprio, hiprio_stalled),
-            Which::Requests => (&mut self.requests, requests_stalled),
-        };
-        let exchange = &mut self.device.exchange;
-        let turn = exchange.take_requests(which, &mut active.queue, &self.memory);
-        *stalled = turn.as_ref().is_ok_and(|turn| turn.stalled);
-        active.finish_turn(turn, &self.interrupt);
-    }
-
-    /// Goes on with the queues for which there were no slots.
-    fn run_stalled_queues(&mut self) {
-        let [hiprio, requests] = self.stalled;
-        if hiprio {
-            self.run_queue(Which::Hiprio);
-        }
-        if requests {
-            self.run_queue(Which::Requests);
-        }
+    pub(super) fn new(device: Fs, running: Running) -> Self {
+        device.shared.state().running = Some(running);
+        Self { device }
     }
 
     fn take_replies(&mut self, ops: &mut EventOps) {
-        let queues = [&mut self.hiprio.queue, &mut self.requests.queue];
-        match self.device.exchange.take_replies(queues, &self.memory) {
-            Ok([hiprio, requests]) => {
-                self.hiprio.finish_turn(Ok(hiprio), &self.interrupt);
-                self.requests.finish_turn(Ok(requests), &self.interrupt);
-            }
-            Err(error) => self.requests.finish_turn(Err(error), &self.interrupt),
-        }
-        if let Some(lost) = self.device.exchange.take_lost() {
+        let mut state = self.device.shared.state();
+        state.take_replies();
+        if let Some(lost) = state.exchange.take_lost() {
             let _not_waited_for = ops.remove(Events::empty(&lost.as_fd()));
         }
+        state.run_stalled_queues();
     }
 }
 
@@ -87,46 +42,55 @@ impl MutEventSubscriber for FsWorker {
     fn init(&mut self, ops: &mut EventOps) {
         // Each notification is an event, so they need not be read.
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        let notified = [
-            Events::with_data(&self.hiprio.notifier, token::HIPRIO, edge),
-            Events::with_data(&self.requests.notifier, token::REQUESTS, edge),
-        ];
-        let replies = self
-            .device
-            .exchange
+        let mut state = self.device.shared.state();
+        let State {
+            exchange, running, ..
+        } = &*state;
+        let notified = running.iter().flat_map(|running| {
+            [
+                Events::with_data(&running.hiprio.notifier, token::HIPRIO, edge),
+                Events::with_data(&running.requests.notifier, token::REQUESTS, edge),
+            ]
+        });
+        let replies = exchange
             .replies()
             .map(|replies| Events::with_data(&replies, token::REPLIES, EventSet::IN));
-        for events in notified.into_iter().chain(replies) {
+        for events in notified.chain(replies) {
             if let Err(error) = ops.add(events) {
                 tracing::error!(%error, "the file system device cannot wait for its events");
             }
         }
-        self.run_queue(Which::Hiprio);
-        self.run_queue(Which::Requests);
+        state.run_queue(Which::Hiprio);
+        state.run_queue(Which::Requests);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         match events.data() {
-            token::HIPRIO => self.run_queue(Which::Hiprio),
-            token::REQUESTS => self.run_queue(Which::Requests),
-            _ => {
-                self.take_replies(ops);
-                self.run_stalled_queues();
-            }
+            token::HIPRIO => self.device.shared.state().run_queue(Which::Hiprio),
+            token::REQUESTS => self.device.shared.state().run_queue(Which::Requests),
+            _ => self.take_replies(ops),
         }
     }
 }
 
 impl Worker for FsWorker {
-    fn stop(mut self: Box<Self>) -> Box<dyn VirtioDevice> {
-        self.device.exchange.abandon();
+    fn stop(self: Box<Self>) -> Box<dyn VirtioDevice> {
+        let mut state = self.device.shared.state();
+        state.running = None;
+        state.exchange.abandon();
+        drop(state);
         Box::new(self.device)
     }
 
     /// A machine with a server is not written down, so no request is under way.
     fn save(&self) -> Vec<SavedQueue> {
-        [&self.hiprio, &self.requests]
+        let state = self.device.shared.state();
+        let queues = state
+            .running
+            .iter()
+            .flat_map(|running| [&running.hiprio, &running.requests]);
+        queues
             .map(|active| SavedQueue::from(&active.queue))
-            .to_vec()
+            .collect()
     }
 }
