@@ -12,7 +12,6 @@ mod clone;
 mod container;
 mod doorbell;
 mod fork_point;
-mod netlink;
 mod network;
 mod process;
 mod pump;
