@@ -19,6 +19,12 @@ make_world() {
     in_world ip addr add 192.0.2.2/24 dev eth0; in_world ip link set eth0 up
 }
 in_world() { nsenter --target $world --net "$@"; }
+# Where there are several machines, they begin as clones.
+prepare() { export VMM_NO_TEMPLATE=0; vmm prepare -q --rm --interface 1500:segmentation busybox:test; }
+# The page of a web server; nothing if it does not answer. The same in a machine.
+PAGE='page() { printf "GET / HTTP/1.0\r\n\r\n" | busybox nc -w ${3:-60} "$1" "${2:-80}" 2> /dev/null | busybox tail -n 1; }'
+eval "$PAGE"
+datagram() { bash -c "exec 3<> /dev/udp/$1/$2; echo datagram >&3; read -t 60 line <&3; echo \$line"; }
 SERVE='mkdir /tmp/w; echo "page of $HOSTNAME" > /tmp/w/index.html; exec httpd -f -p 80 -h /tmp/w'
 "#;
 
@@ -39,29 +45,27 @@ fn machines_reach_each_other_by_name_and_are_reached() {
     let done = script(
         &fixture,
         r#"
+        prepare
         vmm network create --subnet 10.5.0.0/24 net > /dev/null
-        web=$(vmm run -d --name web --hostname web --network net --network-alias shop -p 8080:80 -p 127.0.0.1:5300:53/udp \
-            busybox:test sh -c "nc -u -l -p 53 -e cat & $SERVE" 2> said)
-        busybox grep -o 'ip_forward is 1' said
-        vmm run -d --name two --network net --ip 10.5.0.9 busybox:test sleep 1000 > /dev/null
-        vmm exec two sh -c "
-            ping -c 1 -W 30 web | grep -o '0% packet loss'
-            for name in web shop $(echo "$web" | busybox cut -c 1-12) web.net; do wget -q -T 30 -O- http://\$name; done
-            nslookup 10.5.0.2 | grep -o 'name = .*'
-            nslookup -type=aaaa web | grep -c '::'
-            nslookup nobody.invalid > /dev/null 2>&1 || echo unknown
-            cat /etc/resolv.conf | head -n 1; ip -o -4 addr show eth0 | grep -o 'inet [^ ]*'; ip route | head -n 1" || true
-        busybox wget -q -O- http://127.0.0.1:8080
-        busybox wget -q -O- http://[::1]:8080
-        busybox wget -q -O- http://10.5.0.1:8080
-        vmm exec two wget -q -T 30 -O- http://10.5.0.1:8080
-        echo datagram | busybox timeout 3 busybox nc -u -w 1 127.0.0.1 5300 || true
-        vmm ps --format '{{.Names}} {{.Networks}} {{.Ports}}'
-        vmm port web 80
-        vmm inspect -f '{{.NetworkSettings.Networks.net.IPAddress}} {{.NetworkSettings.Networks.net.Gateway}} {{.HostConfig.NetworkMode}}' web
-        vmm network inspect -f '{{range .Containers}}{{.Name}} {{.IPv4Address}};{{end}}' net
+        web=$(vmm run -d --rm --name web --hostname web --network net --network-alias shop -p 8080:80 -p 127.0.0.1:5300:53/udp \
+            busybox:test sh -c "udpsvd 0 53 cat & $SERVE" 2> "$VMM_ROOT/said")
+        busybox grep -o 'ip_forward is 1' "$VMM_ROOT/said"
+        vmm run -d --rm --name two --network net --ip 10.5.0.9 busybox:test sleep 1000 > /dev/null
         vmm rename web shop2
-        vmm exec two ping -c 1 -W 30 shop2 | busybox grep -o '0% packet loss'
+        vmm exec two sh -c "$PAGE
+            ping -c 1 -W 60 shop2 | grep -o '0% packet loss'
+            for name in shop2 shop $(echo "$web" | busybox cut -c 1-12) shop.net; do page \$name; done
+            page 10.5.0.1 8080
+            nslookup 10.5.0.2 | grep -o 'name = .*'
+            nslookup -type=aaaa shop | grep -c '::'
+            nslookup web > /dev/null 2>&1 || echo unknown
+            cat /etc/resolv.conf | head -n 1; ip -o -4 addr show eth0 | grep -o 'inet [^ ]*'; ip route | head -n 1"
+        for at in 127.0.0.1 ::1 10.5.0.1; do page $at 8080; done
+        datagram 127.0.0.1 5300
+        vmm ps --format '{{.Names}} {{.Networks}} {{.Ports}}'
+        vmm port shop2 80
+        vmm inspect -f '{{.NetworkSettings.Networks.net.IPAddress}} {{.NetworkSettings.Networks.net.Gateway}} {{.HostConfig.NetworkMode}}' shop2
+        vmm network inspect -f '{{range .Containers}}{{.Name}} {{.IPv4Address}};{{end}}' net
         vmm network rm net || echo "refused: $?"
         vmm rm -f shop2 two
         vmm network rm net
@@ -71,18 +75,18 @@ fn machines_reach_each_other_by_name_and_are_reached() {
     let Some(done) = done else { return };
     let done = done.run();
 
-    let expected = "ip_forward is 1\n0% packet loss\npage of web\npage of web\npage of web\npage of web\n\
-        name = web.net\n0\nunknown\nnameserver 10.5.0.1\ninet 10.5.0.9/24\ndefault via 10.5.0.1 dev eth0 \n\
-        page of web\npage of web\npage of web\npage of web\ndatagram\n\
-        two net \nweb net 0.0.0.0:8080->80/tcp, [::]:8080->80/tcp, 127.0.0.1:5300->53/udp\n\
+    let expected = "ip_forward is 1\n0% packet loss\npage of web\npage of web\npage of web\npage of web\npage of web\n\
+        name = shop2.net\n0\nunknown\nnameserver 10.5.0.1\ninet 10.5.0.9/24\ndefault via 10.5.0.1 dev eth0 \n\
+        page of web\npage of web\npage of web\ndatagram\n\
+        two net \nshop2 net 0.0.0.0:8080->80/tcp, [::]:8080->80/tcp, 127.0.0.1:5300->53/udp\n\
         0.0.0.0:8080\n[::]:8080\n10.5.0.2 10.5.0.1 net\n";
     let said = done.succeeded().stdout_text();
     let rest = said.strip_prefix(expected);
     let rest = rest.unwrap_or_else(|| panic!("{said}"));
-    for words in ["web 10.5.0.2/24;", "two 10.5.0.9/24;"] {
+    for words in ["shop2 10.5.0.2/24;", "two 10.5.0.9/24;"] {
         assert!(rest.contains(words), "{said}");
     }
-    let end = "0% packet loss\nrefused: 1\nshop2\ntwo\nnet\nnothing left\n";
+    let end = "refused: 1\nshop2\ntwo\nnet\nnothing left\n";
     assert!(rest.ends_with(end), "{said}");
     done.stderr_has("network net has active endpoints (");
     fixture.nothing_runs();
@@ -95,34 +99,36 @@ fn a_network_leads_out_and_into_no_other_and_an_internal_one_nowhere() {
     let done = script(
         &fixture,
         r#"
+        prepare
         make_world
         all_there_is > "$VMM_ROOT/before"
         cd "$VMM_ROOT"
         mkdir www; echo 'of the world' > www/index.html
-        in_world busybox httpd -f -p 80 -h www & server=$!
+        nsenter --target $world --net busybox httpd -f -p 80 -h www & server=$!
         trap 'kill $world $server' EXIT
         vmm network create --ipv6 one > /dev/null
         vmm network create --internal two > /dev/null
-        vmm run -d --name a --network one -p 8080:80 busybox:test sh -c "$SERVE" > /dev/null
-        vmm run -d --name b --network two busybox:test sh -c "$SERVE" > /dev/null
-        a=$(vmm inspect -f '{{.NetworkSettings.Networks.one.IPAddress}}' a)
-        six=$(vmm inspect -f '{{.NetworkSettings.Networks.one.GlobalIPv6Address}}' a)
-        b=$(vmm inspect -f '{{.NetworkSettings.Networks.two.IPAddress}}' b)
-        # Out, with this host's address; from out there to the published port, and to nothing else.
-        vmm exec a wget -q -T 30 -O- http://192.0.2.2
-        in_world busybox wget -q -T 30 -O- http://192.0.2.1:8080 | busybox grep -o page
+        vmm run -d --rm --name aa --network one -p 8080:80 busybox:test sh -c "$SERVE" > /dev/null
+        vmm run -d --rm --name bb --network two busybox:test sh -c "$SERVE" > /dev/null
+        a=$(vmm inspect -f '{{.NetworkSettings.Networks.one.IPAddress}}' aa)
+        six=$(vmm inspect -f '{{.NetworkSettings.Networks.one.GlobalIPv6Address}}' aa)
+        b=$(vmm inspect -f '{{.NetworkSettings.Networks.two.IPAddress}}' bb)
+        # Out, with this host's address, and not to the other; from out there to the published port, and to nothing else.
+        vmm exec aa sh -c "$PAGE
+            page 192.0.2.2
+            page $b 80 3 | grep page || echo 'not to the other'
+            ping -c 1 -W 1 bb > /dev/null 2>&1 || echo 'not by name'"
+        in_world sh -c "$PAGE; page 192.0.2.1 8080" | busybox grep -o page
         in_world ip route add default via 192.0.2.1
-        in_world busybox wget -q -T 3 -O- http://$a 2> /dev/null || echo 'not from outside'
+        in_world sh -c "$PAGE; page $a 80 3" | busybox grep page || echo 'not from outside'
         busybox ping -6 -c 1 -W 30 $six | busybox grep -o '0% packet loss'
-        # From here to both, but from none to the other; and from the internal one not even to this host's other addresses.
-        busybox wget -q -T 30 -O- http://$b | busybox grep -o page
-        vmm exec a sh -c "wget -q -T 3 -O- http://$b 2> /dev/null || echo 'not to the other'"
-        vmm exec a sh -c 'ping -c 1 -W 1 b > /dev/null 2>&1 || echo "not by name"'
-        vmm exec b sh -c "
-            ip route | grep -c default
+        # From here to both; and from the internal one not even to this host's other addresses.
+        page $b | busybox grep -o page
+        vmm exec bb sh -c "$PAGE
+            ip route | grep -c default || true
             ip route add default via \$(sed -n 's/nameserver //p' /etc/resolv.conf)
-            for to in $a 192.0.2.2 192.0.2.1:8080; do wget -q -T 3 -O- http://\$to 2> /dev/null || echo not to it; done"
-        vmm rm -f a b
+            for to in '$a 80' '192.0.2.2 80' '192.0.2.1 8080'; do page \$to 3 | grep . || echo not to it; done"
+        vmm rm -f aa bb
         vmm network prune -f
         same_as_before
         "#,
@@ -130,8 +136,8 @@ fn a_network_leads_out_and_into_no_other_and_an_internal_one_nowhere() {
     let Some(done) = done else { return };
 
     done.run().succeeded().stdout_is(
-        "of the world\npage\nnot from outside\n0% packet loss\npage\nnot to the other\nnot by name\n0\n\
-         not to it\nnot to it\nnot to it\na\nb\nDeleted Networks:\none\ntwo\nnothing left\n",
+        "of the world\nnot to the other\nnot by name\npage\nnot from outside\n0% packet loss\npage\n0\n\
+         not to it\nnot to it\nnot to it\naa\nbb\nDeleted Networks:\none\ntwo\nnothing left\n",
     );
     fixture.nothing_runs();
 }
@@ -143,8 +149,9 @@ fn what_a_killed_machine_has_left_is_taken_back() {
     let done = script(
         &fixture,
         r#"
+        prepare
         vmm network create --subnet 10.5.0.0/30 net > /dev/null
-        run() { vmm run -d --name "$1" --network net -p 127.0.0.1:8080:80 busybox:test sleep 1000; }
+        run() { vmm run -d --rm --name "$1" --network net -p 127.0.0.1:8080:80 busybox:test sleep 1000; }
         run one > /dev/null
         ip -o addr show | busybox grep -c 'inet 10.5.0.1'
         # One address is all that machines can have.
@@ -157,7 +164,7 @@ fn what_a_killed_machine_has_left_is_taken_back() {
         vmm inspect -f '{{.NetworkSettings.Networks.net.IPAddress}}' two
         ip link del $(ip -o link | busybox grep -o 'vmt-[0-9a-f]*' | busybox head -n 1)
         vmm exec two sh -c 'while test "$(cat /sys/class/net/eth0/carrier)" = 1; do sleep 0.1; done; echo down'
-        vmm rm -f one two
+        vmm rm -f two
         vmm network rm net
         same_as_before
         "#,
@@ -166,7 +173,7 @@ fn what_a_killed_machine_has_left_is_taken_back() {
     let done = done.run();
 
     done.succeeded()
-        .stdout_is("1\nrefused: 125\n{}\n10.5.0.2\ndown\none\ntwo\nnet\nnothing left\n");
+        .stdout_is("1\nrefused: 125\n{}\n10.5.0.2\ndown\ntwo\nnet\nnothing left\n");
     done.stderr_has("no available addresses on the pool 10.5.0.0/30 of network net");
     fixture.nothing_runs();
 }
