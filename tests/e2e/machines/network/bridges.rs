@@ -127,7 +127,7 @@ fn a_network_leads_out_and_into_no_other_and_an_internal_one_nowhere() {
         vmm exec bb sh -c "$PAGE
             ip route | grep -c default || true
             ip route add default via \$(sed -n 's/nameserver //p' /etc/resolv.conf)
-            for to in '$a 80' '192.0.2.2 80' '192.0.2.1 8080'; do page \$to 3 | grep . || echo not to it; done"
+            for to in '$a 80' '192.0.2.2 80' '192.0.2.1 8080' \"\$(sed -n 's/nameserver //p' /etc/resolv.conf) 8080\"; do page \$to 3 | grep . || echo not to it; done"
         vmm rm -f aa bb
         vmm network prune -f
         same_as_before
@@ -137,7 +137,7 @@ fn a_network_leads_out_and_into_no_other_and_an_internal_one_nowhere() {
 
     done.run().succeeded().stdout_is(
         "of the world\nnot to the other\nnot by name\npage\nnot from outside\n0% packet loss\npage\n0\n\
-         not to it\nnot to it\nnot to it\naa\nbb\nDeleted Networks:\none\ntwo\nnothing left\n",
+         not to it\nnot to it\nnot to it\nnot to it\naa\nbb\nDeleted Networks:\none\ntwo\nnothing left\n",
     );
     fixture.nothing_runs();
 }

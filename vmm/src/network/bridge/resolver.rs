@@ -366,8 +366,12 @@ impl Resolver {
     /// Hands on the answers that have come, and asks on where none has.
     fn hear(&mut self) {
         let now = Instant::now();
+        if self.questions.is_empty() {
+            return;
+        }
+        let mut room = vec![0; MOST_BYTES];
         for mut question in std::mem::take(&mut self.questions) {
-            match question.hear() {
+            match question.hear(&mut room) {
                 Ok(Some(answer)) => self.tell(&answer, question.asker),
                 Ok(None) if question.due > now => self.questions.push(question),
                 Ok(None) | Err(_) => self.ask(question),
@@ -416,13 +420,12 @@ impl Question {
     }
 
     /// The answer, if it has come; an error if none comes.
-    fn hear(&mut self) -> io::Result<Option<Vec<u8>>> {
+    fn hear(&mut self, room: &mut [u8]) -> io::Result<Option<Vec<u8>>> {
         let Some(socket) = &self.socket else {
             return Ok(None);
         };
-        let mut room = vec![0; MOST_BYTES];
         loop {
-            let length = match socket.recv(&mut room) {
+            let length = match socket.recv(room) {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

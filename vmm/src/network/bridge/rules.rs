@@ -77,18 +77,13 @@ fn text(record: &NetworkRecord) -> String {
     let _ = writeln!(text, "oifname \"{bridge}\" drop\n}}");
     if record.internal {
         text.push_str("chain input {\ntype filter hook input priority filter; policy accept;\n");
-        for pool in &record.pools {
-            let family = family(pool.gateway);
-            let _ = writeln!(
-                text,
-                "iifname \"{bridge}\" {family} daddr {} accept",
-                pool.gateway
-            );
-        }
-        // Neighbours are found by groups (RFC 4861).
-        let _ = writeln!(
+        // What the host has asked for, questions for names, and ping with what finds neighbours (RFC 4861).
+        let _ = write!(
             text,
-            "iifname \"{bridge}\" meta l4proto ipv6-icmp accept\niifname \"{bridge}\" drop\n}}"
+            "iifname \"{bridge}\" ct state established,related accept\n\
+             iifname \"{bridge}\" ct status dnat accept\n\
+             iifname \"{bridge}\" meta l4proto {{ icmp, ipv6-icmp }} accept\n\
+             iifname \"{bridge}\" drop\n}}\n"
         );
     }
     text.push_str("chain prerouting {\ntype nat hook prerouting priority dstnat; policy accept;\n");
@@ -195,4 +190,40 @@ fn carry_out(text: &str) -> Result<(), RulesError> {
     let said = String::from_utf8_lossy(&output.stderr);
     let first = said.lines().next().unwrap_or_default();
     Err(RulesError::Refused(first.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::bridge::tests::{network, with_machine};
+
+    #[test]
+    fn an_internal_network_has_no_way_out_and_reaches_nothing_of_the_host() {
+        let mut record = network("net", &["10.5.0.0/24", "fd05::/64"]);
+        record.internal = true;
+        with_machine(&mut record, "web", &[], &["10.5.0.2", "fd05::2"]);
+        let text = text(&record);
+        assert!(text.contains("iifname \"vmm-0\" drop\noifname \"vmm-0\" drop\n"));
+        assert!(!text.contains("masquerade"));
+        let input = text.split("chain input").nth(1).unwrap();
+        assert!(!input.split('}').next().unwrap().contains("daddr"));
+    }
+
+    #[test]
+    fn a_published_port_is_handed_on_from_everywhere_but_the_loopback() {
+        let mut record = network("net", &["10.5.0.0/24"]);
+        let id = with_machine(&mut record, "web", &[], &["10.5.0.2"]);
+        let port = |host: Option<&str>| crate::network::PublishedPort {
+            host: host.map(|host| host.parse().unwrap()),
+            host_port: 8080,
+            port: 80,
+            transport: crate::network::gateway::policy::Transport::Tcp,
+        };
+        let lease = record.leases.get_mut(&id).unwrap();
+        lease.published = vec![port(None), port(Some("192.0.2.1")), port(Some("127.0.0.1"))];
+        let text = text(&record);
+        let handed = "tcp dport 8080 dnat ip to 10.5.0.2:80\n";
+        assert_eq!(text.matches(handed).count(), 2, "{text}");
+        assert!(text.contains(&format!("ip daddr 192.0.2.1 {handed}")));
+    }
 }

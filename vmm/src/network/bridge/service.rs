@@ -26,6 +26,8 @@ const MOST_FLOWS: usize = 256;
 const FLOW_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a machine has to take a connection.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long to leave who comes when nobody can be taken.
+const PAUSE: Duration = Duration::from_millis(10);
 /// How many datagrams are moved before others get their turn.
 const MOST_AT_ONCE: usize = 64;
 /// The longest datagram.
@@ -158,7 +160,12 @@ impl Service {
             for _ in 0..MOST_AT_ONCE {
                 match listener.accept() {
                     Ok((client, _)) => self.carried.begin(client, *target),
-                    Err(_) => break,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    // Without descriptors, who has come waits for some.
+                    Err(_) => {
+                        std::thread::sleep(PAUSE);
+                        break;
+                    }
                 }
             }
         }
