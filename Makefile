@@ -23,7 +23,7 @@ run_packages := guest-image/kernel/packages resources/packages/run
 
 # What the results are made from. Cargo knows its own sources better, but asking it takes a good part of a second.
 manifests := Cargo.toml Cargo.lock
-vmm_sources := $(manifests) $(shell find vmm devices guest-image/archive guest-image/protocol -type f)
+vmm_sources := $(manifests) $(shell find vmm devices guest-image/archive guest-image/netlink guest-image/protocol -type f)
 guest_sources := $(manifests) $(shell find guest-image -type f)
 demo_sources := $(shell find resources/demo-image -type f) $(wildcard /bin/busybox)
 

@@ -47,15 +47,23 @@ fn archive_depends_on_no_crate_of_ours() {
 }
 
 #[test]
-fn agent_depends_on_archive_and_protocol() {
-    assert_eq!(our_dependencies_of("agent"), ["archive", "protocol"]);
+fn netlink_depends_on_no_crate_of_ours() {
+    assert_eq!(our_dependencies_of("netlink"), NOBODY);
 }
 
 #[test]
-fn vmm_depends_on_archive_devices_and_protocol() {
+fn agent_depends_on_archive_netlink_and_protocol() {
+    assert_eq!(
+        our_dependencies_of("agent"),
+        ["archive", "netlink", "protocol"]
+    );
+}
+
+#[test]
+fn vmm_depends_on_archive_devices_netlink_and_protocol() {
     assert_eq!(
         our_dependencies_of("vmm"),
-        ["archive", "devices", "protocol"]
+        ["archive", "devices", "netlink", "protocol"]
     );
 }
 
@@ -207,7 +215,7 @@ fn our_dependencies_of(package: &str) -> Vec<String> {
     among(
         &dependencies_of(package),
         &[
-            "agent", "archive", "devices", "lab", "protocol", "tests", "vmm",
+            "agent", "archive", "devices", "lab", "netlink", "protocol", "tests", "vmm",
         ],
     )
 }

@@ -8,6 +8,7 @@ mod later;
 mod life;
 mod machines;
 mod network;
+mod networks;
 mod statistics;
 mod storage;
 mod volumes;
@@ -44,6 +45,10 @@ pub use self::machines::{
     SnapshotArgs, SnapshotCheckArgs, SnapshotCommand,
 };
 pub use self::network::{NetworkArgs, PortArgs};
+pub use self::networks::{
+    NetworkCommand, NetworkCreateArgs, NetworkInspectArgs, NetworkListArgs, NetworkOption,
+    NetworkPruneArgs, NetworkRmArgs,
+};
 pub use self::statistics::{StatsArgs, TopArgs, UpdateArgs};
 pub use self::storage::{CreateArgs, RestartArgs, StartArgs, StorageArgs};
 pub use self::volumes::{
@@ -174,6 +179,9 @@ pub enum Command {
     /// Manage volumes, file systems that outlive the machines that mount them
     #[command(subcommand, arg_required_else_help = false)]
     Volume(VolumeCommand),
+    /// Manage networks of this host, on which machines reach each other by name
+    #[command(subcommand, arg_required_else_help = false)]
+    Network(NetworkCommand),
     /// Show what vmm uses of this host
     #[command(subcommand, arg_required_else_help = false)]
     System(SystemCommand),
@@ -249,7 +257,7 @@ pub struct RunArgs {
             "security_opt", "ulimit", "sysctl", "device", "tmpfs", "shm_size", "pids_limit", "cpu_shares",
             "cpuset_cpus", "group_add", "userns", "uts", "ipc", "pid", "oom_score_adj", "init", "storage",
             "storage_opt", "volume", "mount", "disk", "volumes_from", "device_read_bps", "device_write_bps",
-            "device_read_iops", "device_write_iops", "network", "mac_address", "ip", "ip6", "gateway", "dns",
+            "device_read_iops", "device_write_iops", "network", "network_alias", "mac_address", "ip", "ip6", "gateway", "dns",
             "dns_search", "dns_option", "add_host", "net_rate", "publish_all", "expose", "network_allow",
             "network_deny", "network_default"
         ],

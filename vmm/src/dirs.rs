@@ -1,7 +1,8 @@
 //! Where `vmm` keeps things: the rules of the XDG base directory specification 0.8, and their overrides.
 //!
 //! `--root DIR` (or `VMM_ROOT`) puts everything below one directory. Otherwise images lie in
-//! `$XDG_DATA_HOME/vmm/store`, volumes beside them in `vmm/volumes`, machines in `$XDG_STATE_HOME/vmm/machines`. Every directory that is
+//! `$XDG_DATA_HOME/vmm/store`, volumes beside them in `vmm/volumes`, machines in `$XDG_STATE_HOME/vmm/machines`,
+//! networks beside them in `vmm/networks`. Every directory that is
 //! created is private to the user (0700).
 
 use std::ffi::OsString;
@@ -20,6 +21,7 @@ pub struct Directories {
     store: PathBuf,
     volumes: PathBuf,
     machines: PathBuf,
+    networks: PathBuf,
     cache: PathBuf,
     guest: Vec<PathBuf>,
 }
@@ -89,7 +91,7 @@ impl Directories {
     /// if the root cannot be made absolute.
     pub fn find(environment: &Environment) -> Result<Self, DirectoriesError> {
         let data = || base(environment.data_home.as_ref(), environment, ".local/share");
-        let (store, volumes, machines, cache) = match &environment.root {
+        let (store, volumes, machines, networks, cache) = match &environment.root {
             Some(root) => {
                 let root =
                     std::path::absolute(root).map_err(|source| DirectoriesError::RelativeRoot {
@@ -100,6 +102,7 @@ impl Directories {
                     root.join("store"),
                     root.join("volumes"),
                     root.join("machines"),
+                    root.join("networks"),
                     root.join("cache"),
                 )
             }
@@ -111,6 +114,7 @@ impl Directories {
                     data.join("vmm/store"),
                     data.join("vmm/volumes"),
                     state.join("vmm/machines"),
+                    state.join("vmm/networks"),
                     cache.join("vmm"),
                 )
             }
@@ -131,6 +135,7 @@ impl Directories {
             store,
             volumes,
             machines,
+            networks,
             cache,
             guest,
         })
@@ -154,6 +159,12 @@ impl Directories {
         &self.machines
     }
 
+    /// Returns the directory of the networks.
+    #[must_use]
+    pub fn networks(&self) -> &Path {
+        &self.networks
+    }
+
     /// Returns the directory of what can be found out again: may be removed at any time.
     #[must_use]
     pub fn cache(&self) -> &Path {
@@ -165,7 +176,13 @@ impl Directories {
     pub fn own(&self) -> Own<'_> {
         let around = [&self.store, &self.machines];
         Own {
-            whole: vec![&self.store, &self.machines, &self.volumes, &self.cache],
+            whole: vec![
+                &self.store,
+                &self.machines,
+                &self.networks,
+                &self.volumes,
+                &self.cache,
+            ],
             around: around.iter().filter_map(|own| own.parent()).collect(),
         }
     }

@@ -19,7 +19,7 @@ use crate::machine::{
     MachineConfig, Part, RamSize, Root, ShapeError, ShareFailure, VcpuCount, Window, WindowClass,
     disk_name,
 };
-use crate::network::PlannedGateway;
+use crate::network::Planned;
 use crate::report::Help;
 use crate::share::Share;
 use crate::storage::StorageSize;
@@ -87,8 +87,8 @@ pub struct RunPlan {
     pub shares: Vec<Share>,
     /// What becomes of it when they are not served any more.
     pub on_share_failure: ShareFailure,
-    /// What connects its network, if that is a gateway of its own.
-    pub gateway: Option<PlannedGateway>,
+    /// What its monitor keeps for its network, if anything.
+    pub keeper: Option<Planned>,
     // Held so that neither is removed while the machine runs.
     _image: StoredImage,
     guest: GuestImage,
@@ -149,7 +149,7 @@ impl RunPlan {
             has_usual_container,
             shares: Vec::new(),
             on_share_failure: ShareFailure::default(),
-            gateway: None,
+            keeper: None,
             _image: image,
             guest,
         })

@@ -9,9 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, netlink};
-
-use crate::netlink as rtnetlink;
+use rustix::net::netlink::SOCK_DIAG;
+use rustix::net::{RecvFlags, SendFlags};
 
 /// Kinds of messages (`include/uapi/linux/sock_diag.h`, `netlink.h`).
 const BY_FAMILY: u16 = 20;
@@ -99,7 +98,7 @@ impl Connection {
 ///
 /// If the kernel does not list them.
 pub(crate) fn reset() -> rustix::io::Result<()> {
-    let socket = rtnetlink::socket(Some(netlink::SOCK_DIAG))?;
+    let socket = netlink::socket(Some(SOCK_DIAG))?;
     let mut all = list(socket.as_fd(), INET)?;
     all.extend(list(socket.as_fd(), INET6)?);
     let leading_out = leading_out(&all);
@@ -149,7 +148,7 @@ fn take(mut answer: &[u8], found: &mut Vec<Connection>) -> rustix::io::Result<bo
         let message = answer.get(HEADER_BYTES..length).ok_or(Errno::PROTO)?;
         match kind {
             DONE => return Ok(true),
-            ERROR => rtnetlink::error(message)?,
+            ERROR => netlink::error(message)?,
             _ => found.extend(Connection::read(message)),
         }
         answer = answer
@@ -231,7 +230,7 @@ mod tests {
         let mut client = TcpStream::connect(at).unwrap();
         let (mut server, from) = listener.accept().unwrap();
 
-        let socket = rtnetlink::socket(Some(netlink::SOCK_DIAG)).unwrap();
+        let socket = netlink::socket(Some(SOCK_DIAG)).unwrap();
         let all = list(socket.as_fd(), INET).unwrap();
 
         let ends: Vec<_> = all.iter().filter_map(Connection::ends).collect();

@@ -13,7 +13,6 @@ mod connections;
 mod container;
 mod doorbell;
 mod fork_point;
-mod netlink;
 mod network;
 mod process;
 mod pump;

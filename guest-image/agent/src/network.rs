@@ -6,9 +6,9 @@ use std::os::fd::OwnedFd;
 use protocol::{INTERFACE, InterfaceAddress, Neighbour, Network, StartFailure};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::netlink::{self, AF_INET6, Batch, family, kind};
 use crate::step::Step as _;
 use crate::sys;
+use netlink::{self, AF_INET6, Batch, family, kind};
 
 /// Flags of a link (`include/uapi/linux/if.h`).
 const UP: u32 = 1 << 0;

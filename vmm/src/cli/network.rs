@@ -15,17 +15,20 @@ use crate::network::{
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Network")]
 pub struct NetworkArgs {
-    /// What the machine is connected to: none; user, a gateway of its own; user:host-loopback, the same, and the gateway's address is the host's loopback; or tap=NAME, a tap of the host's [default: user; none where --config says what the machine has]
+    /// What the machine is connected to: none; user, a gateway of its own; user:host-loopback, the same, and the gateway's address is the host's loopback; tap=NAME, a tap of the host's; or NAME, one that `vmm network create` has made [default: user; none where --config says what the machine has]
     #[arg(long, visible_alias = "net", value_name = "NETWORK")]
     network: Option<TypedNetwork>,
     /// Ethernet address of the machine; one is made up if not given
     #[arg(long, value_name = "ADDRESS")]
     mac_address: Option<TypedMac>,
-    /// IPv4 address of the machine, with the length of its network's prefix, as in 192.168.5.2/24
-    #[arg(long, value_name = "ADDRESS/BITS", value_parser = TypedAddress::of_ipv4)]
+    /// Another name by which machines on the same network know it
+    #[arg(long, visible_alias = "net-alias", value_name = "NAME", value_parser = parse_alias)]
+    network_alias: Vec<String>,
+    /// IPv4 address of the machine; on a tap with the length of its network's prefix, as in 192.168.5.2/24
+    #[arg(long, value_name = "ADDRESS[/BITS]", value_parser = TypedAddress::of_ipv4)]
     ip: Option<TypedAddress>,
     /// The same for IPv6
-    #[arg(long, value_name = "ADDRESS/BITS", value_parser = TypedAddress::of_ipv6)]
+    #[arg(long, value_name = "ADDRESS[/BITS]", value_parser = TypedAddress::of_ipv6)]
     ip6: Option<TypedAddress>,
     /// Address by which the machine reaches all others; may be given for IPv4 and IPv6
     #[arg(long, value_name = "ADDRESS")]
@@ -117,6 +120,7 @@ impl NetworkArgs {
             policy,
             network: self.network.clone().unwrap_or(usual),
             mac: self.mac_address,
+            aliases: self.network_alias.clone(),
             addresses: self.ip.into_iter().chain(self.ip6).collect(),
             gateways: self.gateway.clone(),
             rates: self.net_rate.unwrap_or_default(),
@@ -152,10 +156,25 @@ impl NetworkArgs {
 /// A network for which templates are made by name.
 pub(super) fn parse_prepared(text: &str) -> Result<TypedNetwork, String> {
     match text.parse() {
-        Ok(TypedNetwork::Tap(_)) => {
-            Err("the first run on a tap leaves a template for those that follow".to_owned())
+        Ok(TypedNetwork::Tap(_) | TypedNetwork::Named(_)) => {
+            Err("the first run on it leaves a template for those that follow".to_owned())
         }
         parsed => parsed.map_err(|error| error.to_string()),
+    }
+}
+
+/// A name as it can be asked for (RFC 1035, section 2.3.4).
+fn parse_alias(text: &str) -> Result<String, String> {
+    const MOST_BYTES: usize = 253;
+    const MOST_LABEL_BYTES: usize = 63;
+    let is_label = |label: &str| {
+        let mut bytes = label.bytes();
+        (1..=MOST_LABEL_BYTES).contains(&label.len())
+            && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    match text.len() <= MOST_BYTES && text.split('.').all(is_label) {
+        true => Ok(text.to_owned()),
+        false => Err("it is to be a name such as db or db.example".to_owned()),
     }
 }
 

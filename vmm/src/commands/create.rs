@@ -287,6 +287,8 @@ impl Prepared {
 
 /// What a machine that is kept starts with again.
 pub(super) struct Kept {
+    /// Whose it is.
+    pub(super) machine: MachineId,
     pub(super) choices: MachineChoices,
     pub(super) disk: File,
     pub(super) guest: GuestImage,
@@ -313,7 +315,12 @@ impl Kept {
     ) -> Result<(RunPlan, Option<File>), Report> {
         let attachments = mounts::open(&self.mounts, &self.image, choices, directories)?;
         self.workload.attach(&attachments);
-        let (network, gateway) = connect(&self.network, &mut self.workload)?;
+        let (network, keeper) = connect(
+            &self.network,
+            &self.machine,
+            &mut self.workload,
+            directories,
+        )?;
         let mut plan = RunPlan::decide(
             self.image,
             self.guest,
@@ -324,7 +331,7 @@ impl Kept {
         )?;
         plan.machine.storage = Some(self.disk);
         plan.machine.network = network;
-        plan.gateway = gateway;
+        plan.keeper = keeper;
         plan.machine.disks = attachments.disks;
         plan.shares = attachments.shares;
         plan.on_share_failure = self.on_share_failure;
@@ -346,6 +353,7 @@ pub(super) fn open_kept(machine: &OwnedMachine, directories: &Directories) -> Re
         directories,
     )?;
     Ok(Kept {
+        machine: machine.id().clone(),
         choices,
         disk,
         guest,

@@ -1,8 +1,11 @@
 //! `vmm inspect`: all that is known of machines, under docker's names where docker has one.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 
+use devices::virtio::net::MacAddress;
+use protocol::InterfaceAddress;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -13,11 +16,14 @@ use crate::cli::InspectArgs;
 use crate::dirs::Directories;
 use crate::logs::{LogConfig, LogDriver, path_of};
 use crate::moment::Moment;
+use crate::network::bridge::{Lease, NetworkRecord, Networks};
 use crate::network::{DecidedInterface, Network};
 use crate::outcome::{ExitCode, Outcome};
 use crate::policy::{Health, HealthConfig};
 use crate::report::Report;
-use crate::state::{Cause, Condition, Ended, Machine, Record, Registry, Signal, Status, Timestamp};
+use crate::state::{
+    Cause, Condition, Ended, Machine, MachineId, Record, Registry, Signal, Status, Timestamp,
+};
 use crate::volumes::{TypedMount, TypedSource};
 
 /// What docker prints for a time that has not come: the zero of Go's clock.
@@ -38,7 +44,7 @@ pub(super) fn run(arguments: &InspectArgs, directories: &Directories) -> Result<
     };
     let mut found = Vec::new();
     let result = each(&arguments.machines, |reference| {
-        let inspected = Inspected::of(&registry.find(reference)?, directories.volumes());
+        let inspected = Inspected::of(&registry.find(reference)?, directories);
         match &template {
             None => found.push(inspected),
             Some(template) => print_line(filled(template, &inspected)?)?,
@@ -229,7 +235,7 @@ struct NetworkSettings {
     /// Those of the one network that there can be.
     #[serde(flatten)]
     endpoint: Endpoint,
-    networks: BTreeMap<String, Endpoint>,
+    networks: BTreeMap<String, Attached>,
 }
 
 /// Where a port is published.
@@ -238,6 +244,21 @@ struct NetworkSettings {
 struct PortBinding {
     host_ip: String,
     host_port: String,
+}
+
+/// The machine in a network, with what it is known by there.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Attached {
+    #[serde(flatten)]
+    endpoint: Endpoint,
+    #[serde(rename = "NetworkID")]
+    network: String,
+    #[serde(rename = "EndpointID")]
+    tap: String,
+    aliases: Option<Vec<String>>,
+    #[serde(rename = "DNSNames")]
+    names: Option<Vec<String>>,
 }
 
 /// The machine in a network.
@@ -259,12 +280,19 @@ struct Endpoint {
 }
 
 impl NetworkSettings {
-    fn of(network: &Network) -> Self {
-        let endpoint = network
-            .interface
-            .as_ref()
-            .map(Endpoint::of)
-            .unwrap_or_default();
+    fn of(network: &Network, machine: &MachineId, directories: &Directories) -> Self {
+        let interface = network.interface.as_ref();
+        let networks = Networks::new(directories.networks());
+        let lease = network
+            .bridge()
+            .and_then(|name| networks.lease(name, machine));
+        let attached = match lease {
+            Some((record, lease)) => Attached::of(&record, &lease, machine),
+            None => Attached {
+                endpoint: interface.map(Endpoint::of).unwrap_or_default(),
+                ..Attached::default()
+            },
+        };
         let mut ports: BTreeMap<String, Vec<PortBinding>> = BTreeMap::new();
         for port in network.published().unwrap_or_default() {
             let bindings = port.addresses().into_iter().map(|address| PortBinding {
@@ -275,28 +303,50 @@ impl NetworkSettings {
         }
         Self {
             ports,
-            endpoint: endpoint.clone(),
-            networks: BTreeMap::from([(network.mode(), endpoint)]),
+            endpoint: attached.endpoint.clone(),
+            networks: BTreeMap::from([(network.mode(), attached)]),
+        }
+    }
+}
+
+impl Attached {
+    fn of(record: &NetworkRecord, lease: &Lease, machine: &MachineId) -> Self {
+        let gateways = record.pools.iter().map(|pool| pool.gateway);
+        let gateways = gateways.filter(|_| !record.internal).collect::<Vec<_>>();
+        let own = lease.name.iter().cloned();
+        let names = own
+            .chain(lease.aliases.iter().cloned())
+            .chain([machine.short().to_owned()]);
+        Self {
+            endpoint: Endpoint::at(lease.mac, &lease.addresses, &gateways),
+            network: record.id.to_string(),
+            tap: lease.tap.clone(),
+            aliases: Some(lease.aliases.clone()).filter(|aliases| !aliases.is_empty()),
+            names: Some(names.collect()),
         }
     }
 }
 
 impl Endpoint {
     fn of(interface: &DecidedInterface) -> Self {
+        Self::at(interface.mac, &interface.addresses, &interface.gateways)
+    }
+
+    fn at(mac: MacAddress, addresses: &[InterfaceAddress], gateways: &[IpAddr]) -> Self {
         let address = |is_ipv4: bool| {
-            let mut addresses = interface.addresses.iter();
+            let mut addresses = addresses.iter();
             let found = addresses.find(|it| it.address.is_ipv4() == is_ipv4);
             found.map_or_else(Default::default, |it| (it.address.to_string(), it.prefix))
         };
         let gateway = |is_ipv4: bool| {
-            let mut gateways = interface.gateways.iter();
+            let mut gateways = gateways.iter();
             let found = gateways.find(|it| it.is_ipv4() == is_ipv4);
             found.map(ToString::to_string).unwrap_or_default()
         };
         let (ipv4_address, ipv4_prefix) = address(true);
         let (ipv6_address, ipv6_prefix) = address(false);
         Self {
-            mac_address: interface.mac.to_string(),
+            mac_address: mac.to_string(),
             gateway: gateway(true),
             ipv4_address,
             ipv4_prefix,
@@ -322,7 +372,8 @@ struct Own {
 }
 
 impl Inspected {
-    fn of(machine: &Machine, volumes: &Path) -> Self {
+    fn of(machine: &Machine, directories: &Directories) -> Self {
+        let volumes = directories.volumes();
         let Record {
             id,
             name,
@@ -415,7 +466,7 @@ impl Inspected {
                 stop_timeout: settings.stop_timeout_seconds,
                 healthcheck: settings.health.as_ref().map(|check| check.config.clone()),
             },
-            network_settings: NetworkSettings::of(&settings.network),
+            network_settings: NetworkSettings::of(&settings.network, id, directories),
             vmm: Own {
                 directory: machine.directory.display().to_string(),
                 cause: match condition {

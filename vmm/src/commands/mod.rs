@@ -30,6 +30,7 @@ mod life;
 mod load;
 mod logs;
 mod mounts;
+mod network;
 mod output;
 mod partial;
 mod pause;
@@ -123,6 +124,7 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode, Report> {
             rmi::prune(arguments, &here()?)
         }
         Command::Volume(command) => volume::run(command, &here()?),
+        Command::Network(command) => network::run(command, &here()?),
         Command::System(SystemCommand::Df(arguments)) => df::run(arguments, &here()?),
         Command::System(SystemCommand::Restore(_)) => revive::run(&here()?),
         Command::Guest(command) => guest::run(command, &here()?),

@@ -17,7 +17,8 @@ use crate::guest::GuestDirectory;
 use crate::limits::{CpuQuota, MemoryLimit};
 use crate::machine::host::{Quirks, open_kvm};
 use crate::monitor::{MonitorError, Signals, client_streams};
-use crate::network::{GatewayKeeper, SHAPE_OF_USER, TypedPublish};
+use crate::network::bridge::Networks;
+use crate::network::{Host, Keeper, SHAPE_OF_USER, TypedPublish};
 use crate::outcome::{ExitCode, Outcome};
 use crate::plan::{FIRST, MachineChoices, RunPlan};
 use crate::report::{Help, Report};
@@ -185,13 +186,18 @@ fn resume(
     let (mut plan, choices) = plan(&opened, directories)?;
     let subject = opened.snapshot.subject.clone();
     let network = subject.network.clone().of_copy(&client.published)?;
-    let (interface, gateway) = match network.open()? {
+    let id = MachineId::random().map_err(MonitorError::Watch)?;
+    let host = Host {
+        networks: &Networks::new(directories.networks()),
+        machine: &id,
+    };
+    let (interface, planned) = match network.open(host)? {
         None => (None, None),
-        Some(open) => (Some(open.machine), open.gateway),
+        Some(open) => (Some(open.machine), open.planned),
     };
     plan.machine.network = interface;
     let new = NewMachine {
-        id: MachineId::random().map_err(MonitorError::Watch)?,
+        id,
         name: client.name,
         image: subject.image.clone(),
         command: subject.command.clone(),
@@ -276,11 +282,13 @@ fn resume(
     }
     // It is the VM process's alone, and goes with that.
     plan.machine.network = None;
-    let gateway = match gateway.map(GatewayKeeper::new).transpose() {
-        Ok(gateway) => gateway,
+    let name = machine.record().name.to_string();
+    let keeper = planned.map(|planned| Keeper::start(planned, &name));
+    let keeper = match keeper.transpose() {
+        Ok(keeper) => keeper,
         Err(error) => {
             vm.kill();
-            let report = MonitorError::Watch(error).into();
+            let report = error.into();
             give_up(machine, &report);
             return Err(report);
         }
@@ -291,7 +299,7 @@ fn resume(
         vm: &vm,
         console_log: &console_log,
         signals,
-        gateway: gateway.as_ref(),
+        gateway: keeper.as_ref().and_then(Keeper::gateway),
         job: Job::Attach(FIRST),
         streams,
         relay: relay.as_ref(),

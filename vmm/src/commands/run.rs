@@ -31,7 +31,8 @@ use crate::limits::{ByteSize, CpuQuota, MemoryLimit};
 use crate::machine::host::{ProbeError, Quirks, open_kvm};
 use crate::machine::{MachineNetwork, Shares};
 use crate::monitor::{Facts, MonitorError, Signals, client_streams, window_size};
-use crate::network::{GatewayKeeper, Network, PlannedGateway, TypedPorts};
+use crate::network::bridge::Networks;
+use crate::network::{Host, Keeper, Network, Planned, TypedPorts};
 use crate::outcome::ExitCode;
 use crate::plan::{MachineChoices, RunPlan};
 use crate::report::{Help, Report};
@@ -232,7 +233,7 @@ impl Opened {
         });
         let attachments = mounts::open(&mounts, &image, &machine_choices, directories)?;
         workload.attach(&attachments);
-        let (network, gateway) = connect(&network, &mut workload)?;
+        let (network, keeper) = connect(&network, &new.id, &mut workload, directories)?;
         let mut plan = RunPlan::decide(
             image,
             guest,
@@ -242,7 +243,7 @@ impl Opened {
             streams.declared(),
         )?;
         plan.machine.network = network;
-        plan.gateway = gateway;
+        plan.keeper = keeper;
         plan.machine.disks = attachments.disks;
         plan.shares = attachments.shares;
         let shape = super::prepare::Shape {
@@ -324,8 +325,10 @@ pub(super) fn decide(
         directories,
     )?;
     let is_configured = arguments.container.config.is_some();
-    let choices_of_network = arguments.network.choices(&exposed(&image), is_configured);
-    let network = Network::decide(&choices_of_network)?;
+    let network = Network::decide(
+        &arguments.network.choices(&exposed(&image), is_configured),
+        &Networks::new(directories.networks()),
+    )?;
     let mounts = mounts::decide(arguments, &image, directories)?;
     let mut workload = match given {
         Some(given) => given,
@@ -354,16 +357,24 @@ fn exposed(image: &StoredImage) -> Vec<TypedPorts> {
 /// Opens the network of a machine for one start, and gives the workload its part of it.
 pub(super) fn connect(
     network: &Network,
+    machine: &MachineId,
     workload: &mut Workload,
-) -> Result<(Option<MachineNetwork>, Option<PlannedGateway>), Report> {
+    directories: &Directories,
+) -> Result<(Option<MachineNetwork>, Option<Planned>), Report> {
     let hostname = workload.config()["hostname"].as_str().unwrap_or_default();
-    let names = network.names(hostname)?;
-    let (machine, agent, gateway) = match network.open()? {
+    let networks = &Networks::new(directories.networks());
+    let open = network.open(Host { networks, machine })?;
+    let (addresses, resolvers) = match &open {
+        None => (&[][..], &[][..]),
+        Some(open) => (&*open.agent.addresses, &*open.resolvers),
+    };
+    let names = network.names(hostname, addresses, resolvers)?;
+    let (machine, agent, keeper) = match open {
         None => (None, None, None),
-        Some(open) => (Some(open.machine), Some(open.agent), open.gateway),
+        Some(open) => (Some(open.machine), Some(open.agent), open.planned),
     };
     workload.connect(agent, names);
-    Ok((machine, gateway))
+    Ok((machine, keeper))
 }
 
 /// What was typed about the machine.
@@ -538,10 +549,13 @@ impl Beginning<'_> {
         };
         // It is the VM process's alone, and goes with that.
         plan.machine.network = None;
-        let gateway = match plan.gateway.take().map(GatewayKeeper::new).transpose() {
+        let name = machine.record().name.to_string();
+        let keeper = plan.keeper.take();
+        let keeper = keeper.map(|planned| Keeper::start(planned, &name));
+        let keeper = match keeper.transpose() {
             Ok(keeper) => keeper,
             Err(error) => {
-                let report = MonitorError::Watch(error).into();
+                let report = error.into();
                 give_up(machine, &report);
                 return Err(report);
             }
@@ -552,7 +566,7 @@ impl Beginning<'_> {
             vm: &started.vm,
             console_log: &console_log,
             signals,
-            gateway: gateway.as_ref(),
+            gateway: keeper.as_ref().and_then(Keeper::gateway),
             job: Job::Create(Box::new(plan.create)),
             streams,
             relay,

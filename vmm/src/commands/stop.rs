@@ -5,6 +5,7 @@ use super::{each, machines};
 use crate::cli::{MachinesArgs, RenameArgs, StopArgs};
 use crate::dirs::Directories;
 use crate::machines::Ending;
+use crate::network::bridge::Networks;
 use crate::outcome::ExitCode;
 use crate::report::Report;
 
@@ -46,6 +47,10 @@ pub(super) fn rename(
     arguments: &RenameArgs,
     directories: &Directories,
 ) -> Result<ExitCode, Report> {
-    machines(directories)?.rename(&arguments.machine, &arguments.name)?;
+    let machines = machines(directories)?;
+    machines.rename(&arguments.machine, &arguments.name)?;
+    let machine = machines.find(arguments.name.as_str())?.record.id;
+    // It is known by its new name on its network, too.
+    Networks::new(directories.networks()).rename(&machine, arguments.name.as_str())?;
     Ok(ExitCode::SUCCESS)
 }

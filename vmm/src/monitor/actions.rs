@@ -191,6 +191,12 @@ impl Actions {
                             .to_owned(),
                     );
                 }
+                if self.facts.subject.network.bridge().is_some() {
+                    return Err(
+                        "it is on a network of the host's, where what goes on from it would have other addresses"
+                            .to_owned(),
+                    );
+                }
                 if at_fork_point && !self.facts.subject.network.is_its_own() {
                     return Err(
                         "it is connected to a tap, where a copy would be another machine with the same addresses"

@@ -10,10 +10,58 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::NetworkError;
+use super::bridge::Membership;
 use super::gateway::{Configuration, Gateway};
 
 /// How soon after one that has failed another one is started.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// What the monitor is to keep for a machine with a network.
+#[derive(Debug)]
+pub enum Planned {
+    /// A gateway of the machine's own.
+    Gateway(PlannedGateway),
+    /// Its place on a network of the host's.
+    Member(Box<Membership>),
+}
+
+/// What the monitor keeps for a machine with a network; it ends when this is dropped.
+#[derive(Debug)]
+pub enum Keeper {
+    /// A gateway of the machine's own.
+    Gateway(GatewayKeeper),
+    /// Its place on a network of the host's.
+    Member(Box<Membership>),
+}
+
+impl Keeper {
+    /// Begins to keep it for a machine of this name. Call it when the monitor has forked for the last time before the machine's end.
+    ///
+    /// # Errors
+    ///
+    /// If the host gives no thread, or a network's record cannot be written.
+    pub fn start(planned: Planned, name: &str) -> Result<Self, NetworkError> {
+        match planned {
+            Planned::Gateway(gateway) => GatewayKeeper::new(gateway)
+                .map(Self::Gateway)
+                .map_err(NetworkError::Keep),
+            Planned::Member(mut membership) => {
+                membership.begin(name)?;
+                Ok(Self::Member(membership))
+            }
+        }
+    }
+
+    /// The gateway, if it is one, which may not have begun.
+    #[must_use]
+    pub fn gateway(&self) -> Option<&GatewayKeeper> {
+        match self {
+            Self::Gateway(gateway) => Some(gateway),
+            Self::Member(_) => None,
+        }
+    }
+}
 
 /// A gateway that is to be started when it is needed.
 #[derive(Debug)]

@@ -4,6 +4,7 @@
 //! ([`devices::virtio::net::Link`]); what its guest is told of the network is said by the agent's protocol, and nobody is asked for
 //! an address.
 
+pub mod bridge;
 pub mod gateway;
 mod keeper;
 mod names;
@@ -28,11 +29,13 @@ use thiserror::Error;
 use crate::limits::ByteSize;
 use crate::machine::{InterfaceShape, MachineLink, MachineNetwork};
 use crate::report::Help;
+use crate::state::MachineId;
 
+use self::bridge::{BridgeError, Joining, Networks};
 use self::gateway::addresses;
 use self::gateway::policy::Policy;
 use self::gateway::{Configuration, GatewayError, MOST_PUBLISHED, Published};
-pub use self::keeper::{GatewayKeeper, PlannedGateway};
+pub use self::keeper::{GatewayKeeper, Keeper, Planned, PlannedGateway};
 pub use self::names::{HostEntry, NameChoices, TypedHost, TypedHostError};
 pub use self::ports::{PortError, PublishedPort, TypedPorts, TypedPortsError, TypedPublish};
 pub use self::typed::{TypedAddress, TypedMac, TypedNetwork, TypedRates};
@@ -49,6 +52,8 @@ pub struct NetworkChoices {
     pub network: TypedNetwork,
     /// The Ethernet address.
     pub mac: Option<TypedMac>,
+    /// Names of the machine on its network, beside its own.
+    pub aliases: Vec<String>,
     /// Addresses.
     pub addresses: Vec<TypedAddress>,
     /// Where everything else is reached.
@@ -100,6 +105,17 @@ pub struct DecidedInterface {
 pub enum Connection {
     /// A tap of the host's, which somebody else has made.
     Tap(String),
+    /// A network of the host's: its addresses there are the machine's for one start.
+    Bridge {
+        /// Which.
+        network: bridge::NetworkName,
+        /// Addresses that it is to have.
+        addresses: Vec<IpAddr>,
+        /// Names beside its own.
+        aliases: Vec<String>,
+        /// Its ports that are reached through the host's.
+        published: Vec<PublishedPort>,
+    },
     /// A gateway of the machine's own, which takes no right.
     User {
         /// What the machine may reach.
@@ -116,8 +132,19 @@ pub struct OpenNetwork {
     pub machine: MachineNetwork,
     /// The agent's.
     pub agent: protocol::Network,
-    /// The monitor's: the gateway, if it has one of its own.
-    pub gateway: Option<PlannedGateway>,
+    /// The monitor's: what it keeps for the machine, if anything.
+    pub planned: Option<Planned>,
+    /// Who answers the machine's questions for names; none if those that the host asks.
+    pub resolvers: Vec<IpAddr>,
+}
+
+/// Where a network is opened, and for whom.
+#[derive(Clone, Copy, Debug)]
+pub struct Host<'a> {
+    /// The host's networks.
+    pub networks: &'a Networks,
+    /// The machine.
+    pub machine: &'a MachineId,
 }
 
 /// Why a machine has not got the network that was asked for.
@@ -156,9 +183,27 @@ pub enum NetworkError {
     /// A port cannot be published.
     #[error(transparent)]
     Port(#[from] PortError),
+    /// It is for a network of the host's alone.
+    #[error("{0} is for a machine on a network that `vmm network create` has made")]
+    NotOfBridge(&'static str),
+    /// It is for all but a network of the host's.
+    #[error("{0} is not for a machine on network {1}")]
+    OfOthersThan(&'static str, String),
+    /// A tap has no network that would say it.
+    #[error("the address {0} needs the length of its network's prefix")]
+    NoPrefix(IpAddr),
+    /// A network has one.
+    #[error("the address {0} has the prefix of its network, and none is typed")]
+    Prefix(IpAddr),
+    /// A network of the host's.
+    #[error(transparent)]
+    Bridge(#[from] BridgeError),
     /// There can be no gateway.
     #[error(transparent)]
     Gateway(#[from] GatewayError),
+    /// The host gives no thread.
+    #[error("cannot watch the machine's network")]
+    Keep(#[source] io::Error),
     /// The host gives no random numbers.
     #[error("the host gives no random numbers for a MAC address")]
     Random(#[source] io::Error),
@@ -197,18 +242,39 @@ impl Help for NetworkError {
             }
             Self::NotOfUser(_) => "leave it out, or connect the machine with --network user",
             Self::OfOthers(_) => "leave it out, or connect the machine with --network tap=NAME",
-            Self::Port(PortError::Taken(_)) => {
-                "end what listens there (`ss -lntup` lists it), or publish another port of the host's"
+            Self::NotOfBridge(_) => {
+                "leave it out, or make a network with `vmm network create NAME` and connect the machine with --network NAME"
             }
-            Self::Port(PortError::NotHere(_)) => "`ip address` lists those that it has",
-            Self::Port(PortError::NoRight(_)) => {
-                "publish a higher port of the host's, as in: -p 8080:80"
+            Self::OfOthersThan("--network-allow", _) => {
+                "leave it out, or connect the machine with --network user, whose gateway keeps such rules"
             }
-            Self::Port(_) | Self::Gateway(_) => return None,
+            Self::OfOthersThan(..) => "leave it out: the network says it",
+            Self::NoPrefix(_) => "type it behind the address, as in: --ip 192.168.5.2/24",
+            Self::Prefix(_) => "leave the prefix out, as in: --ip 172.18.0.9",
+            Self::Bridge(error) => return error.help(),
+            Self::Port(error) => return error.help(),
+            Self::Gateway(_) => return None,
             Self::Tap(TapError::BadName(_)) => "`ip link` lists them",
-            Self::Tap(TapError::Refused { .. }) | Self::Resolvers { .. } | Self::Random(_) => {
+            Self::Tap(TapError::Refused { .. })
+            | Self::Resolvers { .. }
+            | Self::Keep(_)
+            | Self::Random(_) => {
                 return None;
             }
+        };
+        Some(help.to_owned())
+    }
+}
+
+impl Help for PortError {
+    fn help(&self) -> Option<String> {
+        let help = match self {
+            Self::Taken(_) => {
+                "end what listens there (`ss -lntup` lists it), or publish another port of the host's"
+            }
+            Self::NotHere(_) => "`ip address` lists those that it has",
+            Self::NoRight(_) => "publish a higher port of the host's, as in: -p 8080:80",
+            Self::Refused { .. } | Self::TooMany(_) => return None,
         };
         Some(help.to_owned())
     }
@@ -220,7 +286,9 @@ impl Network {
     /// # Errors
     ///
     /// If what was typed makes no sense together.
-    pub fn decide(choices: &NetworkChoices) -> Result<Self, NetworkError> {
+    pub fn decide(choices: &NetworkChoices, networks: &Networks) -> Result<Self, NetworkError> {
+        // What a machine on a network of the host's reaches the host by.
+        let mut host_gateways = None;
         let connection = match &choices.network {
             TypedNetwork::None => {
                 choices.check_nothing_else()?;
@@ -231,9 +299,16 @@ impl Network {
             }
             TypedNetwork::Tap(name) => {
                 choices.check_no_gateway()?;
+                choices.check_no_alias()?;
                 Connection::Tap(name.clone())
             }
             TypedNetwork::User { host_loopback } => choices.decide_user(*host_loopback)?,
+            TypedNetwork::Named(name) => {
+                let network = networks.find(name.as_str())?;
+                let gateways = network.pools.iter().map(|pool| pool.gateway);
+                host_gateways = Some(gateways.collect::<Vec<_>>());
+                choices.decide_bridge(network.name)?
+            }
         };
         let mac = match choices.mac {
             Some(TypedMac(mac)) => mac,
@@ -241,9 +316,14 @@ impl Network {
         };
         let (addresses, gateways) = match connection {
             Connection::Tap(_) => {
-                let typed = choices.addresses.iter().map(|typed| typed.0);
-                (typed.collect(), choices.gateways.clone())
+                let typed = choices.addresses.iter().map(|typed| {
+                    let interface = typed.interface();
+                    interface.ok_or(NetworkError::NoPrefix(typed.address))
+                });
+                let typed: Result<Vec<_>, _> = typed.collect();
+                (typed?, choices.gateways.clone())
             }
+            Connection::Bridge { .. } => (Vec::new(), Vec::new()),
             Connection::User { .. } => of_user(),
         };
         only_one(&gateways, |gateway| *gateway, "gateways")?;
@@ -255,7 +335,7 @@ impl Network {
                 return Err(NetworkError::GatewayElsewhere(*gateway));
             }
         }
-        let names = choices.decide_names(&gateways)?;
+        let names = choices.decide_names(host_gateways.as_deref().unwrap_or(&gateways))?;
         Ok(Self {
             interface: Some(DecidedInterface {
                 connection,
@@ -279,6 +359,10 @@ impl Network {
                 ..
             }) => TypedNetwork::Tap(name.clone()).to_string(),
             Some(DecidedInterface {
+                connection: Connection::Bridge { network, .. },
+                ..
+            }) => network.to_string(),
+            Some(DecidedInterface {
                 connection: Connection::User { policy, .. },
                 ..
             }) => {
@@ -293,33 +377,38 @@ impl Network {
     /// # Errors
     ///
     /// If what the interface is to be connected to cannot be used.
-    pub fn open(&self) -> Result<Option<OpenNetwork>, NetworkError> {
+    pub fn open(&self, host: Host<'_>) -> Result<Option<OpenNetwork>, NetworkError> {
         self.interface
             .as_ref()
-            .map(DecidedInterface::open)
+            .map(|interface| interface.open(host, &self.names))
             .transpose()
     }
 
-    /// What the files by which programs know names have in them, in a machine with this host name; none if they are the image's.
+    /// What the files by which programs know names have in them, in a machine with this host name, these addresses and these
+    /// who answer its questions; none if they are the image's.
     ///
     /// # Errors
     ///
     /// If the host's own cannot be read.
-    pub fn names(&self, hostname: &str) -> Result<Option<protocol::Names>, NetworkError> {
+    pub fn names(
+        &self,
+        hostname: &str,
+        addresses: &[InterfaceAddress],
+        resolvers: &[IpAddr],
+    ) -> Result<Option<protocol::Names>, NetworkError> {
+        /// A name without a dot is first that of a machine, as with docker.
+        const MACHINES_FIRST: &str = "ndots:0";
         if self.interface.is_none() && self.names.is_empty() {
             return Ok(None);
         }
-        let addresses = self
-            .interface
-            .iter()
-            .flat_map(|interface| &interface.addresses)
-            .map(|interface| interface.address);
+        let addresses = addresses.iter().map(|interface| interface.address);
         let mut names = self.names.clone();
-        if self.published().is_some() && names.servers.is_empty() {
-            names.servers = vec![
-                addresses::RESOLVER_IPV4.into(),
-                addresses::RESOLVER_IPV6.into(),
-            ];
+        if !resolvers.is_empty() && (names.servers.is_empty() || self.bridge().is_some()) {
+            // Those that were typed are asked by the one of the network.
+            names.servers = resolvers.to_vec();
+        }
+        if self.bridge().is_some() && names.options.is_empty() {
+            names.options = vec![MACHINES_FIRST.to_owned()];
         }
         names.files(hostname, addresses).map(Some)
     }
@@ -363,17 +452,27 @@ impl Network {
             "192.0.2.0/24:80/tcp".parse().unwrap(),
             gateway::policy::Verdict::Deny,
         ));
-        Self::decide(&NetworkChoices {
+        let choices = NetworkChoices {
             network: "user".parse().unwrap(),
             mac: Some("02:00:00:00:00:07".parse().unwrap()),
             published: vec!["127.0.0.1:8080:80".parse().unwrap()],
             policy,
             ..NetworkChoices::default()
-        })
-        .unwrap()
+        };
+        Self::decide(&choices, &Networks::new(std::path::Path::new("/nowhere"))).unwrap()
     }
 
-    /// The ports that are reached through the host's, of a machine with a gateway of its own.
+    /// The network of the host's that the machine is on, if that is what it is on.
+    #[must_use]
+    pub fn bridge(&self) -> Option<&bridge::NetworkName> {
+        let interface = self.interface.as_ref();
+        match interface.map(|interface| &interface.connection) {
+            Some(Connection::Bridge { network, .. }) => Some(network),
+            _ => None,
+        }
+    }
+
+    /// The ports that are reached through the host's, of a machine of which there can be some.
     #[must_use]
     pub fn published(&self) -> Option<&[PublishedPort]> {
         match self
@@ -381,7 +480,9 @@ impl Network {
             .as_ref()
             .map(|interface| &interface.connection)
         {
-            Some(Connection::User { published, .. }) => Some(published),
+            Some(Connection::User { published, .. } | Connection::Bridge { published, .. }) => {
+                Some(published)
+            }
             _ => None,
         }
     }
@@ -464,6 +565,7 @@ impl NetworkChoices {
         if let Some((_, flag)) = typed.iter().find(|(is_there, _)| *is_there) {
             return Err(NetworkError::OfOthers(flag));
         }
+        self.check_no_alias()?;
         let published = decide_ports(&self.published)?;
         Ok(Connection::User {
             policy: Policy {
@@ -472,6 +574,35 @@ impl NetworkChoices {
             },
             published,
         })
+    }
+
+    /// Decides the network of a machine that is on one of the host's.
+    fn decide_bridge(&self, network: bridge::NetworkName) -> Result<Connection, NetworkError> {
+        let typed = [
+            (!self.gateways.is_empty(), "--gateway"),
+            (self.policy != Policy::default(), "--network-allow"),
+        ];
+        if let Some((_, flag)) = typed.iter().find(|(is_there, _)| *is_there) {
+            return Err(NetworkError::OfOthersThan(flag, network.to_string()));
+        }
+        let addresses = self.addresses.iter().map(|typed| match typed.prefix {
+            None => Ok(typed.address),
+            Some(_) => Err(NetworkError::Prefix(typed.address)),
+        });
+        Ok(Connection::Bridge {
+            addresses: addresses.collect::<Result<_, _>>()?,
+            aliases: self.aliases.clone(),
+            published: decide_ports(&self.published)?,
+            network,
+        })
+    }
+
+    /// Refuses what only a network of the host's can have.
+    fn check_no_alias(&self) -> Result<(), NetworkError> {
+        match self.aliases.is_empty() {
+            true => Ok(()),
+            false => Err(NetworkError::NotOfBridge("--network-alias")),
+        }
     }
 
     /// Refuses what only a gateway of the machine's own can do.
@@ -489,6 +620,7 @@ impl NetworkChoices {
     /// Refuses what only an interface can have.
     fn check_nothing_else(&self) -> Result<(), NetworkError> {
         self.check_no_gateway()?;
+        self.check_no_alias()?;
         let typed = [
             (self.mac.is_some(), "--mac-address"),
             (!self.addresses.is_empty(), "--ip"),
@@ -503,8 +635,11 @@ impl NetworkChoices {
 }
 
 impl DecidedInterface {
-    fn open(&self) -> Result<OpenNetwork, NetworkError> {
-        let (link, mtu, offloads, gateway) = match &self.connection {
+    fn open(&self, host: Host<'_>, names: &NameChoices) -> Result<OpenNetwork, NetworkError> {
+        let mut addresses = self.addresses.clone();
+        let mut gateways = self.gateways.clone();
+        let mut resolvers = Vec::new();
+        let (link, mtu, offloads, planned) = match &self.connection {
             Connection::Tap(name) => {
                 let tap = open_tap(name)?;
                 let mtu = tap.mtu();
@@ -512,23 +647,40 @@ impl DecidedInterface {
             }
             Connection::User { policy, published } => {
                 let (device, gateway) = self.plan_gateway(policy, published)?;
+                resolvers = vec![
+                    addresses::RESOLVER_IPV4.into(),
+                    addresses::RESOLVER_IPV6.into(),
+                ];
                 let InterfaceShape { mtu, offloads } = SHAPE_OF_USER;
-                (MachineLink::Socket(device), mtu, offloads, Some(gateway))
+                let link = MachineLink::Socket(device);
+                (link, mtu, offloads, Some(Planned::Gateway(gateway)))
             }
-        };
-        let agent = match gateway {
-            Some(_) => protocol::Network {
-                mac: self.mac.bytes(),
-                ..usual_of_user()
-            },
-            None => protocol::Network {
-                mac: self.mac.bytes(),
-                mtu,
-                addresses: self.addresses.clone(),
-                gateways: self.gateways.clone(),
-                neighbours: Vec::new(),
-                is_quiet: false,
-            },
+            Connection::Bridge {
+                network,
+                addresses: wanted,
+                aliases,
+                published,
+            } => {
+                let joining = Joining {
+                    machine: host.machine.clone(),
+                    mac: self.mac,
+                    addresses: wanted.clone(),
+                    aliases: aliases.clone(),
+                    published: published.clone(),
+                    servers: names.servers.clone(),
+                };
+                let joined = host.networks.join(network, &joining)?;
+                (addresses, gateways) = (joined.addresses, joined.gateways);
+                resolvers.extend(joined.resolver);
+                let planned = Planned::Member(Box::new(joined.membership));
+                let mtu = joined.tap.mtu();
+                (
+                    MachineLink::Tap(joined.tap),
+                    mtu,
+                    Offloads::ALL,
+                    Some(planned),
+                )
+            }
         };
         let rate = |bytes_a_second: u64| Rate { bytes_a_second };
         Ok(OpenNetwork {
@@ -544,8 +696,16 @@ impl DecidedInterface {
                     transmit: self.transmit_rate.map(rate),
                 },
             },
-            agent,
-            gateway,
+            agent: protocol::Network {
+                mac: self.mac.bytes(),
+                mtu,
+                addresses,
+                gateways,
+                neighbours: Vec::new(),
+                is_quiet: matches!(self.connection, Connection::User { .. }),
+            },
+            planned,
+            resolvers,
         })
     }
 

@@ -19,11 +19,11 @@ fn a_network_is_none_or_a_tap() {
 }
 
 #[test]
-fn an_address_has_a_prefix() {
+fn an_address_is_one_of_an_interface() {
     assert!(TypedAddress::of_ipv4("192.168.5.2/24").is_ok());
+    assert!(TypedAddress::of_ipv4("192.168.5.2").is_ok());
     assert!(TypedAddress::of_ipv6("fd00::2/64").is_ok());
     for wrong in [
-        "192.168.5.2",
         "192.168.5.2/33",
         "192.168.5.2/0",
         "fd00::2/64",
@@ -56,12 +56,31 @@ fn a_rate_is_for_both_directions_or_for_each() {
 }
 
 #[test]
+fn an_address_on_a_tap_has_a_prefix() {
+    let mut choices = choices("tap=tap0");
+    choices.addresses = vec!["192.168.5.2".parse().unwrap()];
+    let error = decide(&choices).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the address 192.168.5.2 needs the length of its network's prefix"
+    );
+    assert!(error.help().is_some());
+}
+
+#[test]
+fn a_network_that_is_not_there_is_named() {
+    let error = decide(&choices("net")).unwrap_err();
+    assert_eq!(error.to_string(), "network net not found");
+    assert!(error.help().unwrap().contains("vmm network create net"));
+}
+
+#[test]
 fn a_machine_without_a_network_has_nothing_of_one() {
     let mut choices = choices("none");
-    assert_eq!(Network::decide(&choices).unwrap(), Network::default());
+    assert_eq!(decide(&choices).unwrap(), Network::default());
     choices.mac = Some("02:00:00:00:00:01".parse().unwrap());
 
-    let error = Network::decide(&choices).unwrap_err();
+    let error = decide(&choices).unwrap_err();
 
     assert!(error.to_string().contains("--mac-address"), "{error}");
 }
@@ -69,7 +88,7 @@ fn a_machine_without_a_network_has_nothing_of_one() {
 #[test]
 fn machines_have_addresses_of_their_own() {
     let mac = || {
-        let network = Network::decide(&choices("tap=tap0")).unwrap();
+        let network = decide(&choices("tap=tap0")).unwrap();
         network.interface.unwrap().mac
     };
     assert_ne!(mac(), mac());
@@ -81,11 +100,11 @@ fn a_gateway_is_beside_the_machine() {
     let mut choices = choices("tap=tap0");
     choices.addresses = vec!["192.168.5.2/24".parse().unwrap()];
     choices.gateways = vec!["192.168.6.1".parse().unwrap()];
-    assert!(Network::decide(&choices).is_err());
+    assert!(decide(&choices).is_err());
     choices.gateways = vec!["192.168.5.1".parse().unwrap()];
-    assert!(Network::decide(&choices).is_ok());
+    assert!(decide(&choices).is_ok());
     choices.gateways.push("192.168.5.3".parse().unwrap());
-    assert!(Network::decide(&choices).is_err());
+    assert!(decide(&choices).is_err());
 }
 
 #[test]
@@ -145,9 +164,9 @@ fn the_machine_knows_its_own_name() {
     let mut choices = choices("tap=tap0");
     choices.addresses = vec!["192.168.5.2/24".parse().unwrap()];
     choices.hosts = vec!["db:10.0.0.3".parse().unwrap()];
-    let network = Network::decide(&choices).unwrap();
+    let network = decide(&choices).unwrap();
 
-    let names = network.names("box").unwrap().unwrap();
+    let names = names(&network).unwrap().unwrap();
 
     assert!(names.hosts.ends_with("10.0.0.3\tdb\n192.168.5.2\tbox\n"));
     assert_eq!(names.hostname, "box\n");
@@ -155,8 +174,8 @@ fn the_machine_knows_its_own_name() {
 
 /// The lines of hosts(5) with this name.
 fn known_as(choices: &NetworkChoices, name: &str) -> Vec<String> {
-    let network = Network::decide(choices).unwrap();
-    let hosts = network.names("box").unwrap().unwrap().hosts;
+    let network = decide(choices).unwrap();
+    let hosts = names(&network).unwrap().unwrap().hosts;
     let known = hosts.lines().filter_map(|line| line.split_once('\t'));
     known
         .filter(|(_, known)| *known == name)
@@ -177,7 +196,7 @@ fn host_gateway_is_the_address_of_the_machines_gateway() {
 
     assert_eq!(known_as(&of_user, "host"), ["10.0.2.2", "fd00:76:6d:6d::2"]);
     assert_eq!(known_as(&of_tap, "host"), ["192.168.5.1"]);
-    let error = Network::decide(&of_none).unwrap_err();
+    let error = decide(&of_none).unwrap_err();
     assert!(error.to_string().contains("host:host-gateway"), "{error}");
     assert!(error.help().is_some());
 }
@@ -185,11 +204,11 @@ fn host_gateway_is_the_address_of_the_machines_gateway() {
 #[test]
 fn the_hosts_loopback_is_reached_if_that_is_said() {
     let reaches = |text: &str| {
-        let network = Network::decide(&choices(text)).unwrap();
+        let network = decide(&choices(text)).unwrap();
         assert_eq!(network.mode(), text);
         match network.interface.unwrap().connection {
             Connection::User { policy, .. } => policy.host_loopback,
-            Connection::Tap(_) => false,
+            Connection::Tap(_) | Connection::Bridge { .. } => false,
         }
     };
     assert!(!reaches("user"));
@@ -203,7 +222,20 @@ fn an_image_that_names_ports_without_end_is_refused_before_any_is_opened() {
     let all: TypedPorts = "1-65535".parse().unwrap();
     choices.published = vec![TypedPublish::anywhere(all); 100_000];
 
-    let error = Network::decide(&choices).unwrap_err();
+    let error = decide(&choices).unwrap_err();
 
     assert!(error.to_string().starts_with("6553500000 ports"), "{error}");
+}
+
+/// Decides on a host without networks.
+fn decide(choices: &NetworkChoices) -> Result<Network, NetworkError> {
+    let directory = tempfile::tempdir().unwrap();
+    Network::decide(choices, &Networks::new(directory.path()))
+}
+
+/// The files of names of a machine called `box`.
+fn names(network: &Network) -> Result<Option<protocol::Names>, NetworkError> {
+    let interface = network.interface.as_ref();
+    let addresses = interface.map(|interface| interface.addresses.clone());
+    network.names("box", &addresses.unwrap_or_default(), &[])
 }

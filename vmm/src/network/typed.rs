@@ -8,6 +8,7 @@ use devices::virtio::net::{MacAddress, MacAddressError};
 use protocol::InterfaceAddress;
 use thiserror::Error;
 
+use super::bridge::NetworkName;
 use crate::limits::ByteSize;
 
 /// Which network.
@@ -22,6 +23,8 @@ pub enum TypedNetwork {
     },
     /// A tap of the host's, by the name of its interface.
     Tap(String),
+    /// One that `vmm network create` has made, by its name or id.
+    Named(NetworkName),
 }
 
 impl Default for TypedNetwork {
@@ -39,7 +42,9 @@ pub enum TypedNetworkError {
     #[error("a tap has a name, as in tap=tap0")]
     NoTap,
     /// Something else.
-    #[error("there is no network '{0}': it is none, user, user:host-loopback or tap=NAME")]
+    #[error(
+        "there is no network '{0}': it is none, user, user:host-loopback, tap=NAME, or the name of one that `vmm network create` has made"
+    )]
     Unknown(String),
 }
 
@@ -58,7 +63,10 @@ impl FromStr for TypedNetwork {
             Some(("tap", "")) => Err(TypedNetworkError::NoTap),
             None if text == "tap" => Err(TypedNetworkError::NoTap),
             Some(("tap", name)) => Ok(Self::Tap(name.to_owned())),
-            _ => Err(TypedNetworkError::Unknown(text.to_owned())),
+            _ => match text.parse() {
+                Ok(name) => Ok(Self::Named(name)),
+                Err(_) => Err(TypedNetworkError::Unknown(text.to_owned())),
+            },
         }
     }
 }
@@ -74,6 +82,7 @@ impl fmt::Display for TypedNetwork {
                 host_loopback: true,
             } => formatter.write_str("user:host-loopback"),
             Self::Tap(name) => write!(formatter, "tap={name}"),
+            Self::Named(name) => name.fmt(formatter),
         }
     }
 }
@@ -90,15 +99,20 @@ impl FromStr for TypedMac {
     }
 }
 
-/// An address with the length of its network's prefix.
+/// An address, with the length of its network's prefix where nobody else knows that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TypedAddress(pub InterfaceAddress);
+pub struct TypedAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Bits of the prefix.
+    pub prefix: Option<u8>,
+}
 
 /// A text that is no address.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum TypedAddressError {
     /// No address.
-    #[error("'{0}' is no address with a prefix, such as 192.168.5.2/24")]
+    #[error("'{0}' is no address, such as 192.168.5.2, with or without a prefix, such as /24")]
     Malformed(String),
     /// The prefix is longer than the address, or nothing.
     #[error("the prefix of {0} has 1 to {1} bits")]
@@ -112,14 +126,21 @@ pub enum TypedAddressError {
 }
 
 impl TypedAddress {
+    /// The address of an interface, if the prefix was typed.
+    #[must_use]
+    pub fn interface(self) -> Option<InterfaceAddress> {
+        let Self { address, prefix } = self;
+        prefix.map(|prefix| InterfaceAddress { address, prefix })
+    }
+
     /// Reads what `--ip` has.
     ///
     /// # Errors
     ///
-    /// If it is no address of IPv4 with a prefix.
+    /// If it is no address of IPv4.
     pub fn of_ipv4(text: &str) -> Result<Self, TypedAddressError> {
         let typed: Self = text.parse()?;
-        match typed.0.address {
+        match typed.address {
             IpAddr::V4(_) => Ok(typed),
             address @ IpAddr::V6(_) => Err(TypedAddressError::Family(address, "IPv4")),
         }
@@ -129,10 +150,10 @@ impl TypedAddress {
     ///
     /// # Errors
     ///
-    /// If it is no address of IPv6 with a prefix.
+    /// If it is no address of IPv6.
     pub fn of_ipv6(text: &str) -> Result<Self, TypedAddressError> {
         let typed: Self = text.parse()?;
-        match typed.0.address {
+        match typed.address {
             IpAddr::V6(_) => Ok(typed),
             address @ IpAddr::V4(_) => Err(TypedAddressError::Family(address, "IPv6")),
         }
@@ -144,11 +165,16 @@ impl FromStr for TypedAddress {
 
     fn from_str(text: &str) -> Result<Self, TypedAddressError> {
         let malformed = || TypedAddressError::Malformed(text.to_owned());
-        let (address, prefix) = text.split_once('/').ok_or_else(malformed)?;
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix)),
+            None => (text, None),
+        };
         let address: IpAddr = address.parse().map_err(|_| malformed())?;
-        let prefix: u8 = prefix.parse().map_err(|_| malformed())?;
+        let prefix: Option<u8> = prefix
+            .map(|prefix| prefix.parse().map_err(|_| malformed()))
+            .transpose()?;
         let bits = if address.is_ipv4() { 32 } else { 128 };
-        if !(1..=bits).contains(&prefix) {
+        if prefix.is_some_and(|prefix| !(1..=bits).contains(&prefix)) {
             return Err(TypedAddressError::Prefix(address, bits));
         }
         let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
@@ -159,7 +185,7 @@ impl FromStr for TypedAddress {
         {
             return Err(TypedAddressError::NotOfOne(address));
         }
-        Ok(Self(InterfaceAddress { address, prefix }))
+        Ok(Self { address, prefix })
     }
 }
 

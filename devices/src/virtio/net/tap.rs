@@ -59,7 +59,7 @@ pub enum TapError {
     },
 }
 
-/// A tap that is there, and was made by somebody else: what it is on the host's side is not touched.
+/// A tap: one that is there and was made by somebody else, or one of ours. What it is on the host's side is not touched here.
 #[derive(Debug)]
 pub struct Tap {
     file: File,
@@ -73,39 +73,27 @@ impl Tap {
     ///
     /// [`TapError`].
     pub fn open(name: &str) -> Result<Self, TapError> {
-        let refused = |source| TapError::Refused {
-            name: name.to_owned(),
-            source,
-        };
         let mut request = request_for(name).ok_or_else(|| TapError::BadName(name.to_owned()))?;
         // Before it is asked for: an interface that is not there would be made.
         let mtu = mtu(&mut request, name)?;
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(TUN)
-            .map_err(|error| match error.raw_os_error() {
-                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoTun,
-                _ => TapError::Open(error),
-            })?;
-        let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
-        request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or_default();
-        // SAFETY: `TUNSETIFF` reads and writes an ifreq, which this is.
-        if unsafe { ioctl_with_ref(&file, TUNSETIFF, &request) } < 0 {
-            let error = io::Error::last_os_error();
-            return Err(match error.raw_os_error() {
-                Some(libc::EINVAL) => TapError::NotATap(name.to_owned()),
-                Some(libc::EPERM) => TapError::NoRight(name.to_owned()),
-                Some(libc::EBUSY) => TapError::InUse(name.to_owned()),
-                _ => refused(error),
-            });
+        let file = connect(&mut request, name)?;
+        Ok(Self { file, mtu })
+    }
+
+    /// Makes a tap of this name, which goes when the last handle of it is closed. It is down, and has the usual length of packets
+    /// until somebody changes that: `mtu` is what it is to be.
+    ///
+    /// # Errors
+    ///
+    /// [`TapError`]; [`TapError::InUse`] if there is an interface of this name.
+    pub fn make(name: &str, mtu: u16) -> Result<Self, TapError> {
+        let mut request = request_for(name).ok_or_else(|| TapError::BadName(name.to_owned()))?;
+        match self::mtu(&mut request, name) {
+            Err(TapError::NoInterface(_)) => {}
+            Ok(_) => return Err(TapError::InUse(name.to_owned())),
+            Err(error) => return Err(error),
         }
-        let header_bytes = c_int::try_from(HEADER_BYTES).unwrap_or_default();
-        // SAFETY: `TUNSETVNETHDRSZ` reads an int, which this is.
-        if unsafe { ioctl_with_ref(&file, TUNSETVNETHDRSZ, &header_bytes) } < 0 {
-            return Err(refused(io::Error::last_os_error()));
-        }
+        let file = connect(&mut request, name)?;
         Ok(Self { file, mtu })
     }
 
@@ -132,6 +120,41 @@ impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Opens the other end of the tap that a request names; one that is not there is made.
+fn connect(request: &mut libc::ifreq, name: &str) -> Result<File, TapError> {
+    let refused = |source| TapError::Refused {
+        name: name.to_owned(),
+        source,
+    };
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(TUN)
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoTun,
+            _ => TapError::Open(error),
+        })?;
+    let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or_default();
+    // SAFETY: `TUNSETIFF` reads and writes an ifreq, which this is.
+    if unsafe { ioctl_with_mut_ref(&file, TUNSETIFF, request) } < 0 {
+        let error = io::Error::last_os_error();
+        return Err(match error.raw_os_error() {
+            Some(libc::EINVAL) => TapError::NotATap(name.to_owned()),
+            Some(libc::EPERM) => TapError::NoRight(name.to_owned()),
+            Some(libc::EBUSY) => TapError::InUse(name.to_owned()),
+            _ => refused(error),
+        });
+    }
+    let header_bytes = c_int::try_from(HEADER_BYTES).unwrap_or_default();
+    // SAFETY: `TUNSETVNETHDRSZ` reads an int, which this is.
+    if unsafe { ioctl_with_ref(&file, TUNSETVNETHDRSZ, &header_bytes) } < 0 {
+        return Err(refused(io::Error::last_os_error()));
+    }
+    Ok(file)
 }
 
 /// A request that names an interface.

@@ -2,8 +2,8 @@
 
 use protocol::StartFailure;
 
-use crate::netlink::{self, Batch, kind};
 use crate::step::Step as _;
+use netlink::{self, Batch, kind};
 
 /// The loopback interface has this index in every network namespace (`LOOPBACK_IFINDEX`, `include/net/flow.h`).
 const LOOPBACK_INDEX: u32 = 1;

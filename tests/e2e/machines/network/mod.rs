@@ -2,6 +2,7 @@
 //!
 //! The host's side is a shell script, which sees only its own interfaces. What it leaves in its namespace it says at its end.
 
+mod bridges;
 mod copies;
 mod taps;
 mod user;

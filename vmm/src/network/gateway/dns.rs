@@ -28,26 +28,26 @@ const MOST_SERVERS: usize = 3;
 /// How much of that file is read.
 const MOST_FILE_BYTES: u64 = 64 << 10;
 /// How many questions may be without an answer.
-pub(super) const MOST_QUESTIONS: usize = 256;
+pub(in crate::network) const MOST_QUESTIONS: usize = 256;
 /// How long a name server has.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often all of them are asked.
-const ROUNDS: usize = 2;
+pub(in crate::network) const ROUNDS: usize = 2;
 /// How soon a change of the file is looked for again.
 const FRESH: Duration = Duration::from_secs(1);
 /// A message's header (RFC 1035, section 4.1.1).
-const HEADER_BYTES: usize = 12;
+pub(in crate::network) const HEADER_BYTES: usize = 12;
 /// Names by which docker and podman know the host.
 const OWN_NAMES: [&str; 2] = ["host.docker.internal", "host.containers.internal"];
 /// How long they may be remembered.
 const OWN_TTL_SECONDS: u32 = 60;
 
 /// The server has failed (RFC 1035, section 4.1.1).
-const SERVFAIL: u8 = 2;
+pub(in crate::network) const SERVFAIL: u8 = 2;
 /// In the third byte of a header: it is an answer.
-const IS_ANSWER: u8 = 0x80;
-const TYPE_A: u16 = 1;
-const TYPE_AAAA: u16 = 28;
+pub(in crate::network) const IS_ANSWER: u8 = 0x80;
+pub(in crate::network) const TYPE_A: u16 = 1;
+pub(in crate::network) const TYPE_AAAA: u16 = 28;
 
 /// What is asked under which identifier from where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -287,7 +287,7 @@ impl Asker {
 }
 
 /// The bytes of the one question of a message; `None` if there is not exactly one that makes sense.
-fn question_of(message: &[u8]) -> Option<&[u8]> {
+pub(in crate::network) fn question_of(message: &[u8]) -> Option<&[u8]> {
     /// Type and class.
     const AFTER_NAME: usize = 4;
     if message.get(4..6) != Some(&[0, 1]) {
@@ -306,7 +306,7 @@ fn question_of(message: &[u8]) -> Option<&[u8]> {
 }
 
 /// The name of a question, with dots and in small letters, and its type.
-fn name_and_type(question: &[u8]) -> Option<(String, u16)> {
+pub(in crate::network) fn name_and_type(question: &[u8]) -> Option<(String, u16)> {
     let (name, [type_0, type_1, ..]) = question.split_last_chunk::<4>()?;
     let mut rest = name;
     let mut labels = Vec::new();
@@ -322,9 +322,6 @@ fn name_and_type(question: &[u8]) -> Option<(String, u16)> {
 
 /// The answer to a question about the host.
 fn own_answer(message: &[u8]) -> Option<Vec<u8>> {
-    /// A pointer to the name in the question (RFC 1035, section 4.1.4), and the class IN.
-    const NAME: [u8; 2] = [0xc0, 0x0c];
-    const IN: [u8; 2] = [0, 1];
     let question = question_of(message)?;
     let (name, kind) = name_and_type(question)?;
     if !OWN_NAMES.contains(&name.as_str()) {
@@ -337,29 +334,17 @@ fn own_answer(message: &[u8]) -> Option<Vec<u8>> {
     };
     let mut answer = reply(message, 0, question);
     if !address.is_empty() {
-        if let Some(count) = answer.get_mut(7) {
-            *count = 1;
-        }
-        answer.extend(NAME);
-        answer.extend(kind.to_be_bytes());
-        answer.extend(IN);
-        answer.extend(OWN_TTL_SECONDS.to_be_bytes());
-        answer.extend(
-            u16::try_from(address.len())
-                .unwrap_or_default()
-                .to_be_bytes(),
-        );
-        answer.extend(address);
+        add_record(&mut answer, kind, OWN_TTL_SECONDS, &address);
     }
     Some(answer)
 }
 
 /// What a question gets that nobody answers.
-fn failure(message: &[u8]) -> Vec<u8> {
+pub(in crate::network) fn failure(message: &[u8]) -> Vec<u8> {
     reply(message, SERVFAIL, question_of(message).unwrap_or_default())
 }
 
-fn reply(message: &[u8], code: u8, question: &[u8]) -> Vec<u8> {
+pub(in crate::network) fn reply(message: &[u8], code: u8, question: &[u8]) -> Vec<u8> {
     /// Recursion is desired if the question says so, and available.
     const RECURSION_DESIRED: u8 = 1;
     const RECURSION_AVAILABLE: u8 = 0x80;
@@ -438,6 +423,41 @@ fn read(path: &str) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// The name servers that the host has now.
+pub(in crate::network) fn servers_of_host() -> Vec<SocketAddr> {
+    // A file that is being replaced is there the next time.
+    let text = read(RESOLV_CONF).unwrap_or_default();
+    name_servers(&text, DNS_PORT)
+}
+
+/// Adds a record to an answer, about the name in its question.
+pub(in crate::network) fn add_record(
+    answer: &mut Vec<u8>,
+    kind: u16,
+    ttl_seconds: u32,
+    data: &[u8],
+) {
+    /// A pointer to the name in the question (RFC 1035, section 4.1.4), and the class IN.
+    const NAME: [u8; 2] = [0xc0, 0x0c];
+    const IN: [u8; 2] = [0, 1];
+    /// Where the number of records is.
+    const COUNT: usize = 6;
+    let Ok(length) = u16::try_from(data.len()) else {
+        return;
+    };
+    if let Some(place) = answer.get_mut(COUNT..COUNT + 2)
+        && let Some(count) = place.first_chunk().map(|count| u16::from_be_bytes(*count))
+    {
+        place.copy_from_slice(&count.saturating_add(1).to_be_bytes());
+    }
+    answer.extend(NAME);
+    answer.extend(kind.to_be_bytes());
+    answer.extend(IN);
+    answer.extend(ttl_seconds.to_be_bytes());
+    answer.extend(length.to_be_bytes());
+    answer.extend(data);
+}
+
 /// The name servers that the text of a resolv.conf names. Those whose address needs an interface's name are left out.
 fn name_servers(text: &str, port: u16) -> Vec<SocketAddr> {
     let named = text.lines().filter_map(|line| {
@@ -454,11 +474,11 @@ fn name_servers(text: &str, port: u16) -> Vec<SocketAddr> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::network) mod tests {
     use super::*;
 
     /// A question as a stub resolver asks it.
-    pub(in super::super) fn question(name: &str, kind: u16) -> Vec<u8> {
+    pub(in crate::network) fn question(name: &str, kind: u16) -> Vec<u8> {
         let mut message = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
         for label in name.split('.') {
             message.push(u8::try_from(label.len()).unwrap());

@@ -15,7 +15,7 @@
 
 pub mod addresses;
 mod datagrams;
-mod dns;
+pub(in crate::network) mod dns;
 mod engine;
 mod frame;
 mod icmp;

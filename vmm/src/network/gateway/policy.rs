@@ -313,7 +313,7 @@ pub(super) enum Target {
 }
 
 /// The port of name servers (RFC 1035, section 4.2).
-pub(super) const DNS_PORT: u16 = 53;
+pub(in crate::network) const DNS_PORT: u16 = 53;
 
 impl Policy {
     /// Says where it goes. The resolver is always there.
