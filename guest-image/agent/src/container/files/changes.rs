@@ -15,6 +15,25 @@ use crate::container::mounts::Mount;
 /// The mark of an opaque directory.
 const OPAQUE: &str = "trusted.overlay.opaque";
 
+/// The files by which programs know names, each of which is mounted.
+const NAMES: [&str; 3] = ["etc/hostname", "etc/hosts", "etc/resolv.conf"];
+
+/// What is in a directory.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Content {
+    has_changes: bool,
+    /// Something that is only there to be mounted on.
+    has_mount_points: bool,
+}
+
+/// What an entry of a directory is.
+#[derive(Debug, PartialEq, Eq)]
+enum Entry {
+    Same,
+    Changed,
+    MountPoint,
+}
+
 /// Writes down what differs from the image.
 pub(super) fn list(
     layers: &Layers,
@@ -32,9 +51,11 @@ pub(super) fn list(
 
 /// Whether a path of the upper directory is only there because something is mounted on it.
 pub(super) fn is_mount_point(layers: &Layers, mounts: &[Mount], path: &[u8]) -> bool {
+    // Those of a network are there, whether the machine has it now or has run with it.
     let mut destinations = mounts
         .iter()
-        .map(|mount| mount.destination.trim_matches('/'));
+        .map(|mount| mount.destination.trim_matches('/'))
+        .chain(NAMES);
     if !destinations.any(|destination| destination.as_bytes() == path) {
         return false;
     }
@@ -49,22 +70,24 @@ struct Walk<'a, W> {
 }
 
 impl<W: Write> Walk<'_, W> {
-    /// Lists what is in a directory, and says whether that is anything. `is_new` is one of which the image has nothing.
-    fn directory(&mut self, path: &[u8], is_new: bool) -> Result<bool, FilesError> {
+    /// Lists what is in a directory. `is_new` is one of which the image has nothing.
+    fn directory(&mut self, path: &[u8], is_new: bool) -> Result<Content, FilesError> {
         let failed = |source| failed(path, source);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let upper = self.layers.upper.as_fd();
         let directory = open_beneath(upper, path, flags, Follow::Nothing).map_err(failed)?;
         let is_opaque = has_mark(&directory);
         let names = names(&directory).map_err(failed)?;
-        let mut has_changes = false;
+        let mut content = Content::default();
         for name in &names {
-            has_changes |= self.entry(&directory, path, name, is_new || is_opaque)?;
+            let entry = self.entry(&directory, path, name, is_new || is_opaque)?;
+            content.has_changes |= entry == Entry::Changed;
+            content.has_mount_points |= entry == Entry::MountPoint;
         }
         if is_opaque && !is_new {
-            has_changes |= self.hidden(path, &names)?;
+            content.has_changes |= self.hidden(path, &names)?;
         }
-        Ok(has_changes)
+        Ok(content)
     }
 
     fn entry(
@@ -73,14 +96,14 @@ impl<W: Write> Walk<'_, W> {
         above: &[u8],
         name: &[u8],
         above_is_new: bool,
-    ) -> Result<bool, FilesError> {
+    ) -> Result<Entry, FilesError> {
         let path = match above.is_empty() {
             true => name.to_vec(),
             false => [above, b"/", name].concat(),
         };
         let failed = |source| failed(&path, source);
         let stat = match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => return Ok(false),
+            Err(Errno::NOENT) => return Ok(Entry::Same),
             result => result.map_err(failed)?,
         };
         let before = look(&self.layers.lower, &path).map_err(failed)?;
@@ -88,11 +111,11 @@ impl<W: Write> Walk<'_, W> {
         if kind(&stat) == FileType::CharacterDevice && stat.st_rdev == 0 {
             return match before {
                 Some(_) => self.say(b'D', &path),
-                None => Ok(false),
+                None => Ok(Entry::Same),
             };
         }
         if before.is_none() && is_mount_point(self.layers, self.mounts, &path) {
-            return Ok(false);
+            return Ok(Entry::MountPoint);
         }
         let was_directory = before
             .as_ref()
@@ -100,11 +123,13 @@ impl<W: Write> Walk<'_, W> {
         if kind(&stat) != FileType::Directory {
             return self.say(if before.is_some() { b'C' } else { b'A' }, &path);
         }
-        let has_changes = self.directory(&path, above_is_new || !was_directory)?;
+        let content = self.directory(&path, above_is_new || !was_directory)?;
         match before {
             None => self.say(b'A', &path),
-            Some(before) if has_changes || !is_same(&before, &stat) => self.say(b'C', &path),
-            Some(_) => Ok(false),
+            Some(before) if content.has_changes || !is_same(&before, &stat, &content) => {
+                self.say(b'C', &path)
+            }
+            Some(_) => Ok(Entry::Same),
         }
     }
 
@@ -119,15 +144,16 @@ impl<W: Write> Walk<'_, W> {
         let names = names(&directory).map_err(|source| failed(path, source))?;
         let mut has_changes = false;
         for name in names.iter().filter(|name| !there.contains(name)) {
-            has_changes |= self.say(b'D', &[path, b"/", name].concat())?;
+            self.say(b'D', &[path, b"/", name].concat())?;
+            has_changes = true;
         }
         Ok(has_changes)
     }
 
-    fn say(&mut self, kind: u8, path: &[u8]) -> Result<bool, FilesError> {
+    fn say(&mut self, kind: u8, path: &[u8]) -> Result<Entry, FilesError> {
         self.output
             .write_all(&[&[kind, b'/'], path, &[0]].concat())?;
-        Ok(true)
+        Ok(Entry::Changed)
     }
 }
 
@@ -141,13 +167,11 @@ fn look(lower: &OwnedFd, path: &[u8]) -> rustix::io::Result<Option<Stat>> {
     }
 }
 
-fn is_same(before: &Stat, now: &Stat) -> bool {
-    (
-        before.st_mode,
-        before.st_uid,
-        before.st_gid,
-        before.st_mtime,
-    ) == (now.st_mode, now.st_uid, now.st_gid, now.st_mtime)
+/// Whether a directory has the attributes that it had. What was made in it to be mounted on has set its time.
+fn is_same(before: &Stat, now: &Stat, content: &Content) -> bool {
+    let attributes = |stat: &Stat| (stat.st_mode, stat.st_uid, stat.st_gid);
+    let is_time_same = content.has_mount_points || before.st_mtime == now.st_mtime;
+    attributes(before) == attributes(now) && is_time_same
 }
 
 fn is_empty(upper: &OwnedFd, path: &[u8]) -> rustix::io::Result<bool> {
