@@ -16,22 +16,17 @@ const THINGS: &str = "/things";
 const COPIES: [&str; 2] = ["templates::", "snapshots::"];
 
 /// The tests of what is done with machines that run. In `make test` they run here only: another KVM is nothing to them.
-const LIFE: [&str; 11] = [
+const LIFE: [&str; 9] = [
     "attach::",
     "exec::",
     "events::",
     "foreground::",
     "lifecycle::",
     "logs::",
-    "network::taps::",
-    "network::user::",
-    "network::without::",
+    "network::",
     "policies::",
     "statistics::",
 ];
-
-/// The tests of networks on bridges.
-const BRIDGES: &str = "network::bridges::";
 
 /// The tests of files and disks of machines, likewise.
 const FILES: [&str; 4] = ["copying::", "disks::", "storage::", "volumes::"];
@@ -63,8 +58,8 @@ fn every_other_test_passes_on_a_complete_kvm_too() {
         .iter()
         .chain(&LIFE)
         .chain(&FILES)
-        // `vmm bench` compares engines of this machine, and the lab's kernel has no bridges.
-        .chain(&["lab::", "bench::", BRIDGES, CRUN, RACES])
+        // `vmm bench` compares engines of this machine.
+        .chain(&["lab::", "bench::", CRUN, RACES])
         .flat_map(|names| ["--skip", names])
         .collect();
     pass_in_lab(&skips, &[]);
@@ -88,6 +83,7 @@ fn pass_in_lab(choice: &[&str], engines: &[&str]) {
     lab.memory_mib = 6 << 10;
     // QEMU 7.2 now and then stops for ever where two of its processors run guests at the same time.
     lab.cpus = 1;
+    lab.has_bridges = true;
     let put = |lab: &mut Lab| {
         let this = env::current_exe().expect("a program knows where it is");
         lab.tree.program(&this, "/usr/bin/machines")?;
@@ -107,6 +103,9 @@ fn pass_in_lab(choice: &[&str], engines: &[&str]) {
             "rm",
             "truncate",
             "ip",
+            "nft",
+            "nsenter",
+            "bash",
             "busybox",
             "cp",
             "dd",

@@ -54,6 +54,8 @@ pub struct Lab {
     pub memory_mib: u32,
     /// How many processors it has; one if it counts instructions.
     pub cpus: u32,
+    /// Whether it has bridges and rules of nftables.
+    pub has_bridges: bool,
     /// Environment variables of the command.
     pub environment: Vec<(String, String)>,
     /// Where the command starts.
@@ -83,6 +85,7 @@ impl Lab {
             tree: Tree::new(),
             clock: Clock::Time,
             memory_mib: 3072,
+            has_bridges: false,
             cpus: 1,
             environment: vec![
                 ("HOME".to_owned(), "/root".to_owned()),
@@ -222,8 +225,14 @@ impl Lab {
         let mut whole = Tree::new();
         whole.bytes("/init", INIT, 0o755);
         whole.copy(BUSYBOX, "/busybox")?;
-        for (number, module) in self.parts.modules.iter().enumerate() {
-            whole.copy(module, format!("/modules/{number}"))?;
+        let of_networks = self.has_bridges.then_some(&self.parts.network_modules);
+        let modules = self
+            .parts
+            .modules
+            .iter()
+            .chain(of_networks.into_iter().flatten());
+        for (number, module) in modules.enumerate() {
+            whole.copy(module, format!("/modules/{number:02}"))?;
         }
         whole.graft("/lab-root", &root);
         whole.initramfs()

@@ -23,6 +23,27 @@ const MODULES: [&str; 5] = [
     "kernel/drivers/net/tun.ko",
     "kernel/drivers/net/veth.ko",
 ];
+/// What makes bridges, and rules of nftables for them: also in the order in which they are loaded.
+const NETWORK_MODULES: [&str; 18] = [
+    "kernel/net/llc/llc.ko",
+    "kernel/net/802/stp.ko",
+    "kernel/net/bridge/bridge.ko",
+    "kernel/lib/libcrc32c.ko",
+    "kernel/net/netfilter/nfnetlink.ko",
+    "kernel/net/netfilter/nf_tables.ko",
+    "kernel/net/ipv4/netfilter/nf_defrag_ipv4.ko",
+    "kernel/net/ipv6/netfilter/nf_defrag_ipv6.ko",
+    "kernel/net/netfilter/nf_conntrack.ko",
+    "kernel/net/netfilter/nft_ct.ko",
+    "kernel/net/netfilter/nf_nat.ko",
+    "kernel/net/netfilter/nft_chain_nat.ko",
+    "kernel/net/netfilter/nft_nat.ko",
+    "kernel/net/netfilter/nft_masq.ko",
+    "kernel/net/netfilter/nft_fib.ko",
+    "kernel/net/ipv4/netfilter/nft_fib_ipv4.ko",
+    "kernel/net/ipv6/netfilter/nft_fib_ipv6.ko",
+    "kernel/net/netfilter/nft_fib_inet.ko",
+];
 
 /// The parts of a lab.
 #[derive(Debug, Clone)]
@@ -37,6 +58,8 @@ pub struct Parts {
     pub kernel_release: String,
     /// The modules that make its KVM and interfaces, in the order of loading.
     pub modules: Vec<PathBuf>,
+    /// Those that make bridges and rules, likewise, for labs that want them; nobody has looked whether they are there.
+    pub network_modules: Vec<PathBuf>,
 }
 
 impl Parts {
@@ -70,6 +93,10 @@ impl Parts {
                 .iter()
                 .map(|module| there(modules.join(module)))
                 .collect::<Result<_, _>>()?,
+            network_modules: NETWORK_MODULES
+                .iter()
+                .map(|module| modules.join(module))
+                .collect(),
             kernel_release,
         })
     }

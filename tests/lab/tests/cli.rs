@@ -273,6 +273,7 @@ fn a_lab_that_never_comes_up_is_told_with_qemus_words() {
         "arch/x86/kvm/kvm.ko",
         "arch/x86/kvm/kvm-amd.ko",
         "drivers/net/tun.ko",
+        "drivers/net/veth.ko",
     ];
     let modules = names.map(|name| format!("{modules}/{name}"));
     let mut files: Vec<(&str, &[u8])> = vec![("boot/vmlinuz-6.1.0", b"no kernel")];

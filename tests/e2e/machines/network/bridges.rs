@@ -1,5 +1,7 @@
 //! Machines on networks that `vmm network create` has made. What is made on the host is in a network namespace of each test.
 
+use std::io::Write as _;
+
 use tests::process::MACHINE_LIMIT;
 use tests::{Fixture, Invocation};
 
