@@ -6,7 +6,7 @@ use std::arch::asm;
 use std::ffi::{c_int, c_void};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::{Command, ExitCode, exit};
 use std::{env, ptr, thread, time};
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         ["status", field] => status(field),
         ["lock", file] => lock(file),
         ["raw-frames"] => raw_frames(),
+        ["echo-datagrams", port] => echo_datagrams(number(port) as u16),
         ["arguments", rest @ ..] => rest.iter().for_each(|argument| println!("[{argument}]")),
         _ => {
             eprintln!("probe: unknown: {arguments:?}");
@@ -440,4 +441,14 @@ unsafe extern "C" {
     fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
     fn bind(socket: c_int, address: *const c_void, length: u32) -> c_int;
     fn connect(socket: c_int, address: *const c_void, length: u32) -> c_int;
+}
+
+/// Sends every datagram back to where it came from.
+fn echo_datagrams(port: u16) {
+    let mut room = [0; 1 << 16];
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).expect("the port is free");
+    loop {
+        let (length, from) = socket.recv_from(&mut room).expect("a socket is read");
+        socket.send_to(&room[..length], from).expect("a socket is written to");
+    }
 }

@@ -17,6 +17,7 @@ make_world() {
     unshare --net busybox sleep 1000 & world=$!
     trap 'kill $world' EXIT
     until_so ip link add up0 type veth peer name eth0 netns $world
+    echo 0 > /proc/sys/net/ipv6/conf/up0/accept_dad
     ip addr add 192.0.2.1/24 dev up0; ip link set up0 up
     in_world ip addr add 192.0.2.2/24 dev eth0; in_world ip link set eth0 up
 }
@@ -26,7 +27,7 @@ prepare() { export VMM_NO_TEMPLATE=0; vmm prepare -q --rm --interface 1500:segme
 # The page of a web server; nothing if it does not answer. The same in a machine.
 PAGE='page() { printf "GET / HTTP/1.0\r\n\r\n" | busybox nc -w ${3:-60} "$1" "${2:-80}" 2> /dev/null | busybox tail -n 1; }'
 eval "$PAGE"
-datagram() { bash -c "exec 3<> /dev/udp/$1/$2; echo datagram >&3; read -t 60 line <&3; echo \$line"; }
+datagram() { bash -c "exec 3<> /dev/udp/$1/$2; echo datagram >&3; busybox timeout 60 busybox head -n 1 <&3"; }
 SERVE='mkdir /tmp/w; echo "page of $HOSTNAME" > /tmp/w/index.html; exec httpd -f -p 80 -h /tmp/w'
 "#;
 
@@ -43,7 +44,10 @@ fn script(fixture: &Fixture, text: &str) -> Option<Invocation> {
 
 #[test]
 fn machines_reach_each_other_by_name_and_are_reached() {
-    let fixture = crate::with_busybox();
+    let fixture = Fixture::with_machines();
+    let image = crate::busybox_with_probe(&fixture);
+    let load = fixture.load(&image).arg("--name=busybox:test");
+    load.run().succeeded();
 
     let done = script(
         &fixture,
@@ -51,7 +55,7 @@ fn machines_reach_each_other_by_name_and_are_reached() {
         prepare
         vmm network create --subnet 10.5.0.0/24 net > /dev/null
         web=$(vmm run -d --rm --name web --hostname web --network net --network-alias shop -p 8080:80 -p 127.0.0.1:5300:53/udp \
-            busybox:test sh -c "udpsvd 0 53 cat & $SERVE" 2> "$VMM_ROOT/said")
+            busybox:test sh -c "probe echo-datagrams 53 & $SERVE" 2> "$VMM_ROOT/said")
         busybox grep -o 'ip_forward is 1' "$VMM_ROOT/said"
         vmm run -d --rm --name two --network net --ip 10.5.0.9 busybox:test sleep 1000 > /dev/null
         vmm rename web shop2
@@ -68,7 +72,7 @@ fn machines_reach_each_other_by_name_and_are_reached() {
         vmm ps --format '{{.Names}} {{.Networks}} {{.Ports}}'
         vmm port shop2 80
         vmm inspect -f '{{.NetworkSettings.Networks.net.IPAddress}} {{.NetworkSettings.Networks.net.Gateway}} {{.HostConfig.NetworkMode}}' shop2
-        vmm network inspect -f '{{range .Containers}}{{.Name}} {{.IPv4Address}};{{end}}' net
+        vmm network inspect -f '{{json .Containers}}' net
         vmm network rm net || echo "refused: $?"
         vmm rm -f shop2 two
         vmm network rm net
@@ -86,7 +90,12 @@ fn machines_reach_each_other_by_name_and_are_reached() {
     let said = done.succeeded().stdout_text();
     let rest = said.strip_prefix(expected);
     let rest = rest.unwrap_or_else(|| panic!("{said}"));
-    for words in ["shop2 10.5.0.2/24;", "two 10.5.0.9/24;"] {
+    for words in [
+        "\"Name\":\"shop2\"",
+        "\"10.5.0.2/24\"",
+        "\"Name\":\"two\"",
+        "\"10.5.0.9/24\"",
+    ] {
         assert!(rest.contains(words), "{said}");
     }
     let end = "refused: 1\nshop2\ntwo\nnet\nnothing left\n";
@@ -112,7 +121,7 @@ fn a_network_leads_out_and_into_no_other_and_an_internal_one_nowhere() {
         vmm network create --ipv6 one > /dev/null
         vmm network create --internal two > /dev/null
         vmm run -d --rm --name aa --network one -p 8080:80 busybox:test sh -c "$SERVE" > /dev/null
-        vmm run -d --rm --name bb --network two busybox:test sh -c "$SERVE" > /dev/null
+        vmm run -d --rm --name bb --network two --cap-add NET_ADMIN busybox:test sh -c "$SERVE" > /dev/null
         a=$(vmm inspect -f '{{.NetworkSettings.Networks.one.IPAddress}}' aa)
         six=$(vmm inspect -f '{{.NetworkSettings.Networks.one.GlobalIPv6Address}}' aa)
         b=$(vmm inspect -f '{{.NetworkSettings.Networks.two.IPAddress}}' bb)
@@ -219,7 +228,7 @@ fn what_cannot_be_a_network_is_said() {
         kill $taken
         vmm network ls --format '{{.Name}} {{.Driver}} {{.Scope}} {{.Internal}}'
         vmm network ls -q --no-trunc --filter name=net | busybox wc -c
-        capsh --drop=cap_net_admin -- -c '"$VMM_BINARY" run --rm --network net busybox:test true' || echo "code $?"
+        setpriv --bounding-set=-net_admin "$VMM_BINARY" run --rm --network net busybox:test true || echo "code $?"
         busybox mount -t tmpfs none /dev/net
         run --network net
         vmm network prune -f

@@ -39,7 +39,7 @@ fn a_machine_on_a_tap_reaches_the_host_and_is_reached() {
 
     let expected = "0% packet loss\n0% packet loss\n0% packet loss\ndefault via 192.168.5.1 dev eth0\n02:00:00:00:00:09\n\
         10.0.0.3\tdb\n192.168.5.2\tbox\nfd00:5::2\tbox\nbox\nnameserver 9.9.9.9\nsearch example.com\n0\n\
-        C /etc\n192.168.5.2/24 02:00:00:00:00:09 tap=tap0\ncounted\nrefused: 125\nweb\nnothing left\n";
+        192.168.5.2/24 02:00:00:00:00:09 tap=tap0\ncounted\nrefused: 125\nweb\nnothing left\n";
     done.succeeded().stdout_is(expected);
     done.stderr_has("the tap \"tap0\" is in use");
     fixture.nothing_runs();
@@ -191,6 +191,7 @@ fn what_cannot_be_a_machines_network_is_said() {
         refused --network tap=lo
         refused --network tap=no/name
         refused --ip 192.168.5.2/24
+        refused --network none --ip 192.168.5.2/24
         refused --network tap=lo --ip 192.168.5.2/24 --gateway 10.0.0.1
         busybox mount -t tmpfs none /dev/net
         refused --network tap=lo
@@ -204,6 +205,7 @@ fn what_cannot_be_a_machines_network_is_said() {
         "help: make it first, as in: ip tuntap add dev nowhere mode tap",
         "the network interface \"lo\" is not a tap",
         "\"no/name\" is not the name of a network interface",
+        "a machine with --network user has addresses of its own, and none by --ip\n",
         "--ip needs a network, and the machine has none\n",
         "help: name one with --network",
         "the gateway 10.0.0.1 is on no network of the machine's addresses\n",
@@ -212,5 +214,5 @@ fn what_cannot_be_a_machines_network_is_said() {
     ] {
         assert!(said.contains(words), "{words} is not in:\n{said}");
     }
-    assert_eq!(said.matches("code 125").count(), 6, "{said}");
+    assert_eq!(said.matches("code 125").count(), 7, "{said}");
 }

@@ -53,6 +53,10 @@ fn removal(record: &NetworkRecord) -> String {
     format!("table inet {table}\ndelete table inet {table}\n")
 }
 
+/// Protocols, as IANA numbers them.
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
 /// All rules of a network.
 fn text(record: &NetworkRecord) -> String {
     let bridge = &record.bridge;
@@ -77,12 +81,13 @@ fn text(record: &NetworkRecord) -> String {
     let _ = writeln!(text, "oifname \"{bridge}\" drop\n}}");
     if record.internal {
         text.push_str("chain input {\ntype filter hook input priority filter; policy accept;\n");
-        // What the host has asked for, questions for names, and ping with what finds neighbours (RFC 4861).
+        // What the host has asked for, questions for names, and ping with what finds neighbours (RFC 4861). Protocols are numbers:
+        // not every host has the file of their names.
         let _ = write!(
             text,
             "iifname \"{bridge}\" ct state established,related accept\n\
              iifname \"{bridge}\" ct status dnat accept\n\
-             iifname \"{bridge}\" meta l4proto {{ icmp, ipv6-icmp }} accept\n\
+             iifname \"{bridge}\" meta l4proto {{ {ICMP}, {ICMPV6} }} accept\n\
              iifname \"{bridge}\" drop\n}}\n"
         );
     }
