@@ -661,6 +661,8 @@ impl Stack {
         let mut socket = tcp::Socket::new(buffer(), buffer());
         // The guest's kernel has waited already, if it was to.
         socket.set_nagle_enabled(false);
+        // It has no other end that could answer meanwhile, and a window that is full would wait for it.
+        socket.set_ack_delay(None);
         socket.set_hop_limit(Some(HOP_LIMIT));
         let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
         let handle = sockets.add(socket);
