@@ -35,7 +35,7 @@ pub(crate) fn set_up(network: &Network) -> Result<(), StartFailure> {
         add_address(&mut batch, index, *address);
     }
     for gateway in &network.gateways {
-        add_route(&mut batch, index, *gateway);
+        add_route(&mut batch, index, *gateway, network.mtu.into());
     }
     for neighbour in &network.neighbours {
         add_neighbour(&mut batch, index, *neighbour);
@@ -138,8 +138,13 @@ fn add_address(batch: &mut Batch, index: u32, interface: InterfaceAddress) {
     });
 }
 
-/// `RTM_NEWROUTE` for everything: `struct rtmsg`.
-fn add_route(batch: &mut Batch, index: u32, gateway: IpAddr) {
+/// `RTM_NEWROUTE` for everything: `struct rtmsg`. Where packets are as large as a window is at first (64 KiB), others are asked for
+/// segments of half of that: what is received is acknowledged at once when there is more than one, and late otherwise.
+fn add_route(batch: &mut Batch, index: u32, gateway: IpAddr, mtu_bytes: u32) {
+    /// `RTA_METRICS`, and in it `RTAX_ADVMSS`.
+    const METRICS: u16 = 8;
+    const ADVERTISED_SEGMENT: u16 = 8;
+    const HALF_A_WINDOW_BYTES: u32 = 32_000;
     const OUTPUT_INTERFACE: u16 = 4;
     const GATEWAY: u16 = 5;
     const MAIN_TABLE: u8 = 254;
@@ -163,6 +168,11 @@ fn add_route(batch: &mut Batch, index: u32, gateway: IpAddr) {
     batch.request(kind::NEW_ROUTE, &fixed, |attributes| {
         attributes.add(OUTPUT_INTERFACE, &index.to_ne_bytes());
         attributes.add_address(GATEWAY, gateway);
+        if mtu_bytes > 2 * HALF_A_WINDOW_BYTES {
+            attributes.nest(METRICS, |metrics| {
+                metrics.add(ADVERTISED_SEGMENT, &HALF_A_WINDOW_BYTES.to_ne_bytes());
+            });
+        }
     });
 }
 
