@@ -64,10 +64,11 @@ fn text(record: &NetworkRecord) -> String {
     // Writing to a string cannot fail.
     let _ = write!(
         text,
-        "table inet {} {{\n\
+        "table inet {} {{\n{}\
          chain forward {{\ntype filter hook forward priority filter; policy accept;\n\
          iifname \"{bridge}\" oifname \"{bridge}\" accept\n",
-        record.table()
+        record.table(),
+        sources(record)
     );
     if record.internal {
         let _ = writeln!(text, "iifname \"{bridge}\" drop");
@@ -91,9 +92,17 @@ fn text(record: &NetworkRecord) -> String {
              iifname \"{bridge}\" drop\n}}\n"
         );
     }
-    text.push_str("chain prerouting {\ntype nat hook prerouting priority dstnat; policy accept;\n");
+    // Before the ports of any network: a machine that publishes the port of questions gets none that are another's.
+    text.push_str(
+        "chain questions {\ntype nat hook prerouting priority dstnat - 1; policy accept;\n",
+    );
     for lease in record.leases.values() {
         questions(&mut text, record, lease);
+    }
+    text.push_str(
+        "}\nchain prerouting {\ntype nat hook prerouting priority dstnat; policy accept;\n",
+    );
+    for lease in record.leases.values() {
         ports(&mut text, record, lease);
     }
     text.push_str(
@@ -109,6 +118,24 @@ fn text(record: &NetworkRecord) -> String {
     }
     text.push_str("}\n}\n");
     text
+}
+
+/// Drops what comes from the network with a source that it has not, before connections are noted: an answer to it would be let through
+/// where no question is. Nobody on it tells the host of routers, either (RFC 4861, types 134 and 137).
+fn sources(record: &NetworkRecord) -> String {
+    let bridge = &record.bridge;
+    let subnet = |is_ipv4| {
+        let pool = record.pool(is_ipv4);
+        pool.map_or_else(String::new, |pool| format!(", {}", pool.subnet))
+    };
+    let (ipv4, ipv6) = (subnet(true), subnet(false));
+    format!(
+        "chain sources {{\ntype filter hook prerouting priority raw; policy accept;\n\
+         iifname \"{bridge}\" fib saddr type local drop\n\
+         iifname \"{bridge}\" ip saddr != {{ 0.0.0.0{ipv4} }} drop\n\
+         iifname \"{bridge}\" ip6 saddr != {{ ::, fe80::/10{ipv6} }} drop\n\
+         iifname \"{bridge}\" meta l4proto {ICMPV6} icmpv6 type {{ 134, 137 }} drop\n}}\n"
+    )
 }
 
 /// Hands a machine's questions on to its monitor.
